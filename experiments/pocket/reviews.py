@@ -1,0 +1,109 @@
+"""Film reviews: clauses with a worth, joined by words that say which clause counts for more.
+
+The world's own rule for the sentiment of a sentence is `Review.score`: each clause is worth its
+word's strength, times 1.5 or 0.5 under an intensifier, turned round by a negation, doubled after
+"but" and halved under "although". Its sign is the label; a score near zero has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from experiments.pocket import words
+
+MARGIN = 1.0  # |score| below this is too mixed to be labelled
+STRONGER_BY, WEAKER_BY = 1.5, 0.5
+NEGATED_BY = -0.75  # "not superb" blames less than "awful" does
+MAIN_CLAUSE_BY, SIDE_CLAUSE_BY = 2.0, 0.5
+
+
+@dataclass(frozen=True)
+class Review:
+    """One sentence of a review and what it is worth (positive: praise)."""
+
+    text: str
+    score: float
+
+    @property
+    def label(self) -> int | None:
+        """Return 1 for praise, 0 for blame, None where the sentence is too mixed to say."""
+        if abs(self.score) < MARGIN:
+            return None
+        return int(self.score > 0)
+
+
+def draw_review(rng: Random) -> Review:
+    """Draw one review sentence of one to three clauses."""
+    shape = rng.choices(SHAPES, weights=SHAPE_WEIGHTS)[0]
+    first, second = _clause(rng), _clause(rng)
+    if shape == "one":
+        text, score = first.text, first.score
+    elif shape == "and":
+        text, score = f"{first.text} and {second.text}", first.score + second.score
+    elif shape == "but":
+        text = f"{first.text} , but {second.text}"
+        score = first.score + MAIN_CLAUSE_BY * second.score
+    elif shape == "although":
+        text = f"although {first.text} , {second.text}"
+        score = SIDE_CLAUSE_BY * first.score + second.score
+    elif shape == "even if":
+        text = f"{first.text} , even if {second.text}"
+        score = first.score + SIDE_CLAUSE_BY * second.score
+    else:
+        phrase = _phrase(rng)
+        text = f"{phrase.text} : {first.text} and {second.text}"
+        score = phrase.score + first.score + second.score
+    if rng.random() < 0.3:
+        text = f"{rng.choice(words.ASIDES)} , {text}"
+    return Review(f"{text} .", score)
+
+
+SHAPES = ("one", "and", "but", "although", "even if", "list")
+SHAPE_WEIGHTS = (2, 2, 2, 1, 1, 1)
+
+
+def _clause(rng: Random) -> Review:
+    """Draw a clause about one part of the film."""
+    part = rng.choice(words.FILM_PARTS)
+    sign = rng.choice((1, -1))
+    kind = rng.choices(("adjective", "verb", "thing"), weights=(4, 1, 1))[0]
+    if kind == "adjective":
+        opinion = _opinion(rng, sign)
+        return Review(f"the {part} is {opinion.text}", opinion.score)
+    if kind == "verb":
+        verb = rng.choice(words.GOOD_VERBS if sign > 0 else words.BAD_VERBS)
+        if rng.random() < 0.3:
+            return Review(f"the {part} never {verb}", 2 * sign * NEGATED_BY)
+        return Review(f"the {part} {verb}", 2 * sign)
+    thing = rng.choice(words.GOOD_THINGS if sign > 0 else words.BAD_THINGS)
+    if rng.random() < 0.3:
+        how = rng.choice(("has no", "is free of"))
+        return Review(f"the {part} {how} {thing}", 2 * sign * NEGATED_BY)
+    how = rng.choice(("is full of", "is rich in"))
+    return Review(f"the {part} {how} {thing}", 2 * sign)
+
+
+def _opinion(rng: Random, sign: int) -> Review:
+    """Draw an adjective of the given sign, perhaps intensified or negated."""
+    strengths = words.PRAISE if sign > 0 else words.BLAME
+    adjective = rng.choice(tuple(strengths))
+    score = float(sign * strengths[adjective])
+    turn = rng.random()
+    if turn < 0.2:
+        return Review(f"{rng.choice(words.STRONGER)} {adjective}", score * STRONGER_BY)
+    if turn < 0.4:
+        return Review(f"{rng.choice(words.WEAKER)} {adjective}", score * WEAKER_BY)
+    if turn < 0.55:
+        how = rng.choice(("not", "hardly", "anything but"))
+        return Review(f"{how} {adjective}", score * NEGATED_BY)
+    return Review(adjective, score)
+
+
+def _phrase(rng: Random) -> Review:
+    """Draw a noun phrase: "a superb thriller"."""
+    strengths, sign = rng.choice(((words.PRAISE, 1), (words.BLAME, -1)))
+    adjective = rng.choice(tuple(strengths))
+    part = rng.choice(words.FILM_PARTS)
+    article = "an" if adjective[0] in "aeiou" else "a"
+    return Review(f"{article} {adjective} {part}", float(sign * strengths[adjective]))
