@@ -1,0 +1,90 @@
+"""Turn each linear layer's input into its basis during a forward, and keep nothing of the input.
+
+The capture watches calls of ``torch.nn.functional.linear`` while the closure runs. At the first
+call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced weakly.
+Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
+
+Memory: the bases, (d_in, r) float32 for each distinct input.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from agzo.rng import Noise
+from agzo.select import Tuned
+from agzo.subspace import subspace_extract
+
+
+class ActivationCapture(TorchFunctionMode):
+    """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
+
+    Args:
+        wanted: the linear weights.
+        rank: r; fewer tokens than r cap it.
+        power_steps: K of Algorithm 1.
+        noise: address of the test matrix Omega (completed by input and example).
+        token_mask: boolean (batch, sequence), True for real tokens; None counts all. Inputs of
+            another shape than (batch, sequence, width), such as a head's label positions, are
+            taken whole.
+    """
+
+    def __init__(
+        self,
+        wanted: list[Tuned],
+        rank: int,
+        power_steps: int,
+        noise: Noise,
+        token_mask: Tensor | None,
+    ) -> None:
+        super().__init__()
+        self._names = {id(t.parameter): t.name for t in wanted}
+        self._rank = rank
+        self._power_steps = power_steps
+        self._noise = noise
+        self._mask = token_mask
+        self._by_input: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self.bases: dict[str, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            name = self._names.get(id(weight))
+            if name is not None and name not in self.bases:
+                self.bases[name] = self._basis(x.detach(), x, name)
+        return func(*args, **kwargs)
+
+    def _basis(self, x: Tensor, owner: Tensor, name: str) -> Tensor:
+        """Return the basis of `x`; `owner` is the tensor object that identifies it."""
+        known = self._by_input.get(id(owner))
+        if known is not None and known[0]() is owner:
+            return known[1]
+        examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
+        keep = None
+        if self._mask is not None and x.shape[:-1] == self._mask.shape:
+            keep = self._mask.reshape(-1)
+        rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+        omega = self._noise.table(examples, positions, rank, x.device, name).view(-1, rank)
+        basis = subspace_extract(flat, omega, self._power_steps, keep)
+        self._by_input[id(owner)] = (weakref.ref(owner), basis)
+        return basis
+
+
+def _token_count(flat: Tensor, keep: Tensor | None, examples: int, rank: int) -> int:
+    """Count the tokens that may limit the rank.
+
+    Every example has a real token, so at least `rank` examples need no look at the mask, which
+    would wait for the device.
+    """
+    if keep is None or examples >= rank:
+        return flat.shape[0]
+    return int(torch.count_nonzero(keep))

@@ -1,0 +1,263 @@
+"""ZeroOrderOptimizer: sampler x estimator x update behind the face of torch.optim.
+
+    optimizer = AGZO(model, lr=1e-6, eps=1e-3)
+    loss = optimizer.step(closure)          # closure() returns the loss of one batch
+
+Nothing in `step` waits for the device. Everything a resumed run needs is in `state_dict()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from agzo.direction import Direction
+from agzo.estimator import ESTIMATORS, forwards_per_step, measure
+from agzo.perturb import EXECUTIONS, Closure, Directions, uses
+from agzo.progress import Progress
+from agzo.rng import Noise, stream_version
+from agzo.sampler import DirectionSampler, Gaussian
+from agzo.select import Params, Tuned, select
+from agzo.update import ROUNDINGS, is_low_precision, move
+
+
+class ZeroOrderOptimizer(Progress):
+    """A zeroth-order method: look with a sampler, measure by finite differences, move by SGD.
+
+    Subclasses override `_sampler` and name their own hyperparameters.
+
+    Args:
+        model: the module whose weights the closure's loss depends on, in eval() mode.
+        lr: learning rate, >= 0; schedulers of torch.optim.lr_scheduler apply.
+        eps: the perturbation size mu of the paper, > 0.
+        estimator: "one_sided" or "two_sided".
+        queries: directions measured and averaged per step, >= 1.
+        embeddings: "tuned" or "frozen" (a head tied to the embedding included).
+        weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
+        execution: "side_branch" (weights never written while measuring) or "in_place" (reference).
+        rounding: "nearest", "stochastic" or "master", see `agzo.update`.
+        seed: of all noise; the global generator is not used.
+        params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
+            parameters, or parameter groups with their own "lr" and "weight_decay".
+
+    Raises:
+        ValueError: a hyperparameter out of range; the message names key, value and what is allowed.
+    """
+
+    trains: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        eps: float,
+        estimator: str,
+        queries: int = 1,
+        embeddings: str = "tuned",
+        weight_decay: float = 0.0,
+        execution: str = "side_branch",
+        rounding: str = "nearest",
+        seed: int = 0,
+        params: Params = None,
+    ) -> None:
+        check_number("lr", lr, minimum=0.0)
+        check_number("eps", eps, above=0.0)
+        check_number("weight_decay", weight_decay, minimum=0.0)
+        check_count("queries", queries)
+        check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("execution", execution, tuple(EXECUTIONS))
+        check_choice("rounding", rounding, ROUNDINGS)
+        self.tuned, groups = select(model, params, embeddings)
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        self.model = model
+        self.eps = eps
+        self.estimator = estimator
+        self.queries = queries
+        self.embeddings = embeddings
+        self.rounding = rounding
+        self.seed = seed
+        self.projected_grad: Tensor | None = None
+        self._execution = EXECUTIONS[execution]()
+        self._look: DirectionSampler = self._sampler()
+        device = self.tuned[0].parameter.device
+        self.stream_version = stream_version(device)
+        self._begin_progress(device, seed=seed, stream=self.stream_version)
+        if rounding == "master":
+            for each in self.tuned:
+                if is_low_precision(each.parameter.dtype):
+                    self.state[each.parameter]["master"] = each.parameter.detach().float()
+
+    def _sampler(self) -> DirectionSampler:
+        return Gaussian()
+
+    def _captures(self, step: int) -> bool:
+        """Tell whether step number `step` takes activations in an own forward if two-sided."""
+        return False
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes of a step that refreshes its bases (the check of the first step apart)."""
+        return forwards_per_step(self.estimator, self.queries, self._captures(0))
+
+    @torch.no_grad()
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, closure: Closure, token_mask: Tensor | None = None
+    ) -> Tensor:
+        """Measure, move, and return the loss (0-dim, at least float32, on its device).
+
+        Args:
+            closure: returns the loss of one batch as a 0-dim tensor; it is called several times
+                and must be a function of the weights alone.
+            token_mask: boolean (batch, sequence), True for real tokens; used by methods that look
+                at activations.
+
+        From the first loss that is not finite on, weights no longer change (`finite` tells); the
+        caller decides when to look.
+        """
+        zo = self._zo
+        if zo["step"] == 0:
+            self._check(closure)
+        noise = Noise(self.seed, zo["step"])
+        measurement = measure(
+            self.estimator,
+            lambda: self._forward(closure),
+            lambda query: self._directions(Noise(self.seed, zo["step"], query)),
+            self.queries,
+            self.eps,
+            self._execution,
+            self._look.capture(noise, token_mask),
+        )
+        self.projected_grad = torch.stack([g for _, g in measurement.queries])
+        zo["alive"] &= torch.isfinite(self.projected_grad).all() & torch.isfinite(measurement.loss)
+        self._move(measurement.queries, noise)
+        zo["step"] += 1
+        return measurement.loss
+
+    def _forward(self, closure: Closure) -> Tensor:
+        self._zo["forwards"] += 1
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
+        return loss
+
+    def _directions(self, noise: Noise) -> Directions:
+        return {each.parameter: self._look.sample(each, noise) for each in self.tuned}
+
+    def _applied(self, query: int, evaluated: Directions) -> Directions:
+        """Return what the update applies: the evaluated directions themselves."""
+        return evaluated
+
+    def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
+        applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
+        names = {each.parameter: each.name for each in self.tuned}
+        alive = self.finite
+        for group in self.param_groups:
+            keep = 1.0 - group["lr"] * group["weight_decay"]
+            # A 0-dim factor per query; zero once a loss was not finite.
+            factors = [
+                torch.where(alive, g * (-group["lr"] / len(applied)), 0.0) for _, g in applied
+            ]
+            for parameter in group["params"]:
+                steps: list[tuple[Direction, Tensor]] = [
+                    (directions[parameter], factor.to(parameter.device))
+                    for (directions, _), factor in zip(applied, factors, strict=True)
+                ]
+                move(
+                    parameter,
+                    steps,
+                    keep,
+                    self.rounding,
+                    self.state[parameter].get("master") if parameter in self.state else None,
+                    noise,
+                    names[parameter],
+                )
+
+    def _check(self, closure: Closure) -> None:
+        """Before the first step: is the loss a function, and does it use every tuned parameter?"""
+        for name, module in self.model.named_modules():
+            dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+            if dropout and module.training and module.p > 0:  # pyright: ignore[reportAttributeAccessIssue]
+                raise ValueError(
+                    f"module {name}: active dropout (p={module.p}) makes the loss random and "  # pyright: ignore[reportAttributeAccessIssue]
+                    "drowns a finite difference; call model.eval() or set p=0"
+                )
+        with _Uses(self.tuned) as watch:
+            first = self._forward(closure)
+        unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
+        if unused:
+            raise ValueError(
+                f"the closure does not use {len(unused)} tuned parameter(s): "
+                f"{', '.join(unused[:5])}; exclude them with params= or requires_grad=False"
+            )
+        second = self._forward(closure)
+        if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
+            raise ValueError(
+                f"the closure gave {first.item():.9g} and then {second.item():.9g} for the same "
+                "weights; allowed is a deterministic loss (one fixed batch, no active dropout): "
+                "its noise would drown a finite difference"
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned; raises ValueError for another noise stream."""
+        zo = state_dict["state"]["zo"]
+        if zo["stream"] != self.stream_version:
+            raise ValueError(
+                f"stream={zo['stream']!r}: allowed is {self.stream_version!r}; noise of another "
+                "stream version or device type would continue a different run"
+            )
+        super().load_state_dict(state_dict)
+        self.seed = zo["seed"]
+        # torch casts floating-point state to the parameter's dtype; the float32 master must stay.
+        ordered = [p for group in self.param_groups for p in group["params"]]
+        for index, parameter in enumerate(ordered):
+            saved = state_dict["state"].get(index, {})
+            if "master" in saved:
+                self.state[parameter]["master"] = saved["master"].clone().to(parameter.device)
+
+
+class _Uses(TorchFunctionMode):
+    """Notes the ids of tuned parameters that occur in torch calls."""
+
+    def __init__(self, tuned: list[Tuned]) -> None:
+        super().__init__()
+        self._unseen = {id(each.parameter) for each in tuned}
+        self.seen: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
+            return result  # reading .dtype or .device is no use of a weight
+        for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
+            self._unseen.discard(key)
+            self.seen.add(key)
+        return result
+
+
+def check_number(
+    key: str, value: float, *, above: float | None = None, minimum: float | None = None
+) -> None:
+    """Raise ValueError unless `value` is finite and in range."""
+    allowed = f"> {above}" if above is not None else f">= {minimum}"
+    in_range = (above is None or value > above) and (minimum is None or value >= minimum)
+    if not (math.isfinite(value) and in_range):
+        raise ValueError(f"{key}={value}: allowed are finite numbers {allowed}")
+
+
+def check_count(key: str, value: int, minimum: int = 1) -> None:
+    """Raise ValueError unless `value` is a whole number of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{key}={value!r}: allowed are whole numbers >= {minimum}")
+
+
+def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: allowed are {', '.join(allowed)}")

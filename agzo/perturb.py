@@ -1,0 +1,197 @@
+"""How a perturbation is executed: the loss at W + scale * direction, weights left as they were.
+
+`SideBranch` (default) never writes a weight. While the closure runs it watches torch's function
+calls and answers those that take a perturbed parameter:
+
+    linear, low rank     y = x W^T + scale * (x right) left^T       two thin products
+    linear, dense        y = x (W + scale Z)^T                      Z made in row chunks
+    embedding            rows of W plus scale times the same rows of the direction
+    anything else        called with a perturbed copy (vectors; convolutions, fused modules)
+
+Calls are matched by the parameter object, so a tied weight is perturbed consistently at each use,
+however the model reaches it. Memory: one 4 MiB chunk and thin products; for "anything else" one
+copy of that parameter during the call.
+
+`InPlace` is the readable reference: it writes W + scale * direction and restores from a copy
+(memory: a second set of the tuned weights). The two agree to float tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from agzo.direction import Direction, LowRank
+
+Closure = Callable[[], Tensor]
+Directions = Mapping[nn.Parameter, Direction]
+
+
+class Execution(Protocol):
+    """Evaluates a closure at perturbed weights."""
+
+    def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
+        """Return ``closure()`` at W + scale * direction for every parameter in `directions`."""
+        ...
+
+
+def perturbed_rows(weight: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Return weight + scale * values in the weight's dtype, computed in at least float32.
+
+    `values` (same shape, float32) may be overwritten.
+    """
+    if weight.dtype == torch.float64:
+        return values.double().mul_(scale).add_(weight)
+    return values.mul_(scale).add_(weight).to(weight.dtype)
+
+
+def perturbed_copy(parameter: Tensor, direction: Direction, scale: float) -> Tensor:
+    """Return parameter + scale * direction as a new tensor of the parameter's dtype."""
+    copy = torch.empty_like(parameter)
+    for start, stop, values in direction.rows():
+        if parameter.dim() == 0:
+            copy.copy_(perturbed_rows(parameter, values.view(()), scale))
+        else:
+            copy[start:stop] = perturbed_rows(parameter[start:stop], values, scale)
+    return copy
+
+
+class InPlace:
+    """Reference execution: write the perturbed weights, evaluate, restore from a copy."""
+
+    @torch.no_grad()
+    def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
+        """Return the loss at the perturbed weights; see `Execution.evaluate`."""
+        originals = {p: p.detach().clone() for p in directions}
+        try:
+            for parameter, direction in directions.items():
+                parameter.copy_(perturbed_copy(parameter.detach(), direction, scale))
+            return closure()
+        finally:
+            for parameter, original in originals.items():
+                parameter.copy_(original)
+
+
+class SideBranch:
+    """Default execution: add the perturbation behind each use of a weight, write nothing."""
+
+    @torch.no_grad()
+    def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
+        """Return the loss at the perturbed weights; see `Execution.evaluate`."""
+        with _Perturbed(directions, scale):
+            return closure()
+
+
+EXECUTIONS: dict[str, type[InPlace] | type[SideBranch]] = {
+    "side_branch": SideBranch,
+    "in_place": InPlace,
+}
+
+
+class _Perturbed(TorchFunctionMode):
+    """Answers torch calls as if each parameter in `directions` were perturbed."""
+
+    def __init__(self, directions: Directions, scale: float) -> None:
+        super().__init__()
+        self._directions = {id(p): d for p, d in directions.items()}
+        self._scale = scale
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not uses(self._directions, args, kwargs):
+            return func(*args, **kwargs)
+        if func is F.linear:
+            return self._linear(*args, **kwargs)
+        if func is F.embedding:
+            return self._embedding(*args, **kwargs)
+        if getattr(func, "__name__", "") == "__get__":
+            plain = func(*args, **kwargs)  # .dtype, .shape, ...: no need to perturb for these
+            if not isinstance(plain, Tensor):
+                return plain
+        return func(*self._substitute(args), **self._substitute(kwargs))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if bias is not None:
+            bias = self._substitute(bias)
+        direction = self._directions.get(id(weight))
+        x = input.reshape(-1, input.shape[-1])  # (tokens, d_in)
+        if direction is None:
+            y = F.linear(x, weight, bias)
+        elif isinstance(direction, LowRank):
+            y = F.linear(x, weight, bias)
+            inner = x @ direction.right.to(x.dtype)  # (tokens, r)
+            left = (direction.left * self._scale).to(y.dtype)
+            y.addmm_(inner.to(y.dtype), left.T)
+        else:
+            y = self._dense_linear(x, weight, direction)
+            if bias is not None:
+                y += bias
+        return y.view(*input.shape[:-1], weight.shape[0])
+
+    def _dense_linear(self, x: Tensor, weight: Tensor, direction: Direction) -> Tensor:
+        y = None
+        for start, stop, values in direction.rows():
+            part = F.linear(x, perturbed_rows(weight[start:stop], values, self._scale))
+            if stop - start == weight.shape[0]:
+                return part
+            if y is None:
+                y = part.new_empty(x.shape[0], weight.shape[0])
+            y[:, start:stop] = part
+        assert y is not None
+        return y
+
+    def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
+            return F.embedding(input, self._substitute(weight), *args, **kwargs)
+        direction = self._directions[id(weight)]
+        ids = input.reshape(-1)  # (tokens,)
+        if isinstance(direction, LowRank):
+            values = direction.left[ids] @ direction.right.T
+        else:
+            values = gather_rows(direction, ids, weight.shape[1])
+        rows = perturbed_rows(weight[ids], values, self._scale)
+        return rows.view(*input.shape, weight.shape[1])
+
+    def _substitute(self, value: Any) -> Any:
+        """Replace perturbed parameters inside an argument (lists, tuples, dicts) by copies."""
+        if isinstance(value, Tensor):
+            direction = self._directions.get(id(value))
+            return value if direction is None else perturbed_copy(value, direction, self._scale)
+        if isinstance(value, dict):
+            return {key: self._substitute(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            items = [self._substitute(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        return value
+
+
+def gather_rows(direction: Direction, ids: Tensor, width: int) -> Tensor:
+    """Return the rows `ids` (tokens,) of a direction, (tokens, width) float32.
+
+    Goes over the direction's chunks without a host synchronisation.
+    """
+    gathered = torch.zeros(ids.shape[0], width, device=ids.device)
+    for start, stop, values in direction.rows():
+        inside = (ids >= start) & (ids < stop)
+        local = (ids - start).clamp_(0, stop - start - 1)
+        gathered = torch.where(inside[:, None], values[local], gathered)
+    return gathered
+
+
+def uses(wanted: Mapping[int, Any] | set[int], *arguments: Any) -> bool:
+    """Tell whether call arguments hold a tensor whose id is in `wanted` (nested ones included)."""
+    for value in arguments:
+        if isinstance(value, (list, tuple)):
+            if uses(wanted, *value):
+                return True
+        elif isinstance(value, dict):
+            if value and uses(wanted, *value.values()):
+                return True
+        elif id(value) in wanted:
+            return True
+    return False

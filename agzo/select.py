@@ -1,0 +1,107 @@
+"""Which parameters take part, each once, under the name that keys its noise.
+
+`torch.nn.Module.named_parameters` gives a tied parameter once, under its first name. Its role is
+decided by every module that holds it: a head tied to the embedding is an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+Role = Literal["linear", "embedding", "other"]
+ParameterFilter = Callable[[str, nn.Parameter], bool]
+Params = None | ParameterFilter | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+
+EMBEDDINGS = ("tuned", "frozen")
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned parameter; `role` is "linear" only for weights that `nn.Linear` alone holds."""
+
+    name: str
+    parameter: nn.Parameter
+    role: Role
+
+
+def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
+    """Map each parameter of the model to its role."""
+    found: dict[nn.Parameter, Role] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, nn.Embedding):
+                role: Role = "embedding"
+            elif isinstance(module, nn.Linear) and name == "weight":
+                role = "linear"
+            else:
+                role = "other"
+            previous = found.get(parameter, role)
+            if "embedding" in (role, previous):
+                found[parameter] = "embedding"
+            else:
+                found[parameter] = role if role == previous else "other"
+    return found
+
+
+def select(
+    model: nn.Module, params: Params, embeddings: str
+) -> tuple[list[Tuned], list[dict[str, Any]]]:
+    """Return the tuned parameters and torch-style parameter groups.
+
+    Args:
+        model: the module to tune; only parameters with requires_grad take part.
+        params: None (all), a filter ``(name, parameter) -> bool``, an iterable of parameters, or
+            parameter groups as in torch.optim (dicts with "params" and options such as "lr").
+        embeddings: "tuned" or "frozen"; frozen leaves out every parameter an `nn.Embedding` holds,
+            a head tied to it included.
+
+    Raises:
+        ValueError: a parameter outside the model, not floating point, or nothing left to tune.
+    """
+    if embeddings not in EMBEDDINGS:
+        raise ValueError(f"embeddings={embeddings!r}: allowed are {', '.join(EMBEDDINGS)}")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    role = roles(model)
+    groups: list[dict[str, Any]] = []
+    for group in _groups(model, params):
+        kept = []
+        for parameter in group["params"]:
+            if parameter not in names:
+                raise ValueError("params: a parameter does not belong to the model")
+            if not parameter.requires_grad:
+                continue
+            if embeddings == "frozen" and role[parameter] == "embedding":
+                continue
+            if not parameter.is_floating_point():
+                raise ValueError(
+                    f"parameter {names[parameter]}: dtype {parameter.dtype}, allowed are floats"
+                )
+            kept.append(parameter)
+        if kept:
+            groups.append({**group, "params": kept})
+    if not groups:
+        raise ValueError(
+            f"params and embeddings={embeddings!r} leave no parameter to tune; "
+            "allowed are choices that keep at least one parameter with requires_grad=True"
+        )
+    tuned = [Tuned(names[p], p, role[p]) for group in groups for p in group["params"]]
+    return tuned, groups
+
+
+def _groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:
+    if params is None:
+        return [{"params": list(model.parameters())}]
+    if callable(params):
+        return [{"params": [p for n, p in model.named_parameters() if params(n, p)]}]
+    items: list[Any] = list(params)
+    if items and isinstance(items[0], dict):
+        return [{**group, "params": _as_list(group["params"])} for group in items]
+    return [{"params": items}]
+
+
+def _as_list(params: Any) -> list[nn.Parameter]:
+    return [params] if isinstance(params, nn.Parameter) else list(params)

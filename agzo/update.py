@@ -1,0 +1,113 @@
+"""How to move: W <- (1 - lr wd) W - lr * mean over queries of g * Delta, and how that is rounded.
+
+The rounding policy belongs to the method: in bfloat16 most of a small update is lost to nearest
+rounding.
+
+| rounding     | float16 and bfloat16 weights                            | memory             |
+|--------------|---------------------------------------------------------|--------------------|
+| `nearest`    | rounded to the nearest value                            | none               |
+| `stochastic` | up or down at random, right on average                  | none               |
+| `master`     | a float32 copy is updated, the weight is its rounding   | 4 bytes a weight   |
+
+float32 and float64 weights are updated in their own precision under each policy. A dense update
+is made in row chunks; a low-rank one is a single pass over the weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agzo.direction import Direction, LowRank
+from agzo.rng import Noise
+
+ROUNDINGS = ("nearest", "stochastic", "master")
+
+
+def is_low_precision(dtype: torch.dtype) -> bool:
+    """Tell whether updates of this dtype need a rounding policy."""
+    return dtype in (torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def move(
+    weight: Tensor,
+    steps: Sequence[tuple[Direction, Tensor]],
+    keep: float,
+    rounding: str,
+    master: Tensor | None,
+    noise: Noise,
+    name: str,
+) -> None:
+    """Set weight to ``keep * weight + sum(c * direction)`` in place.
+
+    Args:
+        weight: the parameter's tensor, any float dtype.
+        steps: (direction, c) pairs; c is a 0-dim tensor on the weight's device.
+        keep: 1 - lr * weight_decay.
+        rounding: one of `ROUNDINGS`.
+        master: float32 copy that is updated instead when rounding is "master", else None.
+        noise, name: address of the stochastic rounding.
+    """
+    target = weight if master is None else master
+    if not is_low_precision(target.dtype) and all(isinstance(d, LowRank) for d, _ in steps):
+        _move_low_rank(target, steps, keep)
+    else:
+        for start, stop, change in _weighted_rows(steps, weight):
+            rows = target if weight.dim() == 0 else target[start:stop]
+            if not is_low_precision(target.dtype):
+                if keep != 1.0:
+                    rows.mul_(keep)
+                rows.add_(change)
+                continue
+            moved = change.add_(rows, alpha=keep)  # float32
+            if rounding == "stochastic":
+                bits = noise.bits(moved.shape, moved.device, name, start)
+                moved = round_stochastically(moved, bits, target.dtype)
+            rows.copy_(moved)
+    if master is not None:
+        weight.copy_(master)
+
+
+def _move_low_rank(target: Tensor, steps: Sequence[tuple[Direction, Tensor]], keep: float) -> None:
+    for direction, coefficient in steps:
+        assert isinstance(direction, LowRank)
+        left = (direction.left * coefficient).to(target.dtype)
+        target.addmm_(left, direction.right.T.to(target.dtype), beta=keep)
+        keep = 1.0
+
+
+def _weighted_rows(steps: Sequence[tuple[Direction, Tensor]], weight: Tensor):
+    """Yield (start, stop, sum of c * rows), in float64 for a float64 weight, else float32."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    coefficients = [coefficient.to(dtype) for _, coefficient in steps]
+    for blocks in zip(*(direction.rows() for direction, _ in steps), strict=True):
+        start, stop, first = blocks[0]
+        change = first.to(dtype).mul_(coefficients[0])
+        for (_, _, values), coefficient in zip(blocks[1:], coefficients[1:], strict=True):
+            change += values.to(dtype).mul_(coefficient)
+        yield start, stop, change
+
+
+def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round float32 values to float16 or bfloat16, up or down at random, right on average.
+
+    Args:
+        values: float32.
+        bits: int32 of the same shape, uniform in [0, 2^16).
+        dtype: torch.float16 or torch.bfloat16.
+    """
+    if dtype == torch.bfloat16:
+        dropped = 16  # bits of a float32 mantissa that the target lacks
+    else:
+        dropped = 13
+        bits = bits >> 3
+    pattern = (values.view(torch.int32) + bits) >> dropped << dropped
+    rounded = torch.where(torch.isfinite(values), pattern.view(torch.float32), values)
+    if dtype == torch.float16:
+        # Below the smallest normal number the spacing is fixed.
+        grid = torch.floor(values * 2.0**24 + bits * 2.0**-13) * 2.0**-24
+        rounded = torch.where(values.abs() < 2.0**-14, grid, rounded)
+    return rounded.to(dtype)

@@ -1,0 +1,8 @@
+"""The methods AGZO is compared with, all behind the same `step(closure, token_mask=None)`."""
+
+from baselines.backprop import SGD, AdamW
+from baselines.lozo import LOZO
+from baselines.mezo import MeZO
+from baselines.zero_shot import ZeroShot
+
+__all__ = ["LOZO", "SGD", "AdamW", "MeZO", "ZeroShot"]
