@@ -1,0 +1,22 @@
+"""Fixtures of all tests: one torch thread, and the optional folder of real data and models."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real data and models (AGZO_SHARED, else ../shared); tests skip without it."""
+    beside = Path(__file__).resolve().parents[1].parent / "shared"
+    folder = Path(os.environ.get("AGZO_SHARED", beside))
+    if not folder.is_dir():
+        pytest.skip("no folder with real data and models (set AGZO_SHARED)")
+    return folder
