@@ -1,0 +1,144 @@
+"""Batches: which examples a step sees, and their rows as left-padded tensors.
+
+Left padding puts every row's option at the right edge, so the positions whose logits count are the
+same columns for all rows. With L the longest option of the batch and T its width, option tokens lie
+in columns T-L .. T-1 and are predicted by the logits of columns T-L-1 .. T-2, one to the left.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiments.encode import Encoded
+from experiments.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Left-padded rows; R rows of width T, L the longest option.
+
+    `padded` is known here, on the host, so that a batch without padding can run without a mask.
+    """
+
+    input_ids: Tensor  # (R, T) int64
+    attention_mask: Tensor  # (R, T) int64, 1 at real tokens
+    token_mask: Tensor  # (R, T) bool, the same for AGZO's capture
+    position_ids: Tensor  # (R, T) int64, counted from each row's first real token
+    label_positions: Tensor  # (L,) int64, columns whose logits predict option tokens
+    targets: Tensor  # (R, L) int64
+    target_mask: Tensor  # (R, L) bool, False left of a shorter option
+    padded: bool
+
+
+@dataclass(frozen=True)
+class Batch(Rows):
+    """The rows of one training batch and how its loss reads them.
+
+    classification: every option of an example is a row, rows of an example are adjacent and
+    `option_rows` (examples, most options) holds their numbers, -1 where an example has fewer.
+    lm: the row of the right option only.
+    """
+
+    loss: Literal["classification", "lm"]
+    option_rows: Tensor  # (E, O) int64
+    labels: Tensor  # (E,) int64
+    ragged: bool  # some example has fewer options than another
+
+
+def pad_left(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the padded ids, the mask of real tokens and the positions, each (R, T), on the CPU."""
+    lengths = [len(row) for row in ids]
+    width = max(lengths)
+    padded = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in ids])
+    columns = torch.arange(width) - (width - torch.tensor(lengths))[:, None]  # below 0 in padding
+    return padded, columns >= 0, columns.clamp(min=0)
+
+
+def collate_rows(
+    ids: Sequence[Sequence[int]],
+    option_lengths: Sequence[int],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+) -> Rows:
+    """Pad rows on the left to the longest; `option_lengths` count each row's last tokens."""
+    if not ids:
+        raise ValueError("a batch of 0 rows is not allowed, needed: at least one")
+    input_ids, token_mask, position_ids = pad_left(ids, pad_id)
+    width, longest = input_ids.shape[1], max(option_lengths)
+    skipped = longest - torch.tensor(option_lengths)[:, None]  # (R, 1)
+    cpu = (
+        input_ids,
+        token_mask.long(),
+        token_mask,
+        position_ids,
+        torch.arange(width - longest - 1, width - 1),
+        input_ids[:, width - longest :].contiguous(),
+        torch.arange(longest) >= skipped,
+    )
+    return Rows(
+        *(tensor.to(device, non_blocking=True) for tensor in cpu),
+        padded=not bool(token_mask.all()),
+    )
+
+
+def collate(
+    encoded: Sequence[Encoded], task: Task, pad_id: int, device: torch.device | str = "cpu"
+) -> Batch:
+    """Make the training batch of these examples for the task's loss."""
+    if task.loss == "classification":
+        ids = [row for example in encoded for row in example.ids]
+        lengths = [length for example in encoded for length in example.option_lengths]
+        counts = [len(example.ids) for example in encoded]
+        labels = [example.label for example in encoded]
+    else:
+        ids = [example.ids[example.label] for example in encoded]
+        lengths = [example.option_lengths[example.label] for example in encoded]
+        counts = [1] * len(encoded)
+        labels = [0] * len(encoded)
+    rows = collate_rows(ids, lengths, pad_id, device)
+    most = max(counts)
+    firsts = np.cumsum([0, *counts[:-1]]).tolist()
+    option_rows = [
+        [first + option if option < count else -1 for option in range(most)]
+        for first, count in zip(firsts, counts, strict=True)
+    ]
+    return Batch(
+        **vars(rows),
+        loss=task.loss,
+        option_rows=torch.tensor(option_rows).to(device, non_blocking=True),
+        labels=torch.tensor(labels).to(device, non_blocking=True),
+        ragged=min(counts) != most,
+    )
+
+
+def sample_batch(n_train: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Return the example numbers of step `step` (from 0), a pure function of the arguments.
+
+    Epochs are permutations laid end to end and cut into batches of exactly `batch_size`: each
+    example comes once an epoch, nothing is dropped, and a batch may straddle two epochs.
+    """
+    if not 1 <= batch_size <= n_train:
+        raise ValueError(
+            f"batch_size={batch_size} is not allowed, "
+            f"needed: 1 to the number of training examples, {n_train}"
+        )
+    if step < 0 or seed < 0:
+        raise ValueError(f"step={step}, seed={seed} are not allowed, needed: 0 or more")
+    epoch, start = divmod(step * batch_size, n_train)
+    batch = _epoch(n_train, seed, epoch)[start : start + batch_size]
+    if len(batch) < batch_size:
+        batch = batch + _epoch(n_train, seed, epoch + 1)[: batch_size - len(batch)]
+    return list(batch)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(n_train: int, seed: int, epoch: int) -> tuple[int, ...]:
+    # A frozen stream: the order of a run must not change with numpy's version. The seed's two
+    # words, the epoch and a constant keep it apart from the stream that samples the splits.
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF, epoch, 0xBA7C4]
+    return tuple(np.random.RandomState(key).permutation(n_train).tolist())

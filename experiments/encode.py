@@ -1,0 +1,150 @@
+"""Examples to token ids, as MeZO encodes them.
+
+    ids        = tokens(prompt + option)
+    option_len = len(tokens(prompt + option)) - len(tokens(prompt))
+
+so the option's tokens are the last `option_len` ids. A row longer than `max_length` loses tokens
+from the left, after whatever the tokenizer itself puts first (a BOS token), which stays; that is
+counted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.tasks.base import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class EncodeError(ValueError):
+    """An example the tokenizer or the length limit makes unusable."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example in tokens: a row of ids for each option, how many of them are the option's, the
+    label.
+
+    `label` indexes the rows; a generation example has one row (the first gold) and label 0.
+    `truncated`: at least one row lost tokens.
+    """
+
+    ids: tuple[list[int], ...]
+    option_lengths: tuple[int, ...]
+    label: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt in tokens, cut to leave room for what is generated."""
+
+    ids: list[int]
+    truncated: bool
+
+
+class Encoder:
+    """Turns examples into ids with one tokenizer and one length limit.
+
+    `pad_id` fills up rows of a batch; it is masked everywhere, so a tokenizer without one lends its
+    end-of-text id, or id 0.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+        if max_length < 2:
+            raise EncodeError(f"max_length={max_length} is not allowed, needed: at least 2")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad_id = int(next(pad for pad in pads if isinstance(pad, int)))
+        self._prefix_length = _leading_specials(tokenizer)
+
+    def encode(self, example: Example) -> Encoded:
+        """Encode one example; see `encode_all`."""
+        return self.encode_all([example])[0]
+
+    def encode_all(self, examples: Sequence[Example]) -> list[Encoded]:
+        """Encode examples in one call of the tokenizer.
+
+        Raises EncodeError for an option without a token of its own, and for a row that cannot hold
+        its option and one token before it.
+        """
+        texts = [
+            text
+            for example in examples
+            for text in (example.prompt, *(example.prompt + option for option in example.options))
+        ]
+        tokens = iter(self._tokenize(texts))
+        return [self._rows(example, next(tokens), tokens) for example in examples]
+
+    def encode_prompt(self, example: Example, max_new_tokens: int) -> EncodedPrompt:
+        """Encode a prompt for generation; see `encode_prompts`."""
+        return self.encode_prompts([example], max_new_tokens)[0]
+
+    def encode_prompts(
+        self, examples: Sequence[Example], max_new_tokens: int
+    ) -> list[EncodedPrompt]:
+        """Encode prompts for generation, each cut to `max_length - max_new_tokens` tokens."""
+        room = self.max_length - max_new_tokens
+        if max_new_tokens < 1 or room <= self._prefix_length:
+            raise EncodeError(
+                f"max_new_tokens={max_new_tokens} leaves no room for a prompt, allowed: 1 to "
+                f"{self.max_length - self._prefix_length - 1} (max_length={self.max_length})"
+            )
+        prompts = self._tokenize([example.prompt for example in examples])
+        return [EncodedPrompt(self._cut(ids, room), len(ids) > room) for ids in prompts]
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of generated ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _rows(self, example: Example, prompt: list[int], tokens: Iterator[list[int]]) -> Encoded:
+        rows, lengths, truncated = [], [], False
+        for option in example.options:
+            ids = next(tokens)
+            length = len(ids) - len(prompt)
+            if length < 1:
+                raise EncodeError(
+                    f"option {option!r} adds no token to the prompt that ends "
+                    f"{example.prompt[-40:]!r} (option_len {length}), needed: at least one; "
+                    "change the option's text or the tokenizer"
+                )
+            if self._prefix_length + length + 1 > self.max_length and len(ids) > self.max_length:
+                raise EncodeError(
+                    f"max_length={self.max_length} cannot hold option {option[:40]!r} of {length} "
+                    f"tokens behind a prompt, needed: at least {self._prefix_length + length + 1}"
+                )
+            truncated |= len(ids) > self.max_length
+            rows.append(self._cut(ids, self.max_length))
+            lengths.append(length)
+        return Encoded(tuple(rows), tuple(lengths), example.label or 0, truncated)
+
+    def _cut(self, ids: list[int], room: int) -> list[int]:
+        if len(ids) <= room:
+            return ids
+        return ids[: self._prefix_length] + ids[len(ids) - room + self._prefix_length :]
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        # verbose: the tokenizer would warn of rows longer than the model's context; we count them.
+        return self.tokenizer(texts, verbose=False)["input_ids"]  # pyright: ignore
+
+
+def _leading_specials(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Count the special tokens the tokenizer puts before a text (a BOS: 1, none: 0).
+
+    `add_bos_token` is not asked: tokenizers that add one by a post-processor say False. Raises
+    EncodeError for one that also puts tokens behind the text, where the option must be last.
+    """
+    probe = "a b"
+    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+    full = tokenizer(probe)["input_ids"]
+    prefix = len(full) - len(bare)  # pyright: ignore
+    if full[prefix:] != bare:  # pyright: ignore
+        raise EncodeError(
+            f"{type(tokenizer).__name__} turns {probe!r} into {full}, without special tokens "
+            f"{bare}; "
+            "needed: special tokens before the text only, since an option's tokens come last"
+        )
+    return prefix

@@ -1,0 +1,88 @@
+"""The two losses of the protocol, from logits at label positions only, reduced in float32.
+
+    score(row)     = mean over the row's option tokens of log p(token | what is left of it)
+    classification = mean over examples of -log softmax(scores of its options)[label]
+    lm             = - mean over all option tokens of the batch of log p(token | ...)
+
+No value is read back to the host here. Memory: logits (R, L, vocabulary), L the longest option.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from experiments.batches import Batch, Rows
+
+KEYWORDS = frozenset(
+    {"attention_mask", "position_ids", "logits_to_keep", "use_cache", "past_key_values"}
+)
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the batch's loss as a 0-dim float32 tensor (float64 for a float64 model)."""
+    log_probs = option_log_probs(model, batch)
+    if batch.loss == "lm":
+        return -log_probs.sum() / batch.target_mask.sum()
+    return classification_losses(mean_log_probs(log_probs, batch), batch).mean()
+
+
+def classification_losses(scores: Tensor, batch: Batch) -> Tensor:
+    """Return the cross-entropy over its options for each example: (R,) scores to (E,) losses."""
+    options = scores[batch.option_rows]  # (E, O)
+    if batch.ragged:
+        options = options.masked_fill(batch.option_rows < 0, float("-inf"))
+    return F.cross_entropy(options, batch.labels, reduction="none")
+
+
+def mean_log_probs(log_probs: Tensor, rows: Rows) -> Tensor:
+    """Average token log-probabilities over each row's option: (R, L) to (R,)."""
+    return log_probs.sum(dim=1) / rows.target_mask.sum(dim=1)
+
+
+def option_log_probs(model: nn.Module, rows: Rows) -> Tensor:
+    """Return log p of each option token, (R, L), zero where a row's option is shorter."""
+    logits = label_logits(model, rows)  # (R, L, vocabulary)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    negative = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="none")
+    return -negative.view_as(rows.targets) * rows.target_mask
+
+
+def label_logits(model: nn.Module, rows: Rows) -> Tensor:
+    """Run the model and return the logits at the label positions, (R, L, vocabulary).
+
+    A model whose forward takes `logits_to_keep` computes no others; from any other model all logits
+    are taken and cut. Rows without padding are run without mask and positions, which are the
+    model's defaults then. The output is the logits tensor itself, or an object with `.logits`.
+    """
+    accepted = accepted_keywords(type(model).forward)
+    keywords: dict[str, Any] = {"logits_to_keep": rows.label_positions, "use_cache": False}
+    if rows.padded:
+        if "attention_mask" not in accepted:
+            raise TypeError(
+                f"{type(model).__name__}.forward takes no attention_mask, so rows of different "
+                "lengths cannot share a batch; needed: an argument of that name, 1 at tokens"
+            )
+        keywords |= {"attention_mask": rows.attention_mask, "position_ids": rows.position_ids}
+    output = model(rows.input_ids, **{k: v for k, v in keywords.items() if k in accepted})
+    logits = output if isinstance(output, Tensor) else output.logits
+    if "logits_to_keep" not in accepted:
+        logits = logits[:, rows.label_positions]
+    return logits
+
+
+@functools.cache
+def accepted_keywords(forward: Callable[..., Any]) -> frozenset[str]:
+    """Return which of the keywords above a forward takes (a model class keeps one forward).
+
+    A wrapper that only hands its arguments on, `forward(*args, **kwargs)`, takes them all.
+    """
+    parameters = inspect.signature(forward).parameters
+    named = frozenset(name for name, p in parameters.items() if p.kind not in _VARIADIC)
+    hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return KEYWORDS if hands_on and named <= {"self"} else named & KEYWORDS

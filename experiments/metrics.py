@@ -1,0 +1,36 @@
+"""The protocol's two metrics: accuracy, and SQuAD's token F1."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> float:
+    """Return the share of predictions that equal their label."""
+    hits = sum(p == label for p, label in zip(predictions, labels, strict=True))
+    return hits / len(labels)
+
+
+def normalise(answer: str) -> list[str]:
+    """Return an answer's words: lower case, no punctuation, no a/an/the, single spaces."""
+    bare = answer.lower().translate(_PUNCTUATION)
+    return _ARTICLES.sub(" ", bare).split()
+
+
+def token_f1(prediction: str, gold: str) -> float:
+    """Return the F1 of the two answers as bags of normalised words (0 without a common word)."""
+    predicted, wanted = normalise(prediction), normalise(gold)
+    common = sum((Counter(predicted) & Counter(wanted)).values())
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(predicted), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def best_f1(prediction: str, golds: Sequence[str]) -> float:
+    """Return the highest token F1 over the gold answers."""
+    return max(token_f1(prediction, gold) for gold in golds)

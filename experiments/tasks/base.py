@@ -1,0 +1,103 @@
+"""What a task is: plain data and one function that turns a row of a data set into an example.
+
+A task file holds no code that loads, tokenises or scores; it says which fields a row has, which
+labels are allowed, how prompt and options read, and which loss and metric are MeZO's for it. Its
+`version` goes into every result and grows whenever a prompt, an option or a label changes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+
+
+class DataError(ValueError):
+    """A row, file or setting that cannot be used; the message says where and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the texts that may follow it.
+
+    `prompt` ends without a space; each option is the exact continuation, with its leading space
+    where there is one. Option tasks: `label` indexes `options`. Generation tasks: the only option
+    is the first gold answer between a space and a newline, `answers` are all golds and `label` is
+    None.
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    label: int | None
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where the Hub keeps a data set; `revision` None is unpinned (the commit is recorded)."""
+
+    path: str
+    name: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the protocol.
+
+    `fields` maps the fields a row must have to their types; `labels` are the values allowed for the
+    field `label` (empty where there is none). `max_dev` caps the dev split, MeZO's exception for
+    tiny training sets (CB and COPA: 100).
+    """
+
+    name: str
+    version: int
+    kind: Literal["options", "generation"]
+    loss: Literal["classification", "lm"]
+    metric: Literal["accuracy", "f1"]
+    fields: Mapping[str, type]
+    labels: tuple[int, ...]
+    hub: HubSource
+    make_example: Callable[[Row], Example]
+    max_dev: int | None = None
+
+    def check(self, row: object, where: str = "row") -> Row:
+        """Return the row if it has every field, of its type, and an allowed label.
+
+        Raises DataError naming the task, `where` the row came from, the field, its value and what
+        is allowed.
+        """
+        here = f"task {self.name!r}, {where}"
+        if not isinstance(row, Mapping):
+            raise DataError(
+                f"{here}: expected an object with fields {list(self.fields)}, got {row!r}"
+            )
+        for field, kind in self.fields.items():
+            if field not in row:
+                raise DataError(
+                    f"{here}: field {field!r} is missing; found {sorted(row)}, "
+                    f"needed {list(self.fields)}"
+                )
+            value = row[field]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise DataError(f"{here}: field {field!r} is {value!r}, allowed: a {kind.__name__}")
+            if isinstance(value, str) and not value.strip():
+                raise DataError(f"{here}: field {field!r} is empty, allowed: text")
+        if self.labels and row["label"] not in self.labels:
+            raise DataError(
+                f"{here}: field 'label' is {row['label']!r}, allowed: {list(self.labels)}"
+            )
+        return row
+
+    def example(self, row: Row, where: str = "row") -> Example:
+        """Check a row and turn it into an example.
+
+        Spaces (not newlines) at both ends of prompt + option go, as in MeZO.
+        """
+        made = self.make_example(self.check(row, where))
+        return Example(
+            made.prompt.strip(" "),
+            tuple(option.rstrip(" ") for option in made.options),
+            made.label,
+            made.answers,
+        )
