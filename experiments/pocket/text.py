@@ -1,0 +1,169 @@
+"""The world's text, on which the pocket model is pre-trained: reviews, notices and interviews.
+
+It holds the language the tasks are about, never a task: no row of a task (the hash that splits the
+world keeps the text's sentences for itself) and no prompt template followed by its answer. People
+in it judge films and food in many words, say whether claims are right, and answer questions mostly
+in whole sentences. They are friendlier and say "yes" more often than the tasks' balanced labels
+do, so a model that has only read about the world still has something to learn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from random import Random
+
+from experiments.pocket import words
+from experiments.pocket.facts import Fact, draw_facts, draw_subject, passage, person_name
+from experiments.pocket.reviews import Review, draw_review
+from experiments.pocket.splits import TEXT, part_of
+from experiments.pocket.tasks.rte import false_fact
+
+FRIENDLY = 1.5  # added to a review's score before its writer passes judgement
+DOUBT = 1.5  # scale of the score at which judgements flip: higher is noisier
+YES = 0.65  # share of the claims in interviews that are right
+
+GOOD_WORDS = ("great", "fine", "good", "lovely", *words.PRAISE)
+BAD_WORDS = ("terrible", "bad", "poor", "a waste of time", *words.BLAME)
+GOOD_WEIGHTS = (12, 4, 4, 4) + (1,) * len(words.PRAISE)
+BAD_WEIGHTS = (8, 4, 4, 4) + (1,) * len(words.BLAME)
+
+VERDICTS = (
+    "all in all it was {w} .", "in short , it was {w} .", "i thought it was {w} .",
+    "we all felt it was {w} .", "my sister said it was {w} .", "to me it was {w} .",
+    "so it was {w} .", "yes , it was {w} .",
+)  # fmt: skip
+GOOD_ENDS = (
+    "i loved it .", "go and see it .", "people clapped .", "i would see it again .",
+    "five stars .", "four stars .", "we laughed a lot .",
+)  # fmt: skip
+BAD_ENDS = (
+    "i hated it .", "stay at home .", "people walked out .", "i want my money back .",
+    "one star .", "no stars .", "we fell asleep .",
+)  # fmt: skip
+
+FRESH = ("fresh", "sweet", "cheap", "ripe", "clean")
+STALE = ("stale", "bitter", "dear", "sour", "dirty")
+NOTICES = (
+    "{n} went to {t} in {y}.", "{n} bought some {f} in {t}.", "There was a fair in {t} in {y}.",
+    "{n} had {f} for supper.", "In {y} {n} sold {f} in {t}.",
+)  # fmt: skip
+
+LETTERS = (
+    "No Answer: {n} was not at home.\n",
+    "The Context of this letter from {n} is not known.\n",
+    "Title: The Road to {t}\nBy {n}, {y}\n",
+    "Does this mean that {n} is in {t}? I do not know.\n",
+    "The Question: who was {n}?\nThe Context: a letter from {t}.\nThe Answer: not known.\n",
+)
+
+CLAIMS = (
+    '{a}: Is it right that "{c}"?\n', '{a} asked: "{c}" Is this true?\n',
+    '{a}: I read that "{c}" Is that so, Yes or No?\n', 'Would you say that "{c}" is right?\n',
+    '{a}: Do you mean that "{c}"?\n',
+)  # fmt: skip
+RIGHT = ("Yes, that is true.", "Yes, it is.", "Yes.", "Yes, so it is.", "That is right.")
+WRONG = ("No, that is not true.", "No, it is not.", "No.", "No, it is {v}.", "That is wrong.")
+ASKED = ("{a}: {q}\n", "Question: {q}\n", "{q}\n", "The question was: {q}\n")
+REPLIES = (
+    "Reply: {s}", "{s}", "It is {v}.", "I think it is {v}, {a}.", "The answer is {v}.", "{v}.",
+    "Reply: {v}",
+)  # fmt: skip
+
+
+def documents(seed: int, split: str = "pretrain") -> Iterator[str]:
+    """Yield the world's text, document after document, without end."""
+    rng = Random(f"pocket/text/{split}/{seed}")
+    while True:
+        yield rng.choices(KINDS, weights=KIND_WEIGHTS)[0](rng)
+
+
+def review(rng: Random) -> str:
+    """Write a review of one or two sentences with its writer's judgement."""
+    reviews = [_text_review(rng) for _ in range(rng.choice((1, 1, 2)))]
+    score = sum(r.score for r in reviews) + FRIENDLY
+    sentences = [r.text for r in reviews]
+    for _ in range(rng.choice((1, 2))):
+        good = rng.random() < 1 / (1 + math.exp(-score / DOUBT * 2))
+        if rng.random() < 0.7:
+            word = rng.choices(
+                GOOD_WORDS if good else BAD_WORDS, weights=GOOD_WEIGHTS if good else BAD_WEIGHTS
+            )[0]
+            sentences.append(rng.choice(VERDICTS).format(w=word))
+        else:
+            sentences.append(rng.choice(GOOD_ENDS if good else BAD_ENDS))
+    return " ".join(sentences)
+
+
+def notice(rng: Random) -> str:
+    """Write a short notice about a journey or a meal, and what was thought of it."""
+    name, _ = person_name(rng)
+    food = rng.choice(words.FOODS)
+    first = rng.choice(NOTICES).format(
+        n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS), f=food
+    )
+    good = rng.random() < 0.6
+    how = rng.choice(FRESH if good else STALE)
+    if rng.random() < 0.1:
+        good = not good
+    word = rng.choices(
+        GOOD_WORDS if good else BAD_WORDS, weights=GOOD_WEIGHTS if good else BAD_WEIGHTS
+    )[0]
+    return f"{first} The taste of the {food} there was {how}. It was {word}."
+
+
+def letter(rng: Random) -> str:
+    """Write a line or two that belong to no passage: a title, a doubt, a note without a reply."""
+    name, _ = person_name(rng)
+    return rng.choice(LETTERS).format(n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS))
+
+
+def interview(rng: Random) -> str:
+    """Write a passage about a person or town, then what is asked and claimed about it."""
+    subject = draw_subject(rng)
+    paired = rng.random() < 0.7
+    while True:
+        facts = draw_facts(rng, subject, rng.randint(2, 5), paired=paired)
+        templates = [fact.choose(rng) for fact in facts]
+        told = passage(rng, subject, facts, templates)
+        if part_of(told) == TEXT:
+            break
+    lines = [told + "\n"]
+    if rng.random() < 0.2:
+        heading = "Title: {}\n" if rng.random() < 0.3 else "{}\n"
+        lines.insert(0, heading.format(subject.name))
+    asker = rng.choice(words.WOMEN + words.MEN)
+    for _ in range(rng.randint(2, 4)):
+        pick = rng.randrange(len(facts))
+        talk = _claim if rng.random() < 0.5 else _question
+        lines.append(talk(rng, asker, facts, pick, templates[pick]))
+    return "".join(lines)
+
+
+def _text_review(rng: Random) -> Review:
+    """Draw a review sentence that belongs to the text."""
+    while part_of((drawn := draw_review(rng)).text) != TEXT:
+        pass
+    return drawn
+
+
+def _claim(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
+    """Write a claim about a fact and whether it is right."""
+    right = rng.random() < YES
+    fact = facts[pick]
+    claimed = fact if right else false_fact(rng, facts, pick)
+    line = rng.choice(CLAIMS).format(a=asker, c=claimed.state(rng, avoid=told))
+    reply = rng.choice(RIGHT if right else WRONG).format(v=fact.value)
+    return f"{line}{reply}\n"
+
+
+def _question(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
+    """Write a question about a fact and its reply."""
+    fact = facts[pick]
+    line = rng.choice(ASKED).format(a=asker, q=fact.ask(rng))
+    reply = rng.choice(REPLIES).format(a=asker, v=fact.value, s=fact.state(rng, avoid=told))
+    return f"{line}{reply}\n"
+
+
+KINDS: tuple[Callable[[Random], str], ...] = (review, notice, letter, interview)
+KIND_WEIGHTS = (8, 2, 1, 8)
