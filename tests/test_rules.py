@@ -1,0 +1,250 @@
+"""The rules that make a zeroth-order method correct, over every method and both executions."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agzo import ZeroOrderOptimizer
+from agzo.select import roles
+from tests.methods import EXECUTIONS, METHODS, Method
+from tests.networks import NETWORKS, Network, mlp, qwen3, weights
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+both_executions = pytest.mark.parametrize("execution", EXECUTIONS)
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def seen_by_torch(model: nn.Module) -> dict[str, Tensor]:
+    """Each weight as a forward sees it at this moment, read through the calls that use it."""
+    role = roles(model)
+    seen = {}
+    for name, parameter in model.named_parameters():
+        if role[parameter] == "linear":
+            eye = torch.eye(parameter.shape[1], dtype=parameter.dtype)
+            seen[name] = F.linear(eye, parameter).T
+        elif role[parameter] == "embedding":
+            by_rows = F.embedding(torch.arange(parameter.shape[0]), parameter)
+            eye = torch.eye(parameter.shape[1], dtype=parameter.dtype)
+            by_head = F.linear(eye, parameter).T  # the other use of a tied weight
+            torch.testing.assert_close(by_rows, by_head)
+            seen[name] = by_rows
+        else:
+            seen[name] = parameter * 1.0
+    return seen
+
+
+class Recorder:
+    """A closure that also records the weights each evaluation sees."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.seen: list[dict[str, Tensor]] = []
+
+    def __call__(self) -> Tensor:
+        loss = self.network.closure()
+        self.seen.append(seen_by_torch(self.network.model))
+        return loss
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    return torch.cat([v.reshape(-1) for v in values.values()])
+
+
+def perturbations(recorder: Recorder, before: Tensor) -> list[Tensor]:
+    """What each evaluation of one step added to the weights, base forwards left out."""
+    changes = [flat(seen) - before for seen in recorder.seen]
+    return [change for change in changes if change.abs().max() > 0]
+
+
+@every_method
+@both_executions
+@every_network
+def test_applied_direction_is_the_evaluated_direction(method: Method, execution, network):
+    net = NETWORKS[network](torch.float64)
+    recorder = Recorder(net)
+    lr, eps = 1e-2, 1e-3
+    optimizer = method.make(net.model, lr=lr, eps=eps, execution=execution)
+    optimizer.step(recorder, net.token_mask)  # the first step's check adds base forwards
+    for _ in range(4):  # every refresh interval in METHODS is crossed
+        before = flat(weights(net.model))
+        recorder.seen.clear()
+        optimizer.step(recorder, net.token_mask)
+        applied = flat(weights(net.model)) - before
+        evaluated = perturbations(recorder, before)
+        if optimizer.estimator == "two_sided":
+            torch.testing.assert_close(evaluated[0::2], [-e for e in evaluated[1::2]])
+            evaluated = evaluated[0::2]
+        assert len(evaluated) == optimizer.queries
+        grads = optimizer.projected_grad
+        wanted = sum(-lr * g * e / eps for g, e in zip(grads, evaluated, strict=True))
+        wanted = wanted / optimizer.queries
+        assert F.cosine_similarity(applied, wanted, dim=0).item() == pytest.approx(1.0, abs=1e-9)
+        # noise is float32: products of factors differ by its rounding
+        torch.testing.assert_close(applied, wanted, rtol=0, atol=1e-6 * wanted.abs().max().item())
+
+
+@every_method
+@both_executions
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_measuring_leaves_weights_bit_identical(method: Method, execution, dtype, monkeypatch):
+    net = qwen3(dtype)
+    optimizer = method.make(net.model, execution=execution, rounding="nearest")
+    monkeypatch.setattr(optimizer, "_move", lambda *args: None)
+    before = weights(net.model)
+    for _ in range(3):
+        optimizer.step(net.closure, net.token_mask)
+    for name, parameter in net.model.named_parameters():
+        assert parameter.detach().view(torch.uint8).equal(before[name].view(torch.uint8)), name
+
+
+@every_method
+@both_executions
+def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, execution):
+    net = qwen3()
+    calls = 0
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # after the check's two forwards: while weights are perturbed
+            raise KeyboardInterrupt
+        return net.closure()
+
+    before = weights(net.model)
+    optimizer = method.make(net.model, execution=execution)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure, net.token_mask)
+    for name, parameter in net.model.named_parameters():
+        assert parameter.equal(before[name]), name
+
+
+@every_method
+@both_executions
+def test_resume_is_bit_exact(method: Method, execution):
+    straight = qwen3()
+    optimizer = method.make(straight.model, execution=execution)
+    losses = [optimizer.step(straight.closure, straight.token_mask) for _ in range(10)]
+
+    first = qwen3()
+    optimizer_1 = method.make(first.model, execution=execution)
+    resumed = [optimizer_1.step(first.closure, first.token_mask) for _ in range(5)]
+    saved = copy.deepcopy((first.model.state_dict(), optimizer_1.state_dict()))
+    second = qwen3()
+    second.model.load_state_dict(saved[0])
+    optimizer_2 = method.make(second.model, execution=execution, seed=99)  # the saved seed counts
+    optimizer_2.load_state_dict(saved[1])
+    resumed += [optimizer_2.step(second.closure, second.token_mask) for _ in range(5)]
+
+    assert torch.stack(losses).equal(torch.stack(resumed))
+    for name, parameter in second.model.named_parameters():
+        assert parameter.equal(weights(straight.model)[name]), name
+    assert optimizer_2.forwards == optimizer.forwards
+
+
+@every_method
+@both_executions
+@every_network
+def test_finite_difference_is_gradient_times_direction(method: Method, execution, network):
+    net = NETWORKS[network](torch.float64)
+    eps = 1e-8
+    optimizer = method.make(net.model, lr=0.0, eps=eps, execution=execution)
+    recorder = Recorder(net)
+    optimizer.step(recorder, net.token_mask)
+    before = flat(weights(net.model))
+    changes = perturbations(recorder, before)
+    if optimizer.estimator == "two_sided":
+        changes = changes[0::2]
+    net.model.zero_grad()
+    net.closure().backward()
+    gradient = torch.cat([p.grad.reshape(-1) for p in net.model.parameters()])
+    expected = torch.stack([gradient @ change / eps for change in changes])
+    # one-sided differences keep a curvature term of order eps; the rest is float64 round-off
+    torch.testing.assert_close(optimizer.projected_grad, expected, rtol=1e-5, atol=1e-5)
+
+
+@every_method
+@every_network
+def test_side_branch_equals_in_place_over_many_steps(method: Method, network):
+    results = []
+    for execution in EXECUTIONS:
+        net = NETWORKS[network](torch.float64)
+        optimizer = method.make(net.model, lr=1e-2, execution=execution)
+        losses = [optimizer.step(net.closure, net.token_mask) for _ in range(12)]
+        results.append((torch.stack(losses), flat(weights(net.model))))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
+
+
+@every_method
+def test_side_branch_equals_in_place_in_float32(method: Method):
+    results = []
+    for execution in EXECUTIONS:
+        net = qwen3()
+        optimizer = method.make(net.model, eps=1e-2, lr=1e-4, execution=execution)
+        losses = [optimizer.step(net.closure, net.token_mask) for _ in range(12)]
+        results.append((torch.stack(losses), flat(weights(net.model))))
+    # a loss has an error of about 1e-7, so projected_grad one of 1e-5 and a step one of 1e-9
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
+
+
+@every_method
+def test_global_generator_is_neither_read_nor_moved(method: Method):
+    ends = []
+    for seed in (3, 4):
+        net = mlp()
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        optimizer = method.make(net.model)
+        for _ in range(3):
+            optimizer.step(net.closure)
+        assert torch.get_rng_state().equal(state)
+        ends.append(flat(weights(net.model)))
+    assert ends[0].equal(ends[1])
+
+
+@every_method
+def test_seeds_and_steps_give_different_directions(method: Method):
+    moves = []
+    for seed in (0, 1):
+        net = mlp(torch.float64)
+        optimizer = method.make(net.model, seed=seed)
+        for _ in range(2):
+            before = flat(weights(net.model))
+            optimizer.step(net.closure)
+            moves.append(flat(weights(net.model)) - before)
+    for i in range(4):
+        for j in range(i):
+            assert abs(F.cosine_similarity(moves[i], moves[j], dim=0)) < 0.9
+
+
+@every_method
+def test_forwards_are_counted(method: Method):
+    net = mlp()
+    calls = 0
+
+    def closure():
+        nonlocal calls
+        calls += 1
+        return net.closure()
+
+    optimizer: ZeroOrderOptimizer = method.make(net.model)
+    optimizer.step(closure)
+    assert calls == optimizer.forwards == 2 + optimizer.forwards_per_step  # 2: the one-off check
+    for _ in range(5):
+        optimizer.step(closure)
+    assert calls == optimizer.forwards
+
+
+@every_method
+def test_frozen_embeddings_do_not_move(method: Method):
+    for tied in (True, False):
+        net = qwen3(tied=tied)
+        before = weights(net.model)
+        optimizer = method.make(net.model, embeddings="frozen")
+        for _ in range(2):
+            optimizer.step(net.closure, net.token_mask)
+        after = weights(net.model)
+        moved = {name for name in before if not before[name].equal(after[name])}
+        assert moved == {name for name in before if "embed" not in name}
