@@ -1,0 +1,245 @@
+"""The typed configuration of a run: what Hydra composes from conf/, and what is allowed in it.
+
+The values and a comment for each key stand in conf/; the dataclasses here hold the types and, as
+metadata, the bounds. The keys of a method are not listed here: they come from its constructor
+(registry.py). Everything wrong is one `BadInput` that names the key, the value and what is allowed.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+# Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
+# is resumed. The device and the number of threads are not among them: both change the last bits.
+FREE_KEYS = ("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint")
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used; the message says what, and what is allowed."""
+
+
+def key(**bounds: Any) -> Any:
+    """Declare a key: choices=(...), above=x, at_least=x; the value comes from conf/."""
+    return field(default=MISSING, metadata=bounds)
+
+
+@dataclass
+class TaskConfig:
+    """Which task (experiments/tasks)."""
+
+    name: str = key()
+    revision: str | None = key()
+
+
+@dataclass
+class ModelConfig:
+    """Which language model, and from where."""
+
+    name: str | None = key()
+    source: str = key(choices=("pocket", "local", "hub"))
+    path: str | None = key()
+    revision: str | None = key()
+    trust_remote_code: bool = key()
+    attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
+
+
+@dataclass
+class DataConfig:
+    """Where the rows come from."""
+
+    source: str = key(choices=("pocket", "local", "hub"))
+    root: str | None = key()
+    pocket_train: int = key(at_least=1)
+    pocket_validation: int = key(at_least=1)
+
+
+@dataclass
+class PrecisionConfig:
+    """Dtype of the weights, and how updates are rounded into it."""
+
+    dtype: str = key(choices=("fp32", "bf16", "fp16"))
+    rounding: str = key(choices=("nearest", "stochastic", "master"))
+
+
+@dataclass
+class TrainConfig:
+    """How long, on how much data, how often it is looked at, and which checkpoint is reported."""
+
+    steps: int | None = key(at_least=1)
+    forwards: int | None = key(at_least=1)
+    batch_size: int = key(at_least=1)
+    schedule: str = key(choices=("constant", "linear"))
+    eval_every: int | None = key(at_least=1)
+    evals: int | None = key(at_least=1)
+    eval_at_start: bool = key()
+    select_by: str = key(choices=("dev_loss", "dev_metric"))
+    log_every: int = key(at_least=1)
+    checkpoint_every: int | None = key(at_least=1)
+    num_train: int = key(at_least=1)
+    num_dev: int = key(at_least=1)
+    num_eval: int = key(at_least=1)
+    train_seed: int = key(at_least=0)
+    max_length: int = key(at_least=2)
+    eval_batch_size: int = key(at_least=1)
+    max_new_tokens: int = key(at_least=1)
+    keep_checkpoint: bool = key()
+    save_model: bool = key()
+
+
+@dataclass
+class TrackingConfig:
+    """The W&B mirror."""
+
+    mode: str = key(choices=("auto", "offline", "online", "disabled"))
+    project: str = key()
+    entity: str | None = key()
+
+
+@dataclass
+class RunConfig:
+    """Everything one run needs; `method` holds its name and its constructor's keys."""
+
+    method: dict[str, Any] = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    seed: int = key(at_least=0)
+    suite: str = key()
+    variant: str | None = key()
+    out: str = key()
+    device: str = key(choices=("auto", "cpu", "cuda"))
+    threads: int | None = key(at_least=1)
+    traceback: bool = key()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the resolved configuration as plain nested dicts."""
+        return asdict(self)
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder: the same for the same suite, model, task, method and seed."""
+        method = self.method["name"] + (f"+{self.variant}" if self.variant else "")
+        parts = (self.suite, str(self.model.name), self.task.name, method, f"seed{self.seed}")
+        return Path(self.out, *parts)
+
+
+ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def compose(overrides: list[str]) -> RunConfig:
+    """Compose a configuration from conf/ as the command line does, outside Hydra's app."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return resolve(hydra_compose("config", overrides))
+
+
+def resolve(composed: DictConfig) -> RunConfig:
+    """Turn Hydra's composition into a checked `RunConfig`."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise BadInput(f"{missing[0]}=<missing>: it has no default; give it as {missing[0]}=...")
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise BadInput(f"{error.full_key or error}: it has no default; give it a value") from error
+    assert isinstance(config, RunConfig)
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Check bounds and what belongs together; fill in a local model's name."""
+    for name, value, bounds in _entries(config):
+        _check_bounds(name, value, bounds)
+    train, model = config.train, config.model
+    if (train.steps is None) == (train.forwards is None):
+        raise BadInput(
+            f"train.steps={train.steps} and train.forwards={train.forwards}: give one and set the "
+            "other to null"
+        )
+    if (train.eval_every is None) == (train.evals is None):
+        raise BadInput(
+            f"train.eval_every={train.eval_every} and train.evals={train.evals}: give one and set "
+            "the other to null"
+        )
+    if config.data.source == "local" and config.data.root is None:
+        raise BadInput("data.root=null: data=local needs the folder that holds <task>/train.jsonl")
+    if model.source != "pocket" and not model.path:
+        raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
+    if model.name is None:
+        model.name = Path(model.path or model.source).resolve().name
+    if "name" not in config.method:
+        raise BadInput("method.name=<missing>: a file in conf/method gives it")
+    folders = {"suite": config.suite, "variant": config.variant, "model.name": model.name}
+    for name, value in folders.items():
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=,-]*", value):
+            raise BadInput(
+                f"{name}={value!r}: it names a folder; allowed are letters, digits and _.+=,-"
+            )
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write the resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.as_dict()))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration that `to_yaml` wrote."""
+    loaded = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(loaded, dict)
+    return {str(name): value for name, value in loaded.items()}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to {"train.steps": 1000, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List what differs between two configurations, as "key: old -> new", but for `FREE_KEYS`."""
+    before, after = flatten(old), flatten(new)
+    names = sorted(name for name in before.keys() | after.keys() if not name.startswith(FREE_KEYS))
+    return [
+        f"{name}: {before.get(name, '<absent>')} -> {after.get(name, '<absent>')}"
+        for name in names
+        if before.get(name, NO_DEFAULT) != after.get(name, NO_DEFAULT)
+    ]
+
+
+def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for entry in fields(node):
+        value = getattr(node, entry.name)
+        if is_dataclass(value):
+            yield from _entries(value, f"{prefix}{entry.name}.")
+        else:
+            yield prefix + entry.name, value, dict(entry.metadata)
+
+
+def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
+    if value is None:
+        return
+    choices, at_least = bounds.get("choices"), bounds.get("at_least")
+    if choices is not None and value not in choices:
+        raise BadInput(f"{name}={value}: allowed are {', '.join(choices)}")
+    if at_least is not None and (value < at_least or math.isnan(value)):
+        raise BadInput(f"{name}={value}: allowed is {at_least} or more")

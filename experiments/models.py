@@ -1,0 +1,123 @@
+"""The language model of a run: the pocket model, a folder on disk, or a model of the hub.
+
+Every problem is one `BadInput` that names the key. A model is loaded in the dtype asked for (not
+the checkpoint's own) and put in eval() mode: active dropout would drown a finite difference, and
+the first-order baselines are run without it as well, so that all methods see one loss.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.config import BadInput, ModelConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device of a run; "auto" is CUDA where there is one."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device=cuda: torch sees no CUDA device here; allowed are cpu, auto")
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def locate(config: ModelConfig) -> str:
+    """Return what transformers loads, a folder or a hub id, after checking what can be checked."""
+    if config.source == "hub":
+        return str(config.path)
+    if config.source == "pocket":
+        from experiments import pocket
+
+        folder = Path(pocket.MODEL_DIR)
+    else:
+        folder = Path(str(config.path)).expanduser()
+    if not folder.is_dir():
+        raise BadInput(f"model.path={folder}: no such folder; allowed is a save_pretrained folder")
+    found = {path.name for path in folder.iterdir()}
+    needs = {
+        "config.json": "config.json" in found,
+        f"weights ({' or '.join(WEIGHTS)})": any(True for w in WEIGHTS for _ in folder.glob(w)),
+        f"a tokenizer ({', '.join(TOKENIZERS)})": any(name in found for name in TOKENIZERS),
+    }
+    for need, there in needs.items():
+        if not there:
+            raise BadInput(f"model.path={folder}: it holds no {need}; found {sorted(found)}")
+    return str(folder)
+
+
+def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Module, Any]:
+    """Load a model, in eval() mode on its device, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = locate(config)
+    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.source == "hub":
+        hub["revision"] = config.revision or "main"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=DTYPES[dtype],
+            attn_implementation=config.attention,
+            output_loading_info=True,
+            **hub,
+        )
+    except Exception as error:  # transformers, safetensors and the hub client raise many kinds
+        raise BadInput(_explain(config, where, error)) from error
+    tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
+    absent = sorted(set(info["missing_keys"]) - tied)
+    wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
+    if absent or wrong:
+        raise BadInput(
+            f"model.path={where}: the weights do not fit config.json: {len(absent)} missing, "
+            f"{len(wrong)} of another shape ({', '.join((absent + wrong)[:3])})"
+        )
+    return model.to(device).eval(), tokenizer
+
+
+def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
+    """Return what identifies the model in a result: the hub's commit, or hashes of the files."""
+    where = locate(config)
+    about: dict[str, Any] = {
+        "name": config.name,
+        "source": config.source,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "class": type(model).__name__,
+    }
+    if config.source == "hub":
+        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
+        return about | {"path": where, "revision": config.revision, "commit": commit}
+    names = sorted({path for w in (*WEIGHTS, "*.json") for path in Path(where).glob(w)})
+    hashes = {path.name: file_sha256(path) for path in names}
+    joined = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    path = {} if config.source == "pocket" else {"path": where}
+    return about | path | {"sha256": joined}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _explain(config: ModelConfig, where: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if "trust_remote_code" in str(error):
+        return (
+            f"model.trust_remote_code=false: {where} comes with its own Python code, which would "
+            "run on this machine; read it, pin model.revision, then set model.trust_remote_code=true"
+        )
+    if config.source == "hub":
+        return (
+            f"model.path={where} (model.revision={config.revision}): cannot be loaded from the hub "
+            f"({reason}); allowed is a reachable hub id, or model=local with model.path"
+        )
+    return f"model.path={where}: cannot be loaded ({type(error).__name__}: {reason})"

@@ -1,0 +1,74 @@
+"""The command line: compose a configuration with Hydra, do the run, say clearly what went wrong.
+
+    python -m experiments.run method=agzo task=sst2 model=pocket data=pocket
+    python -m experiments.run -m method=agzo,mezo,lozo task=sst2,rte seed=0,1,2
+
+Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C. In a sweep every run is
+tried; the code is that of the first that did not succeed.
+"""
+
+import os
+import sys
+import traceback
+
+import hydra
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.checkpoint import CheckpointError
+from experiments.config import CONF, resolve
+from experiments.interrupt import Interrupted
+from experiments.runner import NonFiniteLoss
+from experiments.session import run
+
+codes: list[int] = []
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def one_run(composed: DictConfig) -> None:
+    """Do the run of one composed configuration."""
+    try:
+        run(resolve(composed))
+    except (ValueError, NonFiniteLoss, CheckpointError) as error:
+        if composed.get("traceback"):
+            traceback.print_exc()
+        codes.append(2 if isinstance(error, ValueError) else 1)
+        print(f"error: {error}", file=sys.stderr)
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what is wrong with the command line: key, value, what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: unknown; allowed are {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        reason = str(cause).splitlines()[0]
+        if "not in" in reason:
+            allowed = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
+            return f"{cause.full_key}: no such key; allowed beside it are {allowed}"
+        return f"{cause.full_key}: {reason}"
+    return " ".join(str(error).split())
+
+
+def main() -> int:
+    """Run what the command line asks for and return the exit code."""
+    codes.clear()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing a stack
+    try:
+        one_run()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {explain(error)}", file=sys.stderr)
+        return 2
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("stopped before a step was taken", file=sys.stderr)
+        return 130
+    return codes[0] if codes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The run: train, look at dev, keep the best, report it on the evaluation split; resumable exactly.
+
+There is no method here, only the interface they share (see registry.py). A step's batch is a pure
+function of (seed, step) and the optimizer's state holds the rest, so a run that was killed and
+resumed gives the numbers of one that was not. Losses stay on the device until a log point.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments import checkpoint, record, report
+from experiments.batches import collate, sample_batch
+from experiments.config import RunConfig
+from experiments.evaluate import evaluate
+from experiments.interrupt import Interrupted, StopRequest
+from experiments.loss import loss
+from experiments.prepare import Parts
+from experiments.tracking import Tracker
+
+
+class NonFiniteLoss(RuntimeError):
+    """A training or dev loss that is not finite."""
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds beside the weights and the optimizer's state."""
+
+    step: int = 0
+    evaluated: int = -1  # the last step that was evaluated on dev
+    pending: list[float] = field(default_factory=list)  # losses since the last row
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None  # {"step", "dev"}
+    start_dev: dict[str, Any] | None = None  # dev of the untouched model
+    last_dev: dict[str, Any] | None = None
+    train_seconds: float = 0.0  # in steps alone
+    total_seconds: float = 0.0  # evaluation and checkpoints too, loading not
+    peak_gib: float = 0.0
+    resumed: list[int] = field(default_factory=list)  # steps at which a run went on
+    protected: list[list[int]] = field(
+        default_factory=list
+    )  # [checkpoint, its best step], newest two
+
+
+class Runner:
+    """One run in its folder."""
+
+    def __init__(
+        self, config: RunConfig, parts: Parts, folder: Path, tracker: Tracker, stop: StopRequest
+    ) -> None:
+        self.config, self.parts, self.folder = config, parts, folder
+        self.tracker, self.stop = tracker, stop
+        self.memory = record.PeakMemory(parts.device)
+        self.checkpoints = folder / "checkpoints"
+        self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
+        self.buffer: list[Tensor] = []  # losses still on the device
+        self.progress = Progress()
+        saved = checkpoint.steps(self.checkpoints)
+        if saved:
+            state, progress = checkpoint.load(self.checkpoints, saved[-1], parts.model)
+            parts.optimizer.load_state_dict(state)
+            self.progress = Progress(**progress)
+            self.progress.resumed.append(saved[-1])
+        self._begin = time.perf_counter() - self.progress.total_seconds
+        self.metrics = record.Metrics(folder, self.progress.rows)
+        label = "/".join(config.folder.parts[-3:])
+        self.line = report.ProgressLine(label, parts.steps, self.progress.step)
+
+    def train(self) -> None:
+        """Take all steps that are left; a stop request leaves a checkpoint."""
+        try:
+            while True:
+                if self.at in self.parts.eval_steps and self.progress.evaluated < self.at:
+                    self._look_at_dev()
+                    self._save()
+                elif self._due(self.config.train.checkpoint_every):
+                    self._save()
+                if self.at == self.parts.steps:
+                    return
+                self.stop.check()
+                self._advance()
+                if self._due(self.config.train.log_every) and self.at not in self.parts.eval_steps:
+                    self._row(dev=None)
+        except Interrupted:
+            self._drain()
+            self._save()
+            raise
+        finally:
+            self.line.close()
+
+    def final_evaluation(self) -> dict[str, Any]:
+        """Load the best checkpoint and evaluate it on the evaluation split."""
+        if self.progress.best is not None:
+            checkpoint.load_weights(self.checkpoints, self.progress.best["step"], self.parts.model)
+        found = self._evaluate(self.parts.splits.eval, "evaluation")
+        self.line.close()
+        return found
+
+    @property
+    def at(self) -> int:
+        """Steps taken so far."""
+        return self.progress.step
+
+    def measure(self) -> None:
+        """Bring the totals of time and memory up to date."""
+        self.progress.total_seconds = time.perf_counter() - self._begin
+        self.progress.peak_gib = max(self.progress.peak_gib, self.memory.gib())
+
+    def last_good(self) -> str:
+        """Name the newest checkpoint, for messages."""
+        saved = checkpoint.steps(self.checkpoints)
+        return str(self.checkpoints / checkpoint.name(saved[-1])) if saved else "none yet"
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.at > 0 and self.at % every == 0
+
+    def _advance(self) -> None:
+        begin = time.perf_counter()
+        parts, train = self.parts, self.config.train
+        indices = sample_batch(len(parts.train), train.batch_size, self.config.seed, self.at)
+        batch = collate(
+            [parts.train[i] for i in indices], parts.task, parts.encoder.pad_id, parts.device
+        )
+        factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
+        for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
+            group["lr"] = base * factor
+        taken = parts.optimizer.step(lambda: loss(parts.model, batch), token_mask=batch.token_mask)
+        self.buffer.append(taken.detach())
+        self.progress.step += 1
+        self.progress.train_seconds += time.perf_counter() - begin
+
+    def _drain(self) -> None:
+        """Read the losses since the last drain; stop at the first that is not finite."""
+        if not self.buffer:
+            return
+        begin = time.perf_counter()
+        values = torch.stack(self.buffer).double().tolist()
+        alive = bool(self.parts.optimizer.finite)
+        self.progress.train_seconds += time.perf_counter() - begin
+        first = self.at - len(values) + 1
+        for step, value in enumerate(values, start=first):
+            if not math.isfinite(value):
+                raise self._non_finite(f"the loss of step {step} is {value}")
+        if not alive:
+            raise self._non_finite(f"a perturbed loss of a step from {first} to {self.at} is not")
+        self.progress.pending += values
+        self.buffer.clear()
+
+    def _non_finite(self, what: str) -> NonFiniteLoss:
+        config = self.config
+        settings = ", ".join(f"{key}={value}" for key, value in config.method.items())
+        return NonFiniteLoss(
+            f"{what}: allowed are finite losses ({settings}, precision.dtype="
+            f"{config.precision.dtype}); a smaller method.lr is the usual cure; last good "
+            f"checkpoint: {self.last_good()}"
+        )
+
+    def _row(self, dev: dict[str, Any] | None) -> None:
+        self._drain()
+        progress, gradient = self.progress, self.parts.optimizer.projected_grad
+        pending = progress.pending
+        row = {
+            "step": self.at,
+            "forwards": self.parts.optimizer.forwards,
+            "loss": math.fsum(pending) / len(pending) if pending else None,
+            "projected_grad": None if gradient is None else gradient.double().mean().item(),
+            "dev": dev,
+            "seconds": progress.train_seconds,
+        }
+        progress.pending = []
+        self.metrics.add(row)
+        self.tracker.log(row)
+        progress.last_dev = dev or progress.last_dev
+        self.line.show(row, progress.last_dev, self.memory.gib())
+
+    def _look_at_dev(self) -> None:
+        self._drain()
+        dev = self._evaluate(self.parts.splits.dev, "dev")
+        if not math.isfinite(dev["loss"]):
+            raise self._non_finite(f"the dev loss at step {self.at} is {dev['loss']}")
+        self.progress.evaluated = self.at
+        if self.at == 0:
+            self.progress.start_dev = dev
+        elif self.progress.best is None or self._rank(dev) > self._rank(self.progress.best["dev"]):
+            self.progress.best = {"step": self.at, "dev": dev}
+        self._row(dev)
+
+    def _rank(self, dev: dict[str, Any]) -> float:
+        by_loss = self.config.train.select_by == "dev_loss"
+        return -dev["loss"] if by_loss else dev[report.metric_name(dev)]
+
+    def _evaluate(self, examples: Any, name: str) -> dict[str, Any]:
+        begin = time.perf_counter()
+
+        def progress(done: int, total: int) -> None:
+            self.stop.check()
+            self.line.note(f"{name} {done}/{total}")
+
+        parts, train = self.parts, self.config.train
+        found = evaluate(
+            parts.model, parts.encoder, parts.task, examples, train.eval_batch_size, parts.device,
+            progress, train.max_new_tokens,
+        )  # fmt: skip
+        self.line.pause(time.perf_counter() - begin)
+        return dict(found)
+
+    def _save(self) -> None:
+        if self.at == 0:
+            return
+        begin = time.perf_counter()
+        self._drain()
+        best = self.progress.best["step"] if self.progress.best else self.at
+        older = [pair for pair in self.progress.protected if pair[0] != self.at]
+        self.progress.protected = [*older, [self.at, best]][-checkpoint.KEEP :]
+        self.measure()
+        state = self.parts.optimizer.state_dict()
+        checkpoint.save(self.checkpoints, self.at, self.parts.model, state, asdict(self.progress))
+        checkpoint.prune(self.checkpoints, {s for pair in self.progress.protected for s in pair})
+        self.line.pause(time.perf_counter() - begin)
