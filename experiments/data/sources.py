@@ -7,7 +7,7 @@ model loads. `origin` tells a result exactly which data it stands on.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,7 @@ def load_splits(
     elif source == "hub":
         rows, origin = load_hub(task)
         for split in SPLITS:
-            for index, row in enumerate(rows[split]):
-                task.check(row, f"{task.hub.path} {split} row {index}")
+            _check(task, rows[split], f"{task.hub.path} {split}")
     else:
         rows, origin = _load_pocket(task, seed, pocket_rows)
     for split in SPLITS:
@@ -70,10 +69,8 @@ def _load_pocket(
     generate: Callable[..., list[dict[str, Any]]] = pocket.generate
     rows: dict[str, list[Row]] = {}
     for split, count in zip(SPLITS, pocket_rows, strict=True):
-        generated = generate(task.name, split, count, seed)
-        rows[split] = [
-            task.check(row, f"pocket {split} row {i}") for i, row in enumerate(generated)
-        ]
+        rows[split] = list(generate(task.name, split, count, seed))
+        _check(task, rows[split], f"pocket {split}")
     return rows, {"source": "pocket", "world_seed": seed}
 
 
@@ -116,5 +113,11 @@ def read_jsonl(path: Path, task: Task) -> tuple[list[Row], str]:
             row = json.loads(line)
         except ValueError as error:  # bad JSON or bad UTF-8
             raise DataError(f"{path} line {number}: not a JSON object: {error}") from error
-        rows.append(task.check(row, f"{path} line {number}"))
+        task.example(row, f"{path} line {number}")
+        rows.append(row)
     return rows, hashlib.sha256(content).hexdigest()
+
+
+def _check(task: Task, rows: Sequence[Row], what: str) -> None:
+    for index, row in enumerate(rows):
+        task.example(row, f"{what} row {index}")

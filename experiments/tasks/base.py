@@ -58,46 +58,39 @@ class Task:
     fields: Mapping[str, type]
     labels: tuple[int, ...]
     hub: HubSource
-    make_example: Callable[[Row], Example]
+    make_example: Callable[
+        [Row], Example
+    ]  # of a row with these fields; ValueError says what is wrong
     max_dev: int | None = None
 
-    def check(self, row: object, where: str = "row") -> Row:
-        """Return the row if it has every field, of its type, and an allowed label.
+    def example(self, row: object, where: str = "row") -> Example:
+        """Check a row and turn it into an example.
 
-        Raises DataError naming the task, `where` the row came from, the field, its value and what
-        is allowed.
+        Spaces (not newlines) at both ends of prompt + option go, as in MeZO. Raises DataError
+        naming the task, `where` the row came from, the field, its value and what is allowed.
         """
-        here = f"task {self.name!r}, {where}"
+        try:
+            made = self.make_example(self._checked(row))
+        except ValueError as error:
+            raise DataError(f"task {self.name!r}, {where}: {error}") from error
+        options = tuple(option.rstrip(" ") for option in made.options)
+        return Example(made.prompt.strip(" "), options, made.label, made.answers)
+
+    def _checked(self, row: object) -> Row:
         if not isinstance(row, Mapping):
-            raise DataError(
-                f"{here}: expected an object with fields {list(self.fields)}, got {row!r}"
-            )
+            raise ValueError(f"expected an object with fields {list(self.fields)}, got {row!r}")
         for field, kind in self.fields.items():
             if field not in row:
-                raise DataError(
-                    f"{here}: field {field!r} is missing; found {sorted(row)}, "
-                    f"needed {list(self.fields)}"
+                raise ValueError(
+                    f"field {field!r} is missing; found {sorted(row)}, needed {list(self.fields)}"
                 )
             value = row[field]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-                raise DataError(f"{here}: field {field!r} is {value!r}, allowed: a {kind.__name__}")
+                raise ValueError(
+                    f"field {field!r} is {value!r}, allowed: a value of type {kind.__name__}"
+                )
             if isinstance(value, str) and not value.strip():
-                raise DataError(f"{here}: field {field!r} is empty, allowed: text")
+                raise ValueError(f"field {field!r} is empty, allowed: text")
         if self.labels and row["label"] not in self.labels:
-            raise DataError(
-                f"{here}: field 'label' is {row['label']!r}, allowed: {list(self.labels)}"
-            )
+            raise ValueError(f"field 'label' is {row['label']!r}, allowed: {list(self.labels)}")
         return row
-
-    def example(self, row: Row, where: str = "row") -> Example:
-        """Check a row and turn it into an example.
-
-        Spaces (not newlines) at both ends of prompt + option go, as in MeZO.
-        """
-        made = self.make_example(self.check(row, where))
-        return Example(
-            made.prompt.strip(" "),
-            tuple(option.rstrip(" ") for option in made.options),
-            made.label,
-            made.answers,
-        )

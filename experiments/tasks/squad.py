@@ -3,22 +3,20 @@
 Trained with the language-model loss on the first gold answer; scored by token F1 over all golds.
 """
 
-from experiments.tasks.base import DataError, Example, HubSource, Row, Task
+from experiments.tasks.base import Example, HubSource, Row, Task
 
 
 def make_example(row: Row) -> Example:
     """`Title: ...`, `Context: ...`, `Question: ...`, `Answer:| <first gold>` and a newline."""
     answers = row["answers"].get("text")
     if not isinstance(answers, (list, tuple)) or not answers:
-        raise DataError(
-            f"task 'squad', question {row['question']!r}: field 'answers' is {row['answers']!r}, "
+        raise ValueError(
+            f"field 'answers' is {row['answers']!r}, "
             "allowed: an object whose 'text' lists at least one answer"
         )
     for answer in answers:
         if not isinstance(answer, str) or not answer.strip():
-            raise DataError(
-                f"task 'squad', question {row['question']!r}: answer {answer!r}, allowed: text"
-            )
+            raise ValueError(f"field 'answers' holds {answer!r}, allowed: text")
     lines = (
         f"Title: {row['title']}",
         f"Context: {row['context']}",
