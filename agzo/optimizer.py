@@ -189,14 +189,13 @@ class ZeroOrderOptimizer(Progress):
                     "drowns a finite difference; call model.eval() or set p=0"
                 )
         with _Uses(self.tuned) as watch:
-            first = self._forward(closure)
+            first, second = self._forward(closure), self._forward(closure)
         unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
         if unused:
             raise ValueError(
                 f"the closure does not use {len(unused)} tuned parameter(s): "
                 f"{', '.join(unused[:5])}; exclude them with params= or requires_grad=False"
             )
-        second = self._forward(closure)
         if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
             raise ValueError(
                 f"the closure gave {first.item():.9g} and then {second.item():.9g} for the same "

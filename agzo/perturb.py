@@ -125,7 +125,8 @@ class _Perturbed(TorchFunctionMode):
         elif isinstance(direction, LowRank):
             y = F.linear(x, weight, bias)
             inner = x @ direction.right.to(x.dtype)  # (tokens, r)
-            left = (direction.left * self._scale).to(y.dtype)
+            exact = torch.promote_types(y.dtype, torch.float32)
+            left = (direction.left.to(exact) * self._scale).to(y.dtype)
             y.addmm_(inner.to(y.dtype), left.T)
         else:
             y = self._dense_linear(x, weight, direction)

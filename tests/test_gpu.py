@@ -1,0 +1,79 @@
+"""What only a CUDA device can show: executions agree there, and a step never waits for it."""
+
+import pytest
+import torch
+
+from tests.methods import EXECUTIONS, METHODS, Method
+from tests.networks import Network, qwen3, weights
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _cuda():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+def on_cuda(dtype: torch.dtype) -> Network:
+    net = qwen3(dtype)
+    net.model.cuda()
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 40, (3, 7), generator=generator).cuda()
+    mask = torch.ones(3, 7, dtype=torch.bool, device="cuda")
+    keep = torch.tensor([6], device="cuda")
+
+    def closure() -> torch.Tensor:
+        output = net.model(
+            input_ids=ids, attention_mask=mask.long(), logits_to_keep=keep, use_cache=False
+        )
+        return output.logits.float().logsumexp(-1).mean()
+
+    return Network(net.model, closure, mask)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_executions_agree_on_cuda(method: Method):
+    ends = []
+    for execution in EXECUTIONS:
+        net = on_cuda(torch.float32)
+        optimizer = method.make(net.model, eps=1e-2, lr=1e-4, execution=execution)
+        for _ in range(8):
+            optimizer.step(net.closure, net.token_mask)
+        ends.append(torch.cat([w.flatten() for w in weights(net.model).values()]))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "master"])
+def test_a_step_never_waits_for_the_device(method: Method, rounding):
+    net = on_cuda(torch.bfloat16)
+    optimizer = method.make(net.model, rounding=rounding)
+    optimizer.step(net.closure, net.token_mask)  # the one-off check does wait
+    with torch.no_grad():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                optimizer.step(net.closure, net.token_mask)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_resume_on_cuda_is_bit_exact(method: Method):
+    straight = on_cuda(torch.float32)
+    optimizer = method.make(straight.model)
+    for _ in range(6):
+        optimizer.step(straight.closure, straight.token_mask)
+    first = on_cuda(torch.float32)
+    half = method.make(first.model)
+    for _ in range(3):
+        half.step(first.closure, first.token_mask)
+    second = on_cuda(torch.float32)
+    second.model.load_state_dict(first.model.state_dict())
+    rest = method.make(second.model)
+    rest.load_state_dict(half.state_dict())
+    for _ in range(3):
+        rest.step(second.closure, second.token_mask)
+    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
+        assert a.equal(b)

@@ -1,0 +1,291 @@
+"""The torch.optim face: hyperparameters, groups, schedules, errors, the non-finite freeze."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from agzo import AGZO
+from agzo.select import roles
+from baselines import LOZO, SGD, AdamW, MeZO, ZeroShot
+from tests.methods import METHODS, Method
+from tests.networks import NETWORKS, mlp, qwen3, weights
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("optimizer", [AGZO, MeZO, LOZO, SGD, AdamW])
+def test_every_method_runs_on_every_network(optimizer, network):
+    net = NETWORKS[network]()
+    options = {} if optimizer in (SGD, AdamW) else {"eps": 1e-3}
+    method = optimizer(net.model, lr=1e-3, **options)
+    before = weights(net.model)
+    loss = method.step(net.closure, net.token_mask)
+    assert loss.shape == ()
+    assert not loss.requires_grad
+    assert all(not before[n].equal(p) for n, p in net.model.named_parameters())
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_agzo_gives_a_subspace_to_exactly_the_linear_weights(network):
+    net = NETWORKS[network]()
+    optimizer = AGZO(net.model, lr=0.0, eps=1e-3)
+    optimizer.step(net.closure, net.token_mask)
+    linear = {
+        f"{name}.weight"
+        for name, module in net.model.named_modules()
+        if isinstance(module, nn.Linear) and not (name == "lm_head" and "-tied" in network)
+    }
+    assert set(optimizer._subspace.bases) == linear
+
+
+def test_roles_of_tied_and_untied_weights():
+    for tied, head in ((True, "embedding"), (False, "linear")):
+        model = qwen3(tied=tied).model
+        assert roles(model)[model.lm_head.weight] == head
+        assert roles(model)[model.model.embed_tokens.weight] == "embedding"
+        assert roles(model)[model.model.norm.weight] == "other"
+
+
+class Odd(nn.Module):
+    """Weights reached in every way but through their own module's forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 4)
+        self.linear = nn.Linear(4, 4)
+        self.conv = nn.Conv1d(4, 4, 1)
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.bilinear = nn.Parameter(torch.randn(2, 3, 4))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids) @ self.linear.weight.T + self.linear.bias
+        x = F.conv1d(x.transpose(1, 2), self.conv.weight, self.conv.bias).transpose(1, 2)
+        x = self.lstm(x)[0] + self.attention(x, x, x)[0]
+        return torch.einsum("bsd,pqd->bspq", x * self.scale, self.bilinear)
+
+
+@pytest.mark.parametrize("optimizer", [MeZO, LOZO])
+def test_weights_used_in_unusual_ways_are_perturbed_alike(optimizer):
+    losses = []
+    for execution in ("side_branch", "in_place"):
+        torch.manual_seed(0)
+        model = Odd().double().eval()
+        ids = torch.arange(12).view(2, 6) % 10
+        closure = lambda model=model, ids=ids: model(ids).square().mean()  # noqa: E731
+        method = optimizer(model, lr=1e-3, eps=1e-2, execution=execution)
+        losses.append(torch.stack([method.step(closure) for _ in range(5)]))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-7, atol=1e-12)
+
+
+def test_agzo_names_a_linear_layer_that_is_not_called_as_one():
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3, bias=False)
+
+    model = Transposed().eval()
+    x = torch.randn(2, 3)
+    with pytest.raises(RuntimeError, match=r"no basis for linear\.weight"):
+        AGZO(model, lr=0.1, eps=0.1).step(lambda: (x @ model.linear.weight.T).sum())
+
+
+@every_method
+def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method):
+    """W <- (1 - lr wd) W - lr g Delta, with the lr that the schedule gives at each step."""
+    plain, decayed = mlp(torch.float64), mlp(torch.float64)
+    lr, decay = 1e-2, 0.1
+    reference = method.make(plain.model, lr=lr)
+    optimizer = method.make(decayed.model, lr=lr, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=4)
+    for step in range(4):
+        plain.model.load_state_dict(decayed.model.state_dict())
+        before = weights(decayed.model)
+        reference.step(plain.closure)
+        optimizer.step(decayed.closure)
+        now = lr * (1 - 0.5 * step / 4)
+        for name, parameter in decayed.model.named_parameters():
+            move = dict(plain.model.named_parameters())[name] - before[name]
+            wanted = (1 - now * decay) * before[name] + move * now / lr
+            torch.testing.assert_close(parameter.detach(), wanted.detach(), rtol=1e-9, atol=1e-12)
+        schedule.step()
+
+
+def test_parameter_groups_and_filters():
+    net = qwen3()
+    norms = [p for n, p in net.model.named_parameters() if "norm" in n]
+    others = [p for n, p in net.model.named_parameters() if "norm" not in n]
+    groups = [{"params": norms, "lr": 0.0}, {"params": others}]
+    before = weights(net.model)
+    MeZO(net.model, lr=1e-3, eps=1e-3, params=groups).step(net.closure, net.token_mask)
+    for name, parameter in net.model.named_parameters():
+        assert parameter.equal(before[name]) == ("norm" in name)
+
+    net = qwen3()
+    optimizer = LOZO(net.model, lr=1e-3, eps=1e-3, params=lambda name, p: "layers.1" in name)
+    optimizer.step(net.closure, net.token_mask)
+    for name, parameter in net.model.named_parameters():
+        assert parameter.equal(before[name]) == ("layers.1" not in name)
+
+
+def test_adding_a_parameter_changes_no_other_noise():
+    one, all_ = mlp(torch.float64), mlp(torch.float64)
+    alone = MeZO(one.model, lr=0.0, eps=1e-3, params=lambda name, p: name == "0.weight")
+    every = MeZO(all_.model, lr=0.0, eps=1e-3)
+    from agzo.rng import Noise
+
+    noise = Noise(0, 0)
+    together = {p.shape: d.dense() for p, d in every._directions(noise).items()}
+    for parameter, direction in alone._directions(noise).items():
+        assert direction.dense().equal(together[parameter.shape])
+
+
+def test_published_lozo_applies_another_direction_on_refresh_steps():
+    """The published code's error, reproduced by its switch and absent without it."""
+    for published in (False, True):
+        net = mlp(torch.float64)
+        optimizer = LOZO(
+            net.model,
+            lr=1e-3,
+            eps=1e-3,
+            rank=1,
+            refresh_every=3,
+            published_refresh=published,
+            params=lambda name, p: name == "0.weight",
+        )
+        for step in range(6):
+            before = net.model[0].weight.detach().clone()
+            optimizer.step(net.closure)
+            applied = net.model[0].weight.detach() - before
+            from agzo.rng import Noise
+
+            evaluated = optimizer._look.sample(optimizer.tuned[0], Noise(0, step)).dense()
+            cosine = F.cosine_similarity(applied.flatten(), evaluated.double().flatten(), dim=0)
+            refresh = step % 3 == 0
+            if published and refresh:
+                assert abs(cosine) < 0.95
+            else:
+                assert abs(cosine) == pytest.approx(1.0, abs=1e-6)
+
+
+@every_method
+def test_non_finite_loss_freezes_the_weights(method: Method):
+    net = qwen3()
+    optimizer = method.make(net.model)
+    optimizer.step(net.closure, net.token_mask)
+    before = weights(net.model)
+    for factor in (float("nan"), 1.0, float("inf"), 1.0):
+        optimizer.step(lambda factor=factor: net.closure() * factor, net.token_mask)
+        assert not optimizer.finite
+        for name, parameter in net.model.named_parameters():
+            assert parameter.equal(before[name])
+
+
+def test_first_order_baselines_are_torchs_own():
+    for ours, theirs, options in (
+        (SGD, torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.1}),
+        (AdamW, torch.optim.AdamW, {"weight_decay": 0.1}),
+    ):
+        net, plain = qwen3(), qwen3()
+        method = ours(net.model, lr=1e-2, **options)
+        reference = theirs(plain.model.parameters(), lr=1e-2, **options)
+        for _ in range(3):
+            loss = method.step(net.closure)
+            reference.zero_grad()
+            expected = plain.closure()
+            expected.backward()
+            reference.step()
+            assert loss.equal(expected.detach())
+        for a, b in zip(net.model.parameters(), plain.model.parameters(), strict=True):
+            assert a.equal(b)
+        assert method.forwards == 9
+
+
+def test_zero_shot_takes_no_step():
+    net = mlp()
+    method = ZeroShot(net.model)
+    assert not method.trains
+    with pytest.raises(RuntimeError, match="takes no training step"):
+        method.step(net.closure)
+
+
+BAD = [
+    (AGZO, {"rank": 0}, "rank=0: allowed are whole numbers >= 1"),
+    (AGZO, {"rank": 7}, "rank=7: layer 0.weight has an input width of 6"),
+    (AGZO, {"power_steps": -1}, "power_steps=-1"),
+    (AGZO, {"refresh_every": 0}, "refresh_every=0"),
+    (LOZO, {"rank": 0}, "rank=0"),
+    (LOZO, {"rank": 4}, r"rank=4: parameter 3.weight has shape \(3, 8\); allowed .* 1 to 3"),
+    (LOZO, {"refresh_every": 0}, "refresh_every=0"),
+    (MeZO, {"eps": 0.0}, "eps=0.0: allowed are finite numbers > 0"),
+    (MeZO, {"eps": -1e-3}, "eps=-0.001"),
+    (MeZO, {"eps": math.nan}, "eps=nan"),
+    (MeZO, {"lr": math.inf}, "lr=inf"),
+    (MeZO, {"lr": -1.0}, "lr=-1.0"),
+    (MeZO, {"weight_decay": -0.1}, "weight_decay=-0.1"),
+    (MeZO, {"queries": 0}, "queries=0"),
+    (MeZO, {"queries": True}, "queries=True"),
+    (MeZO, {"estimator": "spsa"}, "estimator='spsa': allowed are one_sided, two_sided"),
+    (MeZO, {"execution": "fast"}, "execution='fast': allowed are side_branch, in_place"),
+    (MeZO, {"rounding": "up"}, "rounding='up': allowed are nearest, stochastic, master"),
+    (MeZO, {"embeddings": "on"}, "embeddings='on': allowed are tuned, frozen"),
+    (MeZO, {"params": lambda name, p: False}, "leave no parameter to tune"),
+    (MeZO, {"params": [nn.Parameter(torch.zeros(1))]}, "does not belong to the model"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "options", "message"), BAD)
+def test_bad_hyperparameters_name_key_value_and_what_is_allowed(optimizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(mlp().model, **{"lr": 1e-3, "eps": 1e-3, **options})
+
+
+@every_method
+def test_a_loss_that_is_not_a_function_is_an_error(method: Method):
+    net = mlp()
+    with pytest.raises(ValueError, match=r"and then .* for the same weights"):
+        method.make(net.model).step(lambda: net.closure() + torch.rand(()))
+
+
+def test_active_dropout_is_an_error_that_names_the_module():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))
+    closure = lambda: model(torch.ones(3, 2)).sum()  # noqa: E731
+    with pytest.raises(ValueError, match=r"module 1: active dropout \(p=0.1\)"):
+        MeZO(model, lr=1e-3, eps=1e-3).step(closure)
+    model.eval()
+    MeZO(model, lr=1e-3, eps=1e-3).step(closure)
+
+
+def test_a_tuned_parameter_without_use_is_an_error_that_names_it():
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=r"does not use 2 tuned .*idle.weight, idle.bias"):
+        MeZO(model, lr=1e-3, eps=1e-3).step(lambda: model["used"](torch.ones(3, 2)).sum())
+
+
+@pytest.mark.parametrize("loss", [1.0, torch.ones(2), torch.tensor(1)])
+def test_a_closure_must_return_a_scalar_loss(loss):
+    with pytest.raises(ValueError, match="closure returned"):
+        MeZO(mlp().model, lr=1e-3, eps=1e-3).step(lambda: loss)
+
+
+def test_state_of_another_stream_is_refused():
+    net = mlp()
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-3)
+    state = optimizer.state_dict()
+    state["state"]["zo"]["stream"] = "0-cpu"
+    with pytest.raises(ValueError, match="stream='0-cpu': allowed is '1-cpu'"):
+        optimizer.load_state_dict(state)
+
+
+def test_half_precision_loss_is_differenced_in_float32():
+    net = mlp(torch.bfloat16)
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-2)
+    assert optimizer.step(net.closure).dtype == torch.float32
+    assert optimizer.projected_grad.dtype == torch.float32
+    net = mlp(torch.float64)
+    assert MeZO(net.model, lr=1e-3, eps=1e-2).step(net.closure).dtype == torch.float64
