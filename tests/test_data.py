@@ -257,6 +257,8 @@ def test_a_small_training_split_shrinks_training_and_says_so():
         "requested": {"train": 1000, "dev": 500, "eval": 1000},
         "used": {"train": 150, "dev": 100, "eval": 56},
     }
+    fewer = protocol(replace(SST2, max_dev=100), raw(250, 56), 1000, 20, 1000)
+    assert fewer.sizes["used"]["dev"] == 20
 
 
 @pytest.mark.parametrize(
