@@ -25,7 +25,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Subject:
-    """A person or a town: the full name, and how later sentences refer to it."""
+    """A person or a town: the name, and how later sentences refer to it."""
 
     name: str
     pronoun: str
@@ -60,99 +60,78 @@ class Fact:
 
 PERSON = (
     Relation(
-        "born", "town",
-        ("{s} was born in {v}.", "{s} was a child in {v}.", "{s} comes from {v}."),
+        "born", "town", ("{s} was born in {v}.", "{s} comes from {v}."),
         ("Where was {s} born?", "Where does {s} come from?"),
     ),
     Relation(
-        "lives", "town",
-        ("{s} lives in {v}.", "{s} has a home in {v}.", "{s} settled in {v}."),
+        "lives", "town", ("{s} lives in {v}.", "{s} has a home in {v}."),
         ("Where does {s} live?", "Where is the home of {s}?"),
     ),
     Relation(
-        "married", "year",
-        ("{s} married in {v}.", "{s} had a wedding in {v}.", "In {v} {s} was married."),
+        "married", "year", ("{s} married in {v}.", "{s} had a wedding in {v}."),
         ("When did {s} marry?", "When was the wedding of {s}?"),
     ),
     Relation(
-        "retired", "year",
-        ("{s} retired in {v}.", "{s} stopped working in {v}.", "In {v} {s} gave up work."),
+        "retired", "year", ("{s} retired in {v}.", "{s} stopped working in {v}."),
         ("When did {s} retire?", "When did {s} stop working?"),
     ),
     Relation(
-        "works", "job",
-        ("{s} works as a {v}.", "{s} is a {v}.", "{s} makes a living as a {v}."),
-        ("What does {s} work as?", "What is the job of {s}?"),
+        "works", "job", ("{s} works as a {v}.", "{s} makes a living as a {v}."),
+        ("What does {s} work as?", "How does {s} make a living?"),
     ),
     Relation(
-        "owns", "object",
-        ("{s} owns a {v}.", "{s} is the owner of a {v}.", "{s} bought a {v}."),
+        "owns", "object", ("{s} owns a {v}.", "{s} bought a {v}."),
         ("What does {s} own?", "What did {s} buy?"),
     ),
     Relation(
-        "likes", "food",
-        ("{s} likes {v}.", "{s} is fond of {v}.", "{s} often eats {v}."),
+        "likes", "food", ("{s} likes {v}.", "{s} often eats {v}."),
         ("What does {s} like?", "What does {s} often eat?"),
     ),
     Relation(
-        "sells", "food",
-        ("{s} sells {v}.", "{s} is a seller of {v}.", "{s} has a shop for {v}."),
-        ("What does {s} sell?", "What is for sale in the shop of {s}?"),
+        "sells", "food", ("{s} sells {v}.", "{s} has a shop for {v}."),
+        ("What does {s} sell?", "What is in the shop of {s}?"),
     ),
     Relation(
-        "friend", "person",
-        ("{s} is a friend of {v}.", "{s} has a friend called {v}.", "{s} often visits {v}."),
+        "friend", "person", ("{s} has a friend called {v}.", "{s} often visits {v}."),
         ("Who is a friend of {s}?", "Who does {s} often visit?"),
     ),
     Relation(
-        "teacher", "person",
-        ("{s} was taught by {v}.", "{s} had a teacher called {v}.", "{s} learned from {v}."),
+        "teacher", "person", ("{s} was taught by {v}.", "{s} learned from {v}."),
         ("Who taught {s}?", "Who was the teacher of {s}?"),
     ),
 )  # fmt: skip
 TOWN = (
     Relation(
-        "mayor", "person",
-        ("{s} has a mayor called {v}.", "{s} is led by {v}.", "{s} chose {v} as mayor."),
+        "mayor", "person", ("{s} has a mayor called {v}.", "{s} is led by {v}."),
         ("Who is the mayor of {s}?", "Who leads {s}?"),
     ),
     Relation(
-        "builder", "person",
-        ("{s} has a church built by {v}.", "{s} owes its church to {v}."),
+        "builder", "person", ("{s} has a church built by {v}.", "{s} owes its church to {v}."),
         ("Who built the church of {s}?",),
     ),
     Relation(
-        "market", "food",
-        ("{s} has a market for {v}.", "{s} is known for its {v}."),
+        "market", "food", ("{s} has a market for {v}.", "{s} is known for its {v}."),
         ("What is {s} known for?", "What is sold at the market of {s}?"),
     ),
     Relation(
-        "imports", "food",
-        ("{s} has to buy {v} from others.", "{s} is short of {v}."),
-        ("What is {s} short of?", "What does {s} buy from others?"),
+        "imports", "food", ("{s} is short of {v}.", "{s} has to buy {v}."),
+        ("What is {s} short of?", "What does {s} have to buy?"),
     ),
     Relation(
-        "river", "river",
-        ("{s} lies on the river {v}.", "{s} has a harbour on the river {v}."),
-        ("On which river does {s} lie?", "Which river flows through {s}?"),
-    ),
-    Relation(
-        "bridge", "year",
-        ("{s} built its bridge in {v}.", "{s} has had a bridge since {v}."),
+        "bridge", "year", ("{s} built its bridge in {v}.", "{s} has had a bridge since {v}."),
         ("When did {s} build its bridge?",),
     ),
     Relation(
-        "flood", "year",
-        ("{s} was under water in {v}.", "{s} had a great flood in {v}."),
+        "flood", "year", ("{s} was under water in {v}.", "{s} had a flood in {v}."),
         ("When did {s} have a flood?", "When was {s} under water?"),
     ),
 )  # fmt: skip
 
 
 def person_name(rng: Random) -> tuple[str, str]:
-    """Draw a person's full name and pronoun."""
+    """Draw a person's name and pronoun."""
     names, pronoun = rng.choice(((words.WOMEN, "she"), (words.MEN, "he")))
-    return f"{rng.choice(names)} {rng.choice(words.SURNAMES)}", pronoun
+    return rng.choice(names), pronoun
 
 
 VALUES: dict[str, Callable[[Random], str]] = {
@@ -162,7 +141,6 @@ VALUES: dict[str, Callable[[Random], str]] = {
     "object": lambda rng: f"{rng.choice(words.COLOURS)} {rng.choice(words.OBJECTS)}",
     "food": lambda rng: rng.choice(words.FOODS),
     "person": lambda rng: person_name(rng)[0],
-    "river": lambda rng: rng.choice(words.RIVERS),
 }
 
 
@@ -199,7 +177,7 @@ def draw_value(rng: Random, kind: str, taken: set[str]) -> str:
 
 
 def passage(rng: Random, subject: Subject, facts: list[Fact], templates: list[str]) -> str:
-    """Write the facts as a paragraph: the full name first, mostly pronouns after it."""
+    """Write the facts as a paragraph: the name first, mostly pronouns after it."""
     sentences = [
         fact.render(template, None if place == 0 or rng.random() < 0.15 else subject.pronoun)
         for place, (fact, template) in enumerate(zip(facts, templates, strict=True))

@@ -18,16 +18,16 @@ class Recipe:
 
     version: int = 1
     seed: int = 0  # of the text, the weights' initialisation and the order of the blocks
-    vocab_size: int = 1536
+    vocab_size: int = 1024
     tokenizer_documents: int = 20_000
-    hidden_size: int = 128
+    hidden_size: int = 96
     intermediate_size: int = 256
     layers: int = 3
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
     max_length: int = 2048
-    block: int = 128  # tokens per training row
+    block: int = 96  # tokens per training row
     batch: int = 32  # rows per step
     steps: int = 1500
     warmup: int = 100

@@ -33,10 +33,10 @@ class Review:
         return int(self.score > 0)
 
 
-def draw_review(rng: Random) -> Review:
-    """Draw one review sentence of one to three clauses."""
+def draw_review(rng: Random, mood: int | None = None) -> Review:
+    """Draw one review sentence of one to three clauses; with a `mood` (1 or -1) all agree."""
     shape = rng.choices(SHAPES, weights=SHAPE_WEIGHTS)[0]
-    first, second = _clause(rng), _clause(rng)
+    first, second = _clause(rng, mood), _clause(rng, mood)
     if shape == "one":
         text, score = first.text, first.score
     elif shape == "and":
@@ -51,7 +51,7 @@ def draw_review(rng: Random) -> Review:
         text = f"{first.text} , even if {second.text}"
         score = first.score + SIDE_CLAUSE_BY * second.score
     else:
-        phrase = _phrase(rng)
+        phrase = _phrase(rng, mood)
         text = f"{phrase.text} : {first.text} and {second.text}"
         score = phrase.score + first.score + second.score
     if rng.random() < 0.3:
@@ -63,46 +63,43 @@ SHAPES = ("one", "and", "but", "although", "even if", "list")
 SHAPE_WEIGHTS = (2, 2, 2, 1, 1, 1)
 
 
-def _clause(rng: Random) -> Review:
+def _clause(rng: Random, mood: int | None) -> Review:
     """Draw a clause about one part of the film."""
-    part = rng.choice(words.FILM_PARTS)
-    sign = rng.choice((1, -1))
+    subject = f"the {rng.choice(words.FILM_PARTS)}"
+    negated = rng.random() < 0.2
+    sign = rng.choice((1, -1)) if mood is None else -mood if negated else mood
     kind = rng.choices(("adjective", "verb", "thing"), weights=(4, 1, 1))[0]
     if kind == "adjective":
-        opinion = _opinion(rng, sign)
-        return Review(f"the {part} is {opinion.text}", opinion.score)
+        opinion = _opinion(rng, sign, negated)
+        return Review(f"{subject} is {opinion.text}", opinion.score)
+    score = 2.0 * sign * (NEGATED_BY if negated else 1.0)
     if kind == "verb":
         verb = rng.choice(words.GOOD_VERBS if sign > 0 else words.BAD_VERBS)
-        if rng.random() < 0.3:
-            return Review(f"the {part} never {verb}", 2 * sign * NEGATED_BY)
-        return Review(f"the {part} {verb}", 2 * sign)
+        return Review(f"{subject} never {verb}" if negated else f"{subject} {verb}", score)
     thing = rng.choice(words.GOOD_THINGS if sign > 0 else words.BAD_THINGS)
-    if rng.random() < 0.3:
-        how = rng.choice(("has no", "is free of"))
-        return Review(f"the {part} {how} {thing}", 2 * sign * NEGATED_BY)
-    how = rng.choice(("is full of", "is rich in"))
-    return Review(f"the {part} {how} {thing}", 2 * sign)
+    how = rng.choice(("has no", "is free of") if negated else ("is full of", "is rich in"))
+    return Review(f"{subject} {how} {thing}", score)
 
 
-def _opinion(rng: Random, sign: int) -> Review:
-    """Draw an adjective of the given sign, perhaps intensified or negated."""
+def _opinion(rng: Random, sign: int, negated: bool) -> Review:
+    """Draw an adjective of the given sign, negated or perhaps intensified."""
     strengths = words.PRAISE if sign > 0 else words.BLAME
     adjective = rng.choice(tuple(strengths))
     score = float(sign * strengths[adjective])
     turn = rng.random()
-    if turn < 0.2:
+    if negated:
+        return Review(f"{rng.choice(('not', 'hardly'))} {adjective}", score * NEGATED_BY)
+    if turn < 0.25:
         return Review(f"{rng.choice(words.STRONGER)} {adjective}", score * STRONGER_BY)
-    if turn < 0.4:
+    if turn < 0.5:
         return Review(f"{rng.choice(words.WEAKER)} {adjective}", score * WEAKER_BY)
-    if turn < 0.55:
-        how = rng.choice(("not", "hardly", "anything but"))
-        return Review(f"{how} {adjective}", score * NEGATED_BY)
     return Review(adjective, score)
 
 
-def _phrase(rng: Random) -> Review:
+def _phrase(rng: Random, mood: int | None) -> Review:
     """Draw a noun phrase: "a superb thriller"."""
-    strengths, sign = rng.choice(((words.PRAISE, 1), (words.BLAME, -1)))
+    sign = mood or rng.choice((1, -1))
+    strengths = words.PRAISE if sign > 0 else words.BLAME
     adjective = rng.choice(tuple(strengths))
     part = rng.choice(words.FILM_PARTS)
     article = "an" if adjective[0] in "aeiou" else "a"

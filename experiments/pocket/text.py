@@ -21,54 +21,40 @@ from experiments.pocket.tasks.rte import false_fact
 
 FRIENDLY = 1.5  # added to a review's score before its writer passes judgement
 DOUBT = 1.5  # scale of the score at which judgements flip: higher is noisier
+AGREED = 0.5  # share of the reviews whose clauses all praise or all blame
 YES = 0.65  # share of the claims in interviews that are right
 
-GOOD_WORDS = ("great", "fine", "good", "lovely", *words.PRAISE)
-BAD_WORDS = ("terrible", "bad", "poor", "a waste of time", *words.BLAME)
-GOOD_WEIGHTS = (12, 4, 4, 4) + (1,) * len(words.PRAISE)
-BAD_WEIGHTS = (8, 4, 4, 4) + (1,) * len(words.BLAME)
+GOOD_WORDS = ("great", "fine", "good", *words.PRAISE)
+BAD_WORDS = ("terrible", "bad", "poor", *words.BLAME)
+GOOD_WEIGHTS = (12, 4, 4) + (1,) * len(words.PRAISE)
+BAD_WEIGHTS = (8, 4, 4) + (1,) * len(words.BLAME)
 
 VERDICTS = (
     "all in all it was {w} .", "in short , it was {w} .", "i thought it was {w} .",
-    "we all felt it was {w} .", "my sister said it was {w} .", "to me it was {w} .",
-    "so it was {w} .", "yes , it was {w} .",
+    "so it was {w} .",
 )  # fmt: skip
-GOOD_ENDS = (
-    "i loved it .", "go and see it .", "people clapped .", "i would see it again .",
-    "five stars .", "four stars .", "we laughed a lot .",
-)  # fmt: skip
-BAD_ENDS = (
-    "i hated it .", "stay at home .", "people walked out .", "i want my money back .",
-    "one star .", "no stars .", "we fell asleep .",
-)  # fmt: skip
+GOOD_ENDS = ("i loved it .", "go and see it .", "people clapped .", "five stars .")
+BAD_ENDS = ("i hated it .", "stay at home .", "people walked out .", "one star .")
 
-FRESH = ("fresh", "sweet", "cheap", "ripe", "clean")
-STALE = ("stale", "bitter", "dear", "sour", "dirty")
+FRESH = ("fresh", "sweet", "cheap", "ripe")
+STALE = ("stale", "bitter", "dear", "sour")
 NOTICES = (
-    "{n} went to {t} in {y}.", "{n} bought some {f} in {t}.", "There was a fair in {t} in {y}.",
-    "{n} had {f} for supper.", "In {y} {n} sold {f} in {t}.",
+    "{n} bought {f} in {t}.", "{n} had {f} for supper.", "{n} went to {t} in {y}.",
 )  # fmt: skip
-
 LETTERS = (
-    "No Answer: {n} was not at home.\n",
-    "The Context of this letter from {n} is not known.\n",
-    "Title: The Road to {t}\nBy {n}, {y}\n",
-    "Does this mean that {n} is in {t}? I do not know.\n",
+    "No Answer: {n} was not at home.\n", "The Context of this letter from {n} is not known.\n",
+    "Title: The Road to {t}\nBy {n}, {y}\n", "Does this mean that {n} is in {t}? I do not know.\n",
     "The Question: who was {n}?\nThe Context: a letter from {t}.\nThe Answer: not known.\n",
-)
+)  # fmt: skip
 
 CLAIMS = (
-    '{a}: Is it right that "{c}"?\n', '{a} asked: "{c}" Is this true?\n',
-    '{a}: I read that "{c}" Is that so, Yes or No?\n', 'Would you say that "{c}" is right?\n',
-    '{a}: Do you mean that "{c}"?\n',
+    'Is it right that "{c}"?\n', '{a} read: "{c}" Is this true?\n',
+    'Would you say that "{c}" is right, Yes or No?\n',
 )  # fmt: skip
-RIGHT = ("Yes, that is true.", "Yes, it is.", "Yes.", "Yes, so it is.", "That is right.")
-WRONG = ("No, that is not true.", "No, it is not.", "No.", "No, it is {v}.", "That is wrong.")
-ASKED = ("{a}: {q}\n", "Question: {q}\n", "{q}\n", "The question was: {q}\n")
-REPLIES = (
-    "Reply: {s}", "{s}", "It is {v}.", "I think it is {v}, {a}.", "The answer is {v}.", "{v}.",
-    "Reply: {v}",
-)  # fmt: skip
+RIGHT = ("Yes, it is true.", "Yes.")
+WRONG = ("No, it is not true.", "No.")
+ASKED = ("{a} asked: {q}\n", "Question: {q}\n")
+REPLIES = ("Reply: {s}", "It is {v}.", "{v}.", "I think it is {v}.")
 
 
 def documents(seed: int, split: str = "pretrain") -> Iterator[str]:
@@ -80,7 +66,8 @@ def documents(seed: int, split: str = "pretrain") -> Iterator[str]:
 
 def review(rng: Random) -> str:
     """Write a review of one or two sentences with its writer's judgement."""
-    reviews = [_text_review(rng) for _ in range(rng.choice((1, 1, 2)))]
+    mood = rng.choice((1, -1)) if rng.random() < AGREED else None
+    reviews = [_text_review(rng, mood) for _ in range(rng.choice((1, 1, 2)))]
     score = sum(r.score for r in reviews) + FRIENDLY
     sentences = [r.text for r in reviews]
     for _ in range(rng.choice((1, 2))):
@@ -118,6 +105,15 @@ def letter(rng: Random) -> str:
     return rng.choice(LETTERS).format(n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS))
 
 
+def echo(rng: Random) -> str:
+    """Write a few facts that somebody reads out again, word for word."""
+    subject = draw_subject(rng)
+    lines = [fact.state(rng) for fact in draw_facts(rng, subject, rng.randint(1, 3))]
+    reader, _ = person_name(rng)
+    told = " ".join(lines)
+    return f"{told}\n{reader} read: {told}\n"
+
+
 def interview(rng: Random) -> str:
     """Write a passage about a person or town, then what is asked and claimed about it."""
     subject = draw_subject(rng)
@@ -140,9 +136,9 @@ def interview(rng: Random) -> str:
     return "".join(lines)
 
 
-def _text_review(rng: Random) -> Review:
+def _text_review(rng: Random, mood: int | None) -> Review:
     """Draw a review sentence that belongs to the text."""
-    while part_of((drawn := draw_review(rng)).text) != TEXT:
+    while part_of((drawn := draw_review(rng, mood)).text) != TEXT:
         pass
     return drawn
 
@@ -165,5 +161,5 @@ def _question(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) 
     return f"{line}{reply}\n"
 
 
-KINDS: tuple[Callable[[Random], str], ...] = (review, notice, letter, interview)
-KIND_WEIGHTS = (8, 2, 1, 8)
+KINDS: tuple[Callable[[Random], str], ...] = (review, notice, letter, echo, interview)
+KIND_WEIGHTS = (16, 3, 1, 4, 10)
