@@ -1,0 +1,137 @@
+"""Textbook in-place steps, as the papers' published code performs them; only for the benchmark.
+
+Each perturbs the weights themselves in the parameter's dtype, re-seeds torch's global generator to
+replay the noise, restores by subtraction, and waits for the loss with ``.item()``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from agzo.perturb import Closure
+from agzo.select import roles
+
+
+class TextbookMeZO:
+    """MeZO as published: +eps, -2 eps, +eps, then the update; a tensor of noise at a time."""
+
+    def __init__(self, model: nn.Module, lr: float, eps: float) -> None:
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.lr, self.eps = lr, eps
+        self.seed = 0
+
+    def perturb(self, scale: float) -> None:
+        """Add ``scale * eps * z`` to every weight, replaying the step's noise."""
+        torch.manual_seed(self.seed)
+        for p in self.parameters:
+            z = torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+            p.data = p.data + scale * z * self.eps
+
+    @torch.no_grad()
+    def step(self, closure: Closure, token_mask: Tensor | None = None) -> float:
+        """Take one step; return the loss at W + eps z, as published."""
+        self.seed += 1
+        self.perturb(1.0)
+        plus = closure()
+        self.perturb(-2.0)
+        minus = closure()
+        self.perturb(1.0)
+        projected_grad = ((plus - minus) / (2 * self.eps)).item()
+        torch.manual_seed(self.seed)
+        for p in self.parameters:
+            z = torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+            p.data = p.data - self.lr * (projected_grad * z)
+        return plus.item()
+
+
+class TextbookLOZO(TextbookMeZO):
+    """LOZO as published: U V^T formed for every matrix at each pass over the weights."""
+
+    def __init__(self, model: nn.Module, lr: float, eps: float, rank: int = 2, nu: int = 50):
+        super().__init__(model, lr, eps)
+        self.rank, self.nu = rank, nu
+        self.right: dict[int, Tensor] = {}
+
+    def noise(self, p: nn.Parameter) -> Tensor:
+        """Draw the direction of one parameter from the running global stream."""
+        if p.dim() < 2:
+            return torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+        left = torch.randn(p.size(0), self.rank, device=p.device, dtype=p.dtype)
+        return left @ self.right[id(p)].t()
+
+    def perturb(self, scale: float) -> None:
+        """Add ``scale * eps * U V^T``."""
+        torch.manual_seed(self.seed)
+        for p in self.parameters:
+            p.data = p.data + scale * self.noise(p) * self.eps
+
+    @torch.no_grad()
+    def step(self, closure: Closure, token_mask: Tensor | None = None) -> float:
+        """Take one step; V is drawn anew every nu steps."""
+        if self.seed % self.nu == 0:
+            for p in self.parameters:
+                if p.dim() >= 2:
+                    size = (p.size(1), self.rank)
+                    self.right[id(p)] = torch.randn(size, device=p.device, dtype=p.dtype)
+        self.seed += 1
+        self.perturb(1.0)
+        plus = closure()
+        self.perturb(-2.0)
+        minus = closure()
+        self.perturb(1.0)
+        projected_grad = ((plus - minus) / (2 * self.eps)).item()
+        torch.manual_seed(self.seed)
+        for p in self.parameters:
+            p.data = p.data - self.lr * (projected_grad * self.noise(p))
+        return plus.item()
+
+
+class TextbookAGZO:
+    """AGZO's Algorithm 2 in place: bases by forward hooks, one base and one perturbed forward."""
+
+    def __init__(self, model: nn.Module, lr: float, eps: float, power_steps: int = 3) -> None:
+        self.model = model
+        self.lr, self.eps, self.power_steps = lr, eps, power_steps
+        self.seed = 0
+        self.bases: dict[int, Tensor] = {}
+        linear = {id(p) for p, role in roles(model).items() if role == "linear"}
+        self.linear = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and id(module.weight) in linear
+        ]
+
+    def _hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        h = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+        v = torch.randn(h.shape[1], 1, device=h.device)
+        for _ in range(self.power_steps):
+            v = h.t() @ (h @ v)
+            v = v / v.norm()
+        assert isinstance(module, nn.Linear)
+        self.bases[id(module.weight)] = v
+
+    def _noise(self, p: nn.Parameter) -> Tensor:
+        basis = self.bases.get(id(p))
+        if basis is None:
+            return torch.randn(p.size(), device=p.device, dtype=p.dtype)
+        left = torch.randn(p.size(0), 1, device=p.device, dtype=p.dtype)
+        return left @ basis.to(p.dtype).t()
+
+    @torch.no_grad()
+    def step(self, closure: Closure, token_mask: Tensor | None = None) -> float:
+        """Take one step: restore and update in one pass, as in Algorithm 2."""
+        self.seed += 1
+        hooks = [module.register_forward_pre_hook(self._hook) for module in self.linear]
+        base = closure()
+        for hook in hooks:
+            hook.remove()
+        torch.manual_seed(self.seed)
+        for p in self.model.parameters():
+            p.data += self.eps * self._noise(p)
+        plus = closure()
+        projected_grad = ((plus - base) / self.eps).item()
+        torch.manual_seed(self.seed)
+        for p in self.model.parameters():
+            p.data -= (self.eps + self.lr * projected_grad) * self._noise(p)
+        return base.item()
