@@ -7,6 +7,7 @@ the first-order baselines are run without it as well, so that all methods see on
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,17 @@ def locate(config: ModelConfig) -> str:
 def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Module, Any]:
     """Load a model, in eval() mode on its device, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     where = locate(config)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    if config.source == "hub":
-        hub["revision"] = config.revision or "main"
     try:
+        if config.source == "hub":  # everything from one commit, even while somebody pushes
+            hub["revision"] = hub_commit(config)
         tokenizer = AutoTokenizer.from_pretrained(where, **hub)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=DTYPES[dtype],
             attn_implementation=config.attention,
@@ -72,6 +76,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         raise BadInput(_explain(config, where, error)) from error
+    model, info = loaded
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     absent = sorted(set(info["missing_keys"]) - tied)
     wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
@@ -93,13 +98,20 @@ def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
     }
     if config.source == "hub":
-        commit = getattr(getattr(model, "config", None), "_commit_hash", None)
-        return about | {"path": where, "revision": config.revision, "commit": commit}
+        return about | {"path": where, "revision": config.revision, "commit": hub_commit(config)}
     names = sorted({path for w in (*WEIGHTS, "*.json") for path in Path(where).glob(w)})
     hashes = {path.name: file_sha256(path) for path in names}
     joined = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     path = {} if config.source == "pocket" else {"path": where}
     return about | path | {"sha256": joined}
+
+
+def hub_commit(config: ModelConfig) -> str:
+    """Return the commit that a hub model's revision stands for (offline: in the cache)."""
+    from transformers.utils.hub import cached_file
+
+    path = Path(str(cached_file(str(config.path), "config.json", revision=config.revision)))
+    return path.parent.name  # <cache>/models--<id>/snapshots/<commit>/config.json
 
 
 def file_sha256(path: Path) -> str:
@@ -113,7 +125,7 @@ def _explain(config: ModelConfig, where: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             f"model.trust_remote_code=false: {where} comes with its own Python code, which would "
-            "run on this machine; read it, pin model.revision, then set model.trust_remote_code=true"
+            "run on this machine; read it, pin model.revision, and set trust_remote_code=true"
         )
     if config.source == "hub":
         return (

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +63,22 @@ class Tracker:
         import wandb
 
         # reinit: a sweep has several runs in one process. Offline runs sync later under this id.
-        self._run = wandb.init(
-            project=config.tracking.project,
-            entity=config.tracking.entity,
-            id=self.id,
-            resume="allow" if self.mode == "online" else None,
-            name=str(config.folder.relative_to(config.out)),
-            group=config.suite,
-            config=config.as_dict(),
-            dir=str(folder),
-            mode=self.mode,  # pyright: ignore[reportArgumentType]
-            reinit="finish_previous",
-            settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, save_code=False, disable_code=True
-            ),
-        )
+        with _environment(WANDB_CACHE_DIR=folder / "wandb", WANDB_DATA_DIR=folder / "wandb"):
+            self._run = wandb.init(
+                project=config.tracking.project,
+                entity=config.tracking.entity,
+                id=self.id,
+                resume="allow" if self.mode == "online" else None,
+                name=str(config.folder.relative_to(config.out)),
+                group=config.suite,
+                config=config.as_dict(),
+                dir=str(folder),
+                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                reinit="finish_previous",
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, save_code=False, disable_code=True
+                ),
+            )
 
     def _attempt(self, action: Any) -> None:
         try:
@@ -88,3 +91,15 @@ class Tracker:
                 "metrics.jsonl is the record",
                 file=sys.stderr,
             )
+
+
+@contextmanager
+def _environment(**values: Path) -> Iterator[None]:
+    """Set environment variables that are not set, for a while."""
+    new = {name: str(value) for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            del os.environ[name]

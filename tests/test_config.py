@@ -1,0 +1,154 @@
+"""Configs: every file composes, every key is commented and typed, bounds and changes are said."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from omegaconf import OmegaConf
+from tiny_run import StandIn
+
+from experiments import registry
+from experiments.config import CONF, BadInput, changes, compose, flatten, read_yaml, to_yaml
+from experiments.registry import METHODS, cast, method_keys, settings
+
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = [
+    f"{path.parent.relative_to(CONF)}={path.stem}"
+    for path in FILES
+    if path.parent != CONF and path.parent.name != "tuned"
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_into_a_valid_run(option):
+    extra = {"data=local": ["data.root=/data"], "model=local": ["model.path=/models/x"]}
+    prefix = "+" if option.startswith(("experiment", "debug")) else ""
+    config = compose([prefix.replace("+", "") + option, *extra.get(option, [])])
+    assert settings(config.method, config.precision.rounding).keys() >= set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
+def test_every_key_has_a_comment_and_no_line_is_too_long(path):
+    text = path.read_text()
+    assert text.startswith("#"), "a file starts with what it is"
+    body = re.sub(r"(?ms)^(defaults|hydra):\n(?: .*\n|\n)*", "", text)
+    for line in body.splitlines():
+        key = re.match(r"\s*([\w]+):(.*)", line)
+        if key and key[2].strip():
+            assert "#" in line, f"{path.name}: {line!r} has no comment"
+    assert all(len(line) <= 118 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_start_with_the_command_that_runs_them(path):
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# python -m experiments.run")
+    assert f"experiment={path.stem}" in lines[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_file_lists_exactly_its_constructors_keys(name):
+    file = OmegaConf.load(CONF / "method" / f"{name}.yaml")
+    assert set(file) - {"name"} == set(method_keys(METHODS[name]))
+    assert file["name"] == name
+
+
+def test_tuned_settings_are_picked_by_model_and_method_and_yield_to_the_command_line():
+    for path in (CONF / "method" / "tuned").glob("*.yaml"):
+        model, _, method = path.stem.partition("_")
+        wanted = OmegaConf.load(path)
+        got = compose([f"model={model}", f"method={method}"]).method
+        assert {key: got[key] for key in wanted} == dict(wanted)
+        assert compose([f"model={model}", f"method={method}", "method.lr=0.5"]).method["lr"] == 0.5
+
+
+def test_folder_is_deterministic_and_holds_the_variant():
+    config = compose(["method=lozo", "task=rte", "seed=3", "suite=s", "variant=r4", "out=o"])
+    assert config.folder == Path("o/s/pocket/rte/lozo+r4/seed3")
+    named = compose(["model=local", "model.path=/models/mine/"])
+    assert named.model.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.select_by=best", ["train.select_by=best", "dev_loss, dev_metric"]),
+        ("train.batch_size=0", ["train.batch_size=0", "1 or more"]),
+        ("train.steps=null", ["train.steps", "train.forwards"]),
+        ("train.eval_every=5", ["train.eval_every=5", "train.evals=10"]),
+        ("suite=a/b", ["suite", "names a folder"]),
+        ("seed=-1", ["seed=-1", "0 or more"]),
+        ("data=local", ["data.root"]),
+        ("model=local", ["model.path"]),
+        ("precision.dtype=int8", ["precision.dtype=int8", "fp32, bf16, fp16"]),
+    ],
+)
+def test_bounds_name_key_value_and_what_is_allowed(override, words):
+    with pytest.raises(BadInput) as error:
+        compose([override])
+    assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["method=lozo", "method.rank=0"], ["method.rank=0", ">= 1"]),
+        (["method.eps=0"], ["method.eps=0.0", "> 0"]),
+        (["method.eps=nan"], ["method.eps=nan", "finite"]),
+        (["method.lr=0"], ["method.lr=0", "above 0"]),
+        (["method.rank=1.5"], ["method.rank=1.5", "whole number"]),
+        (["method.embeddings=some"], ["method.embeddings", "tuned", "frozen"]),
+        (["+method.rnk=1"], ["method.rnk=1", "rank, power_steps"]),
+        (["method=sgd", "precision=bf16_master"], ["precision.rounding=master", "nearest"]),
+    ],
+)
+def test_method_settings_are_judged_before_any_model_is_loaded(override, words):
+    config = compose(override)
+    with pytest.raises(BadInput) as error:
+        settings(config.method, config.precision.rounding)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_method_is_one_line_in_the_registry(monkeypatch):
+    monkeypatch.setitem(registry.METHODS, "stand_in", StandIn)
+    values = settings({"name": "stand_in", "lr": 1, "poison_at": None}, "nearest")
+    assert values == {"lr": 1.0, "poison_at": None}
+    with pytest.raises(BadInput, match=r"method\.strength=0: allowed are 1"):
+        settings({"name": "stand_in", "lr": 0.1, "strength": 0}, "nearest")
+    with pytest.raises(BadInput, match="method=nothing: unknown; allowed are agzo"):
+        settings({"name": "nothing"}, "nearest")
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wanted"),
+    [
+        (1, float, 1.0),
+        ([0.9, 0.99], tuple[float, float], (0.9, 0.99)),
+        (None, int | None, None),
+        ("a", Literal["a", "b"], "a"),
+    ],
+)
+def test_cast(value: Any, kind: Any, wanted: Any):
+    assert cast("k", value, kind) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(True, int), ("1", float), ([1], tuple[float, float]), ("c", Literal["a", "b"]), (1, bool)],
+)
+def test_cast_refuses(value: Any, kind: Any):
+    with pytest.raises(BadInput, match=r"^k="):
+        cast("k", value, kind)
+
+
+def test_changes_lists_old_and_new_and_leaves_out_what_is_free(tmp_path):
+    old, new = compose([]), compose(["method.lr=1", "tracking=disabled", "out=x", "seed=1"])
+    assert changes(old.as_dict(), new.as_dict()) == [
+        f"method.lr: {old.method['lr']} -> 1",
+        "seed: 0 -> 1",
+    ]
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    assert changes(read_yaml(tmp_path / "config.yaml"), old.as_dict()) == []
+    assert flatten({"a": {"b": 1}}) == {"a.b": 1}
