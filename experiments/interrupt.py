@@ -1,4 +1,4 @@
-"""Stopping between two steps: the first Ctrl-C or SIGTERM asks for it, a second one stops at once."""
+"""Stopping between two steps: a first Ctrl-C or SIGTERM asks for it, a second stops at once."""
 
 import signal
 import threading

@@ -1,8 +1,8 @@
 """The methods a run can name, and their keys.
 
 A method is a `torch.optim.Optimizer` whose constructor starts with `model`. Its keys in conf/method
-are the constructor's other parameters, with their annotations as types. So a new method is one file,
-one line in `METHODS`, and one file in conf/method.
+are the constructor's other parameters, with their annotations as types. So a new method is one
+file, one line in `METHODS`, and one file in conf/method.
 """
 
 import inspect
@@ -48,7 +48,7 @@ def method_keys(method: type[Optimizer]) -> dict[str, Any]:
 
 
 def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
-    """Check a method's keys, types and values before a model is loaded; return them for its constructor.
+    """Check a method's keys, types and values before a model is loaded; return its arguments.
 
     The values are judged by the constructor itself, on a weightless layer wide enough for any rank.
     """

@@ -66,7 +66,8 @@ def test_bad_input_is_one_message(cli, override, tmp_path):
 @pytest.mark.parametrize(("rank", "words"), [(0, ["rank=0", ">= 1"]), (999, ["rank=999", "1 to"])])
 def test_rank(cli, method, rank, words):
     code, _, err = cli(f"method={method}", f"method.rank={rank}")
-    assert code == 2 and all(word in err for word in words), err
+    assert code == 2
+    assert all(word in err for word in words), err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -92,7 +93,8 @@ def test_a_bad_row_is_named(cli, tmp_path, row, words):
     lines[2] = json.dumps(row)
     path.write_text("\n".join(lines))
     code, _, err = cli(f"data.root={tmp_path / 'data'}")
-    assert code == 2 and all(word in err for word in [*words, str(path)]), err
+    assert code == 2
+    assert all(word in err for word in [*words, str(path)]), err
 
 
 def test_an_empty_split(cli, tmp_path):
