@@ -64,17 +64,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
 }
-SETTING = {"lr": 1e-7, "eps": 1e-3}
+LR, EPS = 1e-7, 1e-3
 METHODS: dict[str, Callable[[nn.Module], Any]] = {
-    "agzo side_branch": lambda model: AGZO(model, **SETTING),
-    "agzo in_place": lambda model: AGZO(model, execution="in_place", **SETTING),
-    "agzo textbook": lambda model: TextbookAGZO(model, **SETTING),
-    "lozo side_branch": lambda model: LOZO(model, **SETTING),
-    "lozo in_place": lambda model: LOZO(model, execution="in_place", **SETTING),
-    "lozo textbook": lambda model: TextbookLOZO(model, **SETTING),
-    "mezo side_branch": lambda model: MeZO(model, **SETTING),
-    "mezo in_place": lambda model: MeZO(model, execution="in_place", **SETTING),
-    "mezo textbook": lambda model: TextbookMeZO(model, **SETTING),
+    "agzo side_branch": lambda model: AGZO(model, LR, EPS),
+    "agzo in_place": lambda model: AGZO(model, LR, EPS, execution="in_place"),
+    "agzo textbook": lambda model: TextbookAGZO(model, LR, EPS),
+    "lozo side_branch": lambda model: LOZO(model, LR, EPS),
+    "lozo in_place": lambda model: LOZO(model, LR, EPS, execution="in_place"),
+    "lozo textbook": lambda model: TextbookLOZO(model, LR, EPS),
+    "mezo side_branch": lambda model: MeZO(model, LR, EPS),
+    "mezo in_place": lambda model: MeZO(model, LR, EPS, execution="in_place"),
+    "mezo textbook": lambda model: TextbookMeZO(model, LR, EPS),
 }
 
 
@@ -128,7 +128,8 @@ def build(shape: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=2048)
     config.dtype = dtype
-    return Qwen3ForCausalLM(config).to(device=device, dtype=dtype).eval()
+    model: nn.Module = Qwen3ForCausalLM(config)
+    return model.to(device=device, dtype=dtype).eval()
 
 
 def make_closure(model: nn.Module, batch: int, length: int) -> tuple[Callable[[], Tensor], Tensor]:
@@ -165,7 +166,7 @@ def split(
     directions = optimizer._directions(noise)
     evaluations = 1 if optimizer.estimator == "one_sided" else 2
     evaluate = optimizer._execution.evaluate
-    perturb = evaluations * (clock(lambda: evaluate(closure, directions, 1e-3)) - forward)
+    perturb = evaluations * (clock(lambda: evaluate(closure, directions, EPS)) - forward)
     zero = torch.zeros((), device=optimizer.tuned[0].parameter.device)
     update = clock(lambda: optimizer._move([(directions, zero)], noise))
     return basis, perturb, update
