@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agzo import AGZO
 from agzo.select import roles
@@ -289,3 +290,37 @@ def test_half_precision_loss_is_differenced_in_float32():
     assert optimizer.projected_grad.dtype == torch.float32
     net = mlp(torch.float64)
     assert MeZO(net.model, lr=1e-3, eps=1e-2).step(net.closure).dtype == torch.float64
+
+
+class Largest(TorchDispatchMode):
+    """Notes the largest tensor that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        views = {id(a) for a in args} | {getattr(a, "data_ptr", int)() for a in args}
+        for tensor in result if isinstance(result, (list, tuple)) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in views:
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("optimizer", [AGZO, MeZO, LOZO])
+def test_a_step_makes_no_second_tensor_of_a_large_weights_size(
+    optimizer, dtype, rounding, monkeypatch
+):
+    monkeypatch.setattr("agzo.rng.CHUNK", 4096)
+    monkeypatch.setattr("agzo.direction.CHUNK", 4096)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(256, 256), nn.Linear(256, 256)).to(dtype).eval()
+    ids = torch.arange(4)
+    method = optimizer(model, lr=1e-3, eps=1e-2, rounding=rounding)
+    method.step(lambda: model(ids).float().square().mean())
+    with Largest() as largest:
+        method.step(lambda: model(ids).float().square().mean())
+    assert 0 < largest.numel < 8192  # a weight has 65,536; a chunk 4,096, a generator state 5,056
