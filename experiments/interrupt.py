@@ -8,8 +8,8 @@ from typing import Any, Self
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; the message says where it can go on."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; the message says where it can go on (ends a sweep as well)."""
 
 
 class StopRequest:

@@ -3,7 +3,9 @@
 Cheap checks come first, so that a bad setting stops a run before a large model is loaded.
 """
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -68,7 +70,7 @@ def prepare(config: RunConfig) -> Parts:
     optimizer = registry.build(config.method["name"], model, values, config.seed)
     steps = _steps(config, optimizer) if trains else 0
     origin = {
-        "data": raw.origin | {"sizes": splits.sizes},
+        "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": models.origin(config.model, model),
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
@@ -102,6 +104,13 @@ def _encode(
             f"{config.model.name} allows {limit}; set train.max_length to {limit} or less"
         )
     return train, truncated
+
+
+def _fingerprint(splits: Splits) -> str:
+    """Hash all sampled examples, whatever their source: a generator or a hub can change too."""
+    examples = (splits.train, splits.dev, splits.eval)
+    text = json.dumps([[asdict(example) for example in split] for split in examples])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _steps(config: RunConfig, optimizer: Optimizer) -> int:

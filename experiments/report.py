@@ -1,5 +1,6 @@
 """What a run shows on the screen: one progress line while it works, a short table at its end."""
 
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -53,6 +54,7 @@ class ProgressLine:
         if lasting:
             self.stream.write(text + "\n")
         else:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot go back
             self.stream.write("\r" + text.ljust(self._width))
             self._width = len(text)
         self.stream.flush()

@@ -12,17 +12,17 @@ import sys
 import traceback
 
 import hydra
+import torch
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.checkpoint import CheckpointError
 from experiments.config import CONF, resolve
-from experiments.interrupt import Interrupted
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
 
-codes: list[int] = []
+codes: list[int] = []  # of the runs of this process that did not succeed
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -30,11 +30,16 @@ def one_run(composed: DictConfig) -> None:
     """Do the run of one composed configuration."""
     try:
         run(resolve(composed))
-    except (ValueError, NonFiniteLoss, CheckpointError) as error:
+    except (ValueError, OSError, NonFiniteLoss, CheckpointError) as error:
         if composed.get("traceback"):
             traceback.print_exc()
-        codes.append(2 if isinstance(error, ValueError) else 1)
+        codes.append(2 if isinstance(error, ValueError | OSError) else 1)
         print(f"error: {error}", file=sys.stderr)
+    except torch.OutOfMemoryError as error:
+        codes.append(1)
+        sizes = f"train.batch_size={composed.train.batch_size}, train.eval_batch_size="
+        sizes += f"{composed.train.eval_batch_size}, precision.dtype={composed.precision.dtype}"
+        print(f"error: out of memory ({sizes}): {error}", file=sys.stderr)
 
 
 def explain(error: Exception) -> str:
@@ -55,17 +60,14 @@ def explain(error: Exception) -> str:
 def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands us its errors instead of printing a stack
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
         one_run()
     except (HydraException, OmegaConfBaseException) as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
-    except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("stopped before a step was taken", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
+        print(str(stopped) or "stopped before the first step", file=sys.stderr)
         return 130
     return codes[0] if codes else 0
 

@@ -1,4 +1,4 @@
-"""Runs: selection, budgets, resume after kill -9 bit for bit, refusals, sweeps without leaks."""
+"""Runs: complete results, selection, budgets, refusals, failures, sweeps that leak nothing."""
 
 import json
 import os
@@ -8,35 +8,13 @@ import sys
 import pytest
 import tiny_run
 import torch
-from safetensors.torch import load_file
 
 from experiments import checkpoint, record, registry, runner, session
 from experiments.config import BadInput
-from experiments.interrupt import Interrupted
 from experiments.registry import METHODS
 from experiments.run import main
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / record.METRICS).read_text().splitlines()]
-
-
-def best_weights(config, result):
-    at = checkpoint.name(result["best_step"])
-    return load_file(config.folder / "checkpoints" / at / checkpoint.WEIGHTS)
-
-
-def assert_same(config, result, other_config, other):
-    wanted, got = tiny_run.without_times(other), tiny_run.without_times(result)
-    assert got == wanted
-    one, two = best_weights(config, result), best_weights(other_config, other)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert tiny_run.without_times({"r": rows(config.folder)}) == tiny_run.without_times(
-        {"r": rows(other_config.folder)}
-    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -45,7 +23,7 @@ def test_every_method_runs_to_a_complete_result(tmp_path, method):
     result = run(config)
     trains = METHODS[method].trains  # pyright: ignore
     assert json.loads((config.folder / "result.json").read_text()) == result
-    assert result["metrics"] == rows(config.folder)
+    assert result["metrics"] == tiny_run.rows(config.folder)
     assert result["steps"] == (12 if trains else 0)
     assert [r["step"] for r in result["metrics"]] == ([0, 3, 4, 6, 8, 9, 12] if trains else [0])
     assert result["eval"]["n"] == result["dev"]["n"] == 8
@@ -102,106 +80,6 @@ def test_linear_schedule_ends_at_nought(tmp_path, monkeypatch):
     assert seen == pytest.approx([0.12 - 0.01 * i for i in range(12)])
 
 
-# Where the process is killed: a function of the package, and at which of its calls.
-KILLS = {
-    "at the first step": (runner, "sample_batch", 1),
-    "in mid-training": (runner, "sample_batch", 7),
-    "while files are hashed": (checkpoint, "file_sha256", 2),
-    "in the second checkpoint": (checkpoint, "_flush", 8),
-    "before old checkpoints go": (checkpoint, "prune", 3),
-    "in the last dev evaluation": (runner, "evaluate", 4),
-    "in the final evaluation": (runner, "evaluate", 5),
-    "before the result is there": (session, "_result", 1),
-}
-
-
-def run_and_die(config, module, name, call):
-    """Run in a child process that kills itself, as by kill -9, at a call of a function."""
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status)
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return
-    try:
-        real, count = getattr(module, name), 0
-
-        def deadly(*arguments, **keywords):
-            nonlocal count
-            count += 1
-            if count == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **keywords)
-
-        setattr(module, name, deadly)
-        run(config)
-    finally:
-        os._exit(1)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    found = {}
-
-    def get(*overrides):
-        if overrides not in found:
-            config = tiny_run.config(tmp_path_factory.mktemp("whole"), *overrides)
-            found[overrides] = (config, run(config))
-        return found[overrides]
-
-    return get
-
-
-@pytest.mark.parametrize("where", KILLS)
-def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
-    config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
-    run_and_die(config, *KILLS[where])
-    result = run(config)
-    assert_same(config, result, *undisturbed("method=agzo", "method.refresh_every=5"))
-    assert not list((config.folder / "checkpoints").glob(".*"))
-
-
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
-def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
-    config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
-    run_and_die(config, runner, "sample_batch", 7)
-    run_and_die(config, runner, "sample_batch", 5)
-    result = run(config)
-    assert result["resumed_at"] == [5, 8]
-    config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
-    result["config"]["train"]["checkpoint_every"] = None
-    assert_same(config, result, *undisturbed(f"method={method}"))
-
-
-@pytest.mark.parametrize("precision", ["bf16_master", "bf16_stochastic"])
-def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
-    overrides = ("method=lozo", f"precision={precision}")
-    config = tiny_run.config(tmp_path, *overrides)
-    run_and_die(config, runner, "sample_batch", 7)
-    assert_same(config, run(config), *undisturbed(*overrides))
-
-
-def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undisturbed, monkeypatch):
-    config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
-    real = runner.sample_batch
-    calls = []
-
-    def interrupt(*arguments):
-        calls.append(1)
-        if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*arguments)
-
-    monkeypatch.setattr(runner, "sample_batch", interrupt)
-    with pytest.raises(Interrupted, match="checkpoint of step 6 is kept; the same command goes on"):
-        run(config)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    monkeypatch.undo()
-    result = run(config)
-    assert result["resumed_at"] == [6]
-    assert_same(config, result, *undisturbed("method=agzo", "method.refresh_every=5"))
-
-
 def test_a_finished_run_is_found_and_not_computed_again(tmp_path, monkeypatch, capsys):
     config = tiny_run.config(tmp_path, "method=sgd")
     result = run(config)
@@ -222,27 +100,6 @@ def test_a_changed_configuration_is_refused_and_listed(tmp_path):
     assert run(free)["steps"] == 12
 
 
-def test_data_that_changed_since_the_start_are_refused(tmp_path):
-    tiny_run.write_data(tmp_path / "data")
-    config = tiny_run.config(tmp_path, "method=sgd", f"data.root={tmp_path / 'data'}")
-    run_and_die(config, runner, "sample_batch", 7)
-    path = tmp_path / "data" / "sst2" / "train.jsonl"
-    path.write_text(path.read_text().replace("film", "book"))
-    with pytest.raises(BadInput, match=r"another origin\.json:\n  data\.train_sha256: "):
-        run(config)
-
-
-def test_a_damaged_checkpoint_stops_the_run_with_its_name(tmp_path):
-    config = tiny_run.config(tmp_path, "method=sgd")
-    run_and_die(config, runner, "sample_batch", 10)
-    path = config.folder / "checkpoints" / checkpoint.name(8) / checkpoint.WEIGHTS
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors: damaged"):
-        run(config)
-    os.rename(path.parent, tmp_path / "aside")  # what the message says
-    assert run(config)["resumed_at"] == [4]
-
-
 def test_a_loss_that_becomes_nan_stops_at_the_log_point_and_keeps_what_was_good(
     tmp_path, monkeypatch, capsys
 ):
@@ -257,7 +114,7 @@ def test_a_loss_that_becomes_nan_stops_at_the_log_point_and_keeps_what_was_good(
     assert failed["status"] == "failed"
     assert "step 8" in failed["error"]
     assert not (config.folder / "result.json").exists()
-    assert [row["step"] for row in rows(config.folder)] == [0, 3, 4, 6]
+    assert [row["step"] for row in tiny_run.rows(config.folder)] == [0, 3, 4, 6]
     assert checkpoint.steps(config.folder / "checkpoints") == [4]
 
 
@@ -280,7 +137,7 @@ def test_the_tuned_model_is_saved_on_request(tmp_path):
     config = tiny_run.config(tmp_path, "method=sgd", "train.save_model=true")
     result = run(config)
     model = AutoModelForCausalLM.from_pretrained(config.folder / "model")
-    saved = best_weights(config, result)
+    saved = tiny_run.best_weights(config, result)
     assert all(torch.equal(p, saved[n]) for n, p in model.named_parameters())
     AutoTokenizer.from_pretrained(config.folder / "model")
 
@@ -298,6 +155,20 @@ def test_only_one_process_at_a_time(tmp_path):
         run(config)
 
 
+def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "-m", *tiny_run.arguments(tmp_path, "seed=0,1")])
+    real = runner.sample_batch
+
+    def interrupt(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "sample_batch", interrupt)
+    assert main() == 130
+    assert "checkpoint of step 1 is kept" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]
+
+
 def test_a_sweep_of_the_command_line_leaks_nothing_and_leaves_no_litter(
     tmp_path, monkeypatch, capsys
 ):
@@ -313,4 +184,4 @@ def test_a_sweep_of_the_command_line_leaks_nothing_and_leaves_no_litter(
     alone = tiny_run.config(tmp_path / "alone", "seed=1", "method=mezo")
     swept = tiny_run.config(tmp_path / "out", "seed=1", "method=mezo")
     result = json.loads((swept.folder / "result.json").read_text())
-    assert_same(swept, result, alone, run(alone))
+    tiny_run.assert_same(swept, result, alone, run(alone))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from text_models import byte_tokenizer, random_model
 from torch import Tensor, nn
 
+from experiments import checkpoint, record
 from experiments.config import RunConfig, compose
 
 
@@ -130,3 +132,23 @@ class StandIn(torch.optim.Optimizer):
         """Put the count back."""
         self.forwards = state_dict["forwards"]
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "forwards"})
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / record.METRICS).read_text().splitlines()]
+
+
+def best_weights(config, result):
+    at = checkpoint.name(result["best_step"])
+    return load_file(config.folder / "checkpoints" / at / checkpoint.WEIGHTS)
+
+
+def assert_same(config, result, other_config, other):
+    wanted, got = without_times(other), without_times(result)
+    assert got == wanted
+    one, two = best_weights(config, result), best_weights(other_config, other)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert without_times({"r": rows(config.folder)}) == without_times(
+        {"r": rows(other_config.folder)}
+    )

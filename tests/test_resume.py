@@ -1,0 +1,160 @@
+"""Resume: after kill -9 at any moment a run gives the bits of an undisturbed one, or says why."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+from experiments import checkpoint, runner, session
+from experiments.config import BadInput
+from experiments.interrupt import Interrupted
+from experiments.registry import METHODS
+from experiments.session import run
+
+# Where the process is killed: a function of the package, and at which of its calls.
+KILLS = {
+    "at the first step": (runner, "sample_batch", 1),
+    "in mid-training": (runner, "sample_batch", 7),
+    "while files are hashed": (checkpoint, "file_sha256", 2),
+    "in the second checkpoint": (checkpoint, "_flush", 8),
+    "before old checkpoints go": (checkpoint, "prune", 3),
+    "in the last dev evaluation": (runner, "evaluate", 4),
+    "in the final evaluation": (runner, "evaluate", 5),
+    "before the result is there": (session, "_result", 1),
+}
+
+
+def run_and_die(config, module, name, call):
+    """Run in a child process that kills itself, as by kill -9, at a call of a function."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return
+    try:
+        real, count = getattr(module, name), 0
+
+        def deadly(*arguments, **keywords):
+            nonlocal count
+            count += 1
+            if count == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **keywords)
+
+        setattr(module, name, deadly)
+        run(config)
+    finally:
+        os._exit(1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    found = {}
+
+    def get(*overrides):
+        if overrides not in found:
+            config = tiny_run.config(tmp_path_factory.mktemp("whole"), *overrides)
+            found[overrides] = (config, run(config))
+        return found[overrides]
+
+    return get
+
+
+@pytest.mark.parametrize("where", KILLS)
+def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
+    config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
+    run_and_die(config, *KILLS[where])
+    result = run(config)
+    tiny_run.assert_same(config, result, *undisturbed("method=agzo", "method.refresh_every=5"))
+    assert not list((config.folder / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
+def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
+    config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
+    run_and_die(config, runner, "sample_batch", 7)
+    run_and_die(config, runner, "sample_batch", 5)
+    result = run(config)
+    assert result["resumed_at"] == [5, 8]
+    config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
+    result["config"]["train"]["checkpoint_every"] = None
+    tiny_run.assert_same(config, result, *undisturbed(f"method={method}"))
+
+
+@pytest.mark.parametrize("precision", ["bf16_master", "bf16_stochastic"])
+def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
+    overrides = ("method=lozo", f"precision={precision}")
+    config = tiny_run.config(tmp_path, *overrides)
+    run_and_die(config, runner, "sample_batch", 7)
+    tiny_run.assert_same(config, run(config), *undisturbed(*overrides))
+
+
+def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undisturbed, monkeypatch):
+    config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
+    real = runner.sample_batch
+    calls = []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(runner, "sample_batch", interrupt)
+    with pytest.raises(Interrupted, match="checkpoint of step 6 is kept; the same command goes on"):
+        run(config)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    result = run(config)
+    assert result["resumed_at"] == [6]
+    tiny_run.assert_same(config, result, *undisturbed("method=agzo", "method.refresh_every=5"))
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_goes_on_exactly(tmp_path, undisturbed):
+    config = tiny_run.config(tmp_path, "method=agzo")
+    command = [
+        sys.executable,
+        "-m",
+        "experiments.run",
+        *tiny_run.arguments(tmp_path, "method=agzo"),
+    ]
+    lived, kills = 2.0, 0
+    while True:
+        process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            assert process.wait(timeout=lived) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            lived, kills = lived + 0.15, kills + 1
+    result = json.loads((config.folder / "result.json").read_text())
+    assert kills > 3
+    tiny_run.assert_same(config, result, *undisturbed("method=agzo"))
+
+
+def test_data_that_changed_since_the_start_are_refused(tmp_path):
+    tiny_run.write_data(tmp_path / "data")
+    config = tiny_run.config(tmp_path, "method=sgd", f"data.root={tmp_path / 'data'}")
+    run_and_die(config, runner, "sample_batch", 7)
+    path = tmp_path / "data" / "sst2" / "train.jsonl"
+    path.write_text(path.read_text().replace("film", "book"))
+    with pytest.raises(BadInput, match=r"another origin\.json:\n  data\.examples_sha256: "):
+        run(config)
+
+
+def test_a_damaged_checkpoint_stops_the_run_with_its_name(tmp_path):
+    config = tiny_run.config(tmp_path, "method=sgd")
+    run_and_die(config, runner, "sample_batch", 10)
+    path = config.folder / "checkpoints" / checkpoint.name(8) / checkpoint.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors: damaged"):
+        run(config)
+    os.rename(path.parent, tmp_path / "aside")  # what the message says
+    assert run(config)["resumed_at"] == [4]
