@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, forwards_per_step, measure
-from agzo.perturb import EXECUTIONS, Closure, Directions, uses
+from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
 from agzo.progress import Progress
 from agzo.rng import Noise, stream_version
 from agzo.sampler import DirectionSampler, Gaussian
@@ -180,7 +180,11 @@ class ZeroOrderOptimizer(Progress):
                 )
 
     def _check(self, closure: Closure) -> None:
-        """Before the first step: is the loss a function, and does it use every tuned parameter?"""
+        """Before the first step: is the loss a function, and is every tuned weight's use seen?
+
+        A weight that torch's Python functions never see (unused, or inside a scripted module)
+        would move without having been measured.
+        """
         for name, module in self.model.named_modules():
             dropout = isinstance(module, nn.modules.dropout._DropoutNd)
             if dropout and module.training and module.p > 0:  # pyright: ignore[reportAttributeAccessIssue]
@@ -191,10 +195,11 @@ class ZeroOrderOptimizer(Progress):
         with _Uses(self.tuned) as watch:
             first, second = self._forward(closure), self._forward(closure)
         unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
-        if unused:
+        if unused and isinstance(self._execution, SideBranch):
             raise ValueError(
                 f"the closure does not use {len(unused)} tuned parameter(s): "
-                f"{', '.join(unused[:5])}; exclude them with params= or requires_grad=False"
+                f"{', '.join(unused[:5])} in any call that can be seen; exclude them with params= "
+                "or requires_grad=False (or, for a scripted module, use execution='in_place')"
             )
         if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
             raise ValueError(

@@ -60,6 +60,10 @@ class ActivationSubspace(Gaussian):
         refresh_every: int,
         include_padding: bool,
     ) -> None:
+        if not linear:
+            raise ValueError(
+                "params: no weight of an nn.Linear is tuned; allowed are choices with one"
+            )
         for tuned in linear:
             width = tuned.parameter.shape[1]
             if rank > width:

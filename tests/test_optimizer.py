@@ -218,6 +218,7 @@ def test_zero_shot_takes_no_step():
 BAD = [
     (AGZO, {"rank": 0}, "rank=0: allowed are whole numbers >= 1"),
     (AGZO, {"rank": 7}, "rank=7: layer 0.weight has an input width of 6"),
+    (AGZO, {"params": lambda name, p: name.endswith("bias")}, "no weight of an nn.Linear is tuned"),
     (AGZO, {"power_steps": -1}, "power_steps=-1"),
     (AGZO, {"refresh_every": 0}, "refresh_every=0"),
     (LOZO, {"rank": 0}, "rank=0"),
@@ -266,6 +267,16 @@ def test_a_tuned_parameter_without_use_is_an_error_that_names_it():
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=r"does not use 2 tuned .*idle.weight, idle.bias"):
         MeZO(model, lr=1e-3, eps=1e-3).step(lambda: model["used"](torch.ones(3, 2)).sum())
+
+
+def test_a_scripted_module_is_refused_by_the_side_branch_and_runs_in_place():
+    model = torch.jit.script(nn.Sequential(nn.Linear(2, 2)).eval())
+    closure = lambda: model(torch.ones(3, 2)).sum()  # noqa: E731
+    with pytest.raises(ValueError, match=r"execution='in_place'"):
+        MeZO(model, lr=1e-3, eps=1e-3).step(closure)
+    optimizer = MeZO(model, lr=1e-3, eps=1e-3, execution="in_place")
+    optimizer.step(closure)
+    assert optimizer.projected_grad.abs() > 0
 
 
 @pytest.mark.parametrize("loss", [1.0, torch.ones(2), torch.tensor(1)])
