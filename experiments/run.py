@@ -67,7 +67,7 @@ def main() -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
-        print(str(stopped) or "stopped before the first step", file=sys.stderr)
+        print(str(stopped) or "stopped at once; checkpoints are kept", file=sys.stderr)
         return 130
     return codes[0] if codes else 0
 
