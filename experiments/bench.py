@@ -32,7 +32,7 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.perturb import Closure
 from agzo.rng import Noise
 from baselines import LOZO, MeZO
-from experiments.record import PeakMemory, machine, versions
+from experiments.machine import PeakMemory, about, versions
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -275,7 +275,7 @@ def main() -> None:
         record = {
             "command": "python -m experiments.bench",
             "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
-            "machine": machine(device),
+            "machine": about(device),
             "versions": versions(),
             "rows": [asdict(row) for row in rows],
         }

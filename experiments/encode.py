@@ -54,7 +54,7 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
         if max_length < 2:
-            raise EncodeError(f"max_length={max_length} is not allowed, needed: at least 2")
+            raise EncodeError(f"train.max_length={max_length} is not allowed, needed: at least 2")
         self.tokenizer = tokenizer
         self.max_length = max_length
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
@@ -91,7 +91,7 @@ class Encoder:
         if max_new_tokens < 1 or room <= self._prefix_length:
             raise EncodeError(
                 f"max_new_tokens={max_new_tokens} leaves no room for a prompt, allowed: 1 to "
-                f"{self.max_length - self._prefix_length - 1} (max_length={self.max_length})"
+                f"{self.max_length - self._prefix_length - 1} (train.max_length={self.max_length})"
             )
         prompts = self._tokenize([example.prompt for example in examples])
         return [EncodedPrompt(self._cut(ids, room), len(ids) > room) for ids in prompts]
@@ -113,7 +113,7 @@ class Encoder:
                 )
             if self._prefix_length + length + 1 > self.max_length and len(ids) > self.max_length:
                 raise EncodeError(
-                    f"max_length={self.max_length} cannot hold option {option[:40]!r} of {length} "
+                    f"train.max_length={self.max_length} cannot hold option {option[:40]!r} of {length} "
                     f"tokens behind a prompt, needed: at least {self._prefix_length + length + 1}"
                 )
             truncated |= len(ids) > self.max_length

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import checkpoint, record, report
+from experiments import checkpoint, machine, record, report
 from experiments.batches import collate, sample_batch
 from experiments.config import RunConfig
 from experiments.evaluate import evaluate
@@ -56,7 +56,7 @@ class Runner:
     ) -> None:
         self.config, self.parts, self.folder = config, parts, folder
         self.tracker, self.stop = tracker, stop
-        self.memory = record.PeakMemory(parts.device)
+        self.memory = machine.PeakMemory(parts.device)
         self.checkpoints = folder / "checkpoints"
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         self.buffer: list[Tensor] = []  # losses still on the device

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from experiments import checkpoint, record, report
+from experiments import checkpoint, machine, record, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.prepare import Parts, prepare
@@ -125,9 +125,9 @@ def _result(
         **runner.memory.about(),
         "peak_memory_gib": progress.peak_gib,
         "resumed_at": progress.resumed,
-        **record.git_state(),
-        "versions": record.versions(),
-        "machine": record.machine(parts.device),
+        **machine.git_state(),
+        "versions": machine.versions(),
+        "machine": machine.about(parts.device),
         "config": config.as_dict(),
         "metrics": progress.rows,
     }

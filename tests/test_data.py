@@ -264,9 +264,9 @@ def test_a_small_training_split_shrinks_training_and_says_so():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"num_train": 0}, "data.num_train=0"),
-        ({"num_dev": 0}, "data.num_dev=0"),
-        ({"num_eval": -1}, "data.num_eval=-1"),
+        ({"num_train": 0}, "train.num_train=0"),
+        ({"num_dev": 0}, "train.num_dev=0"),
+        ({"num_eval": -1}, "train.num_eval=-1"),
         ({"seed": -1}, "seed=-1 is not allowed"),
         ({"num_dev": 100}, "num_dev=100 leaves nothing to train on"),
     ],

@@ -50,9 +50,9 @@ def protocol(
     requested = {"train": num_train, "dev": num_dev, "eval": num_eval}
     for name, count in requested.items():
         if count < 1:
-            raise DataError(f"data.num_{name}={count} is not allowed; needed: at least 1")
+            raise DataError(f"train.num_{name}={count} is not allowed; needed: at least 1")
     if not 0 <= seed <= MAX_SEED:
-        raise DataError(f"seed={seed} is not allowed; needed: 0 to {MAX_SEED}")
+        raise DataError(f"train.train_seed={seed} is not allowed; needed: 0 to {MAX_SEED}")
     if not raw.validation:
         raise DataError(
             f"task {task.name!r}: the validation split is empty, needed: at least one row"
@@ -61,7 +61,7 @@ def protocol(
         num_dev = min(num_dev, task.max_dev)
     if len(raw.train) <= num_dev:
         raise DataError(
-            f"task {task.name!r}: data.num_dev={num_dev} leaves nothing to train on; "
+            f"task {task.name!r}: train.num_dev={num_dev} leaves nothing to train on; "
             f"the train split has {len(raw.train)} rows, allowed: 1 to {len(raw.train) - 1}"
         )
     pool = permutation(len(raw.train), seed)[: num_train + num_dev]
