@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]
@@ -35,7 +36,7 @@ def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
         for name, parameter in module.named_parameters(recurse=False):
             if isinstance(module, nn.Embedding):
                 role: Role = "embedding"
-            elif isinstance(module, nn.Linear) and name == "weight":
+            elif _is_called_linear(module) and name == "weight":
                 role = "linear"
             else:
                 role = "other"
@@ -45,6 +46,14 @@ def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
             else:
                 found[parameter] = role if role == previous else "other"
     return found
+
+
+def _is_called_linear(module: nn.Module) -> bool:
+    """Tell whether this is an `nn.Linear` whose forward runs.
+
+    `nn.MultiheadAttention` reads the weight of its output projection and never calls the layer.
+    """
+    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def select(

@@ -84,6 +84,17 @@ def test_weights_used_in_unusual_ways_are_perturbed_alike(optimizer):
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-7, atol=1e-12)
 
 
+def test_agzo_tunes_torchs_own_transformer():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    optimizer = AGZO(model, lr=1e-3, eps=1e-3)
+    before = weights(model)
+    optimizer.step(lambda: model(x).square().mean())
+    assert set(optimizer._subspace.bases) == {"linear1.weight", "linear2.weight"}
+    assert all(not before[n].equal(p) for n, p in model.named_parameters())
+
+
 def test_agzo_names_a_linear_layer_that_is_not_called_as_one():
     class Transposed(nn.Module):
         def __init__(self) -> None:
