@@ -1,0 +1,189 @@
+"""Choose each method's settings on dev from a small grid, then run several seeds of the choice.
+
+    python -m experiments.grid sst2_reviews model.path=/path/to/model data.root=/path/to/data
+
+The plan is conf/grid/<name>.yaml. Each run is a process of its own (`experiments.run`), so that its
+memory is its own and a crash loses nothing; what is finished is found and not run again. At the end
+`choice.json` (the dev scores of every grid point) stands beside them; with ``--export FOLDER`` it
+and every final `result.json` are copied there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.config import CONF, BadInput, compose
+from experiments.record import RESULT, write_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its method, the grid point it stands for, and its command line."""
+
+    method: str
+    point: dict[str, float]
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, where its result will be."""
+        return compose(list(self.overrides)).folder
+
+
+def read_plan(name: str) -> dict[str, Any]:
+    """Read conf/grid/<name>.yaml."""
+    path = CONF / "grid" / f"{name}.yaml"
+    if not path.is_file():
+        allowed = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+        raise BadInput(f"grid={name}: unknown; allowed are {allowed}")
+    plan = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(plan, dict)
+    return {str(key): value for key, value in plan.items()}
+
+
+def search_jobs(plan: dict[str, Any], given: list[str]) -> list[Job]:
+    """Return one job per method and grid point."""
+    jobs = []
+    for method, grid in plan["search"]["methods"].items():
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            words = [f"{key.rpartition('.')[2]}{value:g}" for key, value in point.items()]
+            settings = [f"{key}={value}" for key, value in point.items()]
+            overrides = [
+                *plan["overrides"],
+                *plan["search"]["overrides"],
+                f"method={method}",
+                *settings,
+                f"suite={plan['suite']}-search",
+                f"variant={'-'.join(words)}",
+                *given,
+            ]
+            jobs.append(Job(method, point, tuple(overrides)))
+    return jobs
+
+
+def choose(jobs: list[Job]) -> dict[str, Any]:
+    """Return, for each method, the point with the lowest dev loss, and every point's dev scores.
+
+    A point whose run failed (its loss was not finite) is listed with its error and never chosen.
+    """
+    found: dict[str, Any] = {}
+    for job in jobs:
+        path = job.folder / RESULT
+        entry: dict[str, Any] = {"point": job.point}
+        if path.is_file():
+            result = json.loads(path.read_text())
+            entry |= {"dev": result["dev"], "forwards": result["forwards"]}
+        else:
+            failed = json.loads((job.folder / "failed.json").read_text())
+            entry["error"] = failed["error"]
+        found.setdefault(job.method, {"tried": []})["tried"].append(entry)
+    for method, entry in found.items():
+        finished = [one for one in entry["tried"] if "dev" in one]
+        if not finished:
+            raise RuntimeError(f"method={method}: every grid point failed; nothing to choose")
+        entry["chosen"] = min(finished, key=lambda one: one["dev"]["loss"])["point"]
+    return found
+
+
+def final_jobs(plan: dict[str, Any], given: list[str], choice: dict[str, Any]) -> list[Job]:
+    """Return the chosen setting of each method for every seed, and the untrained baselines."""
+    final = plan["final"]
+    shared = [*plan["overrides"], *final["overrides"], f"suite={plan['suite']}"]
+    jobs = []
+    for method in final.get("untrained", []):
+        seed = f"seed={final['seeds'][0]}"
+        jobs.append(Job(method, {}, (*shared, f"method={method}", seed, *given)))
+    for seed, (method, entry) in itertools.product(final["seeds"], choice.items()):
+        settings = [f"{key}={value}" for key, value in entry["chosen"].items()]
+        overrides = (*shared, f"method={method}", *settings, f"seed={seed}", *given)
+        jobs.append(Job(method, entry["chosen"], overrides))
+    return jobs
+
+
+def run_all(jobs: list[Job], at_once: int, title: str) -> None:
+    """Run the jobs without a result, `at_once` at a time; say each end as it comes."""
+    missing = [job for job in jobs if not (job.folder / RESULT).is_file()]
+    print(f"{title}: {len(jobs)} runs, {len(jobs) - len(missing)} done, {len(missing)} to do")
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(at_once) as pool:
+        ends = {pool.submit(run_one, job): job for job in missing}
+        for count, end in enumerate(as_completed(ends), start=1):
+            job = ends[end]
+            left = (time.perf_counter() - begin) / count * (len(missing) - count)
+            print(
+                f"  {count}/{len(missing)} {job.folder.parent.name}/{job.folder.name}: "
+                f"{end.result()} (about {left / 60:.0f} min left)",
+                flush=True,
+            )
+
+
+def run_one(job: Job) -> str:
+    """Run one job in its own process; a run that fails is reported and does not stop the others."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.run", *job.overrides]
+    with (job.folder / "log.txt").open("a") as log:
+        code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+    if code == 0:
+        result = json.loads((job.folder / RESULT).read_text())
+        return f"dev loss {result['dev']['loss']:.4f}"
+    lines = (job.folder / "log.txt").read_text().splitlines()
+    if code != 1:
+        raise RuntimeError(f"{' '.join(command)}: exit code {code}: {lines[-1] if lines else ''}")
+    return f"failed: {lines[-1]}"
+
+
+def export(jobs: list[Job], choice: dict[str, Any], folder: Path) -> None:
+    """Copy the choice and every final result to `folder`."""
+    for job in jobs:
+        target = folder / job.folder.parent.name / job.folder.name
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / RESULT, json.loads((job.folder / RESULT).read_text()))
+    write_json(folder / "choice.json", choice)
+    print(f"copied to {folder}")
+
+
+def main() -> int:
+    """Search, choose, run the seeds, export."""
+    parser = argparse.ArgumentParser(description="choose settings on dev, then run seeds of them")
+    parser.add_argument("name", help="a plan in conf/grid")
+    parser.add_argument("overrides", nargs="*", help="model.path=... data.root=... and the like")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--plan", action="store_true", help="list the runs and stop")
+    parser.add_argument("--export", type=Path, help="copy results and choice.json here")
+    args = parser.parse_args()
+    try:
+        plan = read_plan(args.name)
+        searched = search_jobs(plan, args.overrides)
+        for job in searched:
+            print(f"{'done' if (job.folder / RESULT).is_file() else 'todo'}  {job.folder}")
+        if args.plan:
+            return 0
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    run_all(searched, args.jobs, "search")
+    choice = choose(searched)
+    for method, entry in choice.items():
+        print(f"  {method}: {entry['chosen']}")
+    finals = final_jobs(plan, args.overrides, choice)
+    write_json(finals[0].folder.parents[1] / "choice.json", choice)
+    run_all(finals, args.jobs, "final")
+    if args.export:
+        export(finals, choice, args.export)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
