@@ -27,6 +27,8 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on the three pocket tasks: a table and a plot
 	@$(BIN)/python -m experiments.demo $(ARGS)
+	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
+	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
 
 test: lint types ## lint, types and the fast tests
 	@$(BIN)/python -m pytest -q $(ARGS)

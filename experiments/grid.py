@@ -34,11 +34,12 @@ class Job:
     method: str
     point: dict[str, float]
     overrides: tuple[str, ...]
+    folder: Path  # where its result will be
 
-    @property
-    def folder(self) -> Path:
-        """The run's folder, where its result will be."""
-        return compose(list(self.overrides)).folder
+
+def job(method: str, point: dict[str, float], overrides: list[str]) -> Job:
+    """Return a job with the folder that its configuration gives it."""
+    return Job(method, point, tuple(overrides), compose(overrides).folder)
 
 
 def read_plan(name: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def search_jobs(plan: dict[str, Any], given: list[str]) -> list[Job]:
                 f"variant={'-'.join(words)}",
                 *given,
             ]
-            jobs.append(Job(method, point, tuple(overrides)))
+            jobs.append(job(method, point, overrides))
     return jobs
 
 
@@ -79,21 +80,21 @@ def choose(jobs: list[Job]) -> dict[str, Any]:
     A point whose run failed (its loss was not finite) is listed with its error and never chosen.
     """
     found: dict[str, Any] = {}
-    for job in jobs:
-        path = job.folder / RESULT
-        entry: dict[str, Any] = {"point": job.point}
+    for one in jobs:
+        path = one.folder / RESULT
+        entry: dict[str, Any] = {"point": one.point}
         if path.is_file():
             result = json.loads(path.read_text())
             entry |= {"dev": result["dev"], "forwards": result["forwards"]}
         else:
-            failed = json.loads((job.folder / "failed.json").read_text())
+            failed = json.loads((one.folder / "failed.json").read_text())
             entry["error"] = failed["error"]
-        found.setdefault(job.method, {"tried": []})["tried"].append(entry)
+        found.setdefault(one.method, {"tried": []})["tried"].append(entry)
     for method, entry in found.items():
-        finished = [one for one in entry["tried"] if "dev" in one]
+        finished = [tried for tried in entry["tried"] if "dev" in tried]
         if not finished:
             raise RuntimeError(f"method={method}: every grid point failed; nothing to choose")
-        entry["chosen"] = min(finished, key=lambda one: one["dev"]["loss"])["point"]
+        entry["chosen"] = min(finished, key=lambda tried: tried["dev"]["loss"])["point"]
     return found
 
 
@@ -104,41 +105,41 @@ def final_jobs(plan: dict[str, Any], given: list[str], choice: dict[str, Any]) -
     jobs = []
     for method in final.get("untrained", []):
         seed = f"seed={final['seeds'][0]}"
-        jobs.append(Job(method, {}, (*shared, f"method={method}", seed, *given)))
+        jobs.append(job(method, {}, [*shared, f"method={method}", seed, *given]))
     for seed, (method, entry) in itertools.product(final["seeds"], choice.items()):
         settings = [f"{key}={value}" for key, value in entry["chosen"].items()]
-        overrides = (*shared, f"method={method}", *settings, f"seed={seed}", *given)
-        jobs.append(Job(method, entry["chosen"], overrides))
+        overrides = [*shared, f"method={method}", *settings, f"seed={seed}", *given]
+        jobs.append(job(method, entry["chosen"], overrides))
     return jobs
 
 
 def run_all(jobs: list[Job], at_once: int, title: str) -> None:
     """Run the jobs without a result, `at_once` at a time; say each end as it comes."""
-    missing = [job for job in jobs if not (job.folder / RESULT).is_file()]
+    missing = [one for one in jobs if not (one.folder / RESULT).is_file()]
     print(f"{title}: {len(jobs)} runs, {len(jobs) - len(missing)} done, {len(missing)} to do")
     begin = time.perf_counter()
     with ThreadPoolExecutor(at_once) as pool:
-        ends = {pool.submit(run_one, job): job for job in missing}
+        ends = {pool.submit(run_one, one): one for one in missing}
         for count, end in enumerate(as_completed(ends), start=1):
-            job = ends[end]
+            folder = ends[end].folder
             left = (time.perf_counter() - begin) / count * (len(missing) - count)
             print(
-                f"  {count}/{len(missing)} {job.folder.parent.name}/{job.folder.name}: "
+                f"  {count}/{len(missing)} {folder.parent.name}/{folder.name}: "
                 f"{end.result()} (about {left / 60:.0f} min left)",
                 flush=True,
             )
 
 
-def run_one(job: Job) -> str:
+def run_one(one: Job) -> str:
     """Run one job in its own process; a run that fails is reported and does not stop the others."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "experiments.run", *job.overrides]
-    with (job.folder / "log.txt").open("a") as log:
+    one.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "experiments.run", *one.overrides]
+    with (one.folder / "log.txt").open("a") as log:
         code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     if code == 0:
-        result = json.loads((job.folder / RESULT).read_text())
+        result = json.loads((one.folder / RESULT).read_text())
         return f"dev loss {result['dev']['loss']:.4f}"
-    lines = (job.folder / "log.txt").read_text().splitlines()
+    lines = (one.folder / "log.txt").read_text().splitlines()
     if code != 1:
         raise RuntimeError(f"{' '.join(command)}: exit code {code}: {lines[-1] if lines else ''}")
     return f"failed: {lines[-1]}"
@@ -146,10 +147,10 @@ def run_one(job: Job) -> str:
 
 def export(jobs: list[Job], choice: dict[str, Any], folder: Path) -> None:
     """Copy the choice and every final result to `folder`."""
-    for job in jobs:
-        target = folder / job.folder.parent.name / job.folder.name
+    for one in jobs:
+        target = folder / one.folder.parent.name / one.folder.name
         target.mkdir(parents=True, exist_ok=True)
-        write_json(target / RESULT, json.loads((job.folder / RESULT).read_text()))
+        write_json(target / RESULT, json.loads((one.folder / RESULT).read_text()))
     write_json(folder / "choice.json", choice)
     print(f"copied to {folder}")
 
@@ -166,8 +167,8 @@ def main() -> int:
     try:
         plan = read_plan(args.name)
         searched = search_jobs(plan, args.overrides)
-        for job in searched:
-            print(f"{'done' if (job.folder / RESULT).is_file() else 'todo'}  {job.folder}")
+        for one in searched:
+            print(f"{'done' if (one.folder / RESULT).is_file() else 'todo'}  {one.folder}")
         if args.plan:
             return 0
     except BadInput as error:
