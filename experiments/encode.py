@@ -114,7 +114,8 @@ class Encoder:
             if self._prefix_length + length + 1 > self.max_length and len(ids) > self.max_length:
                 raise EncodeError(
                     f"train.max_length={self.max_length} cannot hold option {option[:40]!r} of "
-                    f"{length} tokens behind a prompt, needed: at least {self._prefix_length + length + 1}"
+                    f"{length} tokens behind a prompt, needed: at least "
+                    f"{self._prefix_length + length + 1}"
                 )
             truncated |= len(ids) > self.max_length
             rows.append(self._cut(ids, self.max_length))
