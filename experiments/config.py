@@ -16,14 +16,18 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
 # is resumed. The device and the number of threads are not among them: both change the last bits.
 FREE_KEYS = ("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint")
+
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
 
 
 class BadInput(ValueError):
@@ -143,8 +147,27 @@ ConfigStore.instance().store(name="schema", node=RunConfig)
 
 def compose(overrides: list[str]) -> RunConfig:
     """Compose a configuration from conf/ as the command line does, outside Hydra's app."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return resolve(hydra_compose("config", overrides))
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = hydra_compose("config", overrides)
+    except COMPOSITION_ERRORS as error:
+        raise BadInput(explain(error)) from error
+    return resolve(composed)
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what is wrong with the command line: key, value, what is allowed."""
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: unknown; allowed are {', '.join(error.options)}"
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
+        reason = str(cause).splitlines()[0]
+        if "not in" in reason:
+            allowed = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
+            return f"{cause.full_key}: no such key; allowed beside it are {allowed}"
+        return f"{cause.full_key}: {reason}"
+    return " ".join(str(error).split())
 
 
 def resolve(composed: DictConfig) -> RunConfig:

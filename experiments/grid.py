@@ -179,7 +179,9 @@ def main() -> int:
     for method, entry in choice.items():
         print(f"  {method}: {entry['chosen']}")
     finals = final_jobs(plan, args.overrides, choice)
-    write_json(finals[0].folder.parents[1] / "choice.json", choice)
+    beside = finals[0].folder.parents[1]  # <out>/<suite>/<model>/<task>
+    beside.mkdir(parents=True, exist_ok=True)
+    write_json(beside / "choice.json", choice)
     run_all(finals, args.jobs, "final")
     if args.export:
         export(finals, choice, args.export)

@@ -13,12 +13,10 @@ import traceback
 
 import hydra
 import torch
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.checkpoint import CheckpointError
-from experiments.config import CONF, resolve
+from experiments.config import COMPOSITION_ERRORS, CONF, explain, resolve
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
 
@@ -42,28 +40,13 @@ def one_run(composed: DictConfig) -> None:
         print(f"error: out of memory ({sizes}): {error}", file=sys.stderr)
 
 
-def explain(error: Exception) -> str:
-    """Say in one line what is wrong with the command line: key, value, what is allowed."""
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option}: unknown; allowed are {', '.join(error.options)}"
-    cause = error.__cause__
-    if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
-        reason = str(cause).splitlines()[0]
-        if "not in" in reason:
-            allowed = ", ".join(str(key) for key in cause.parent_node if key != "hydra")
-            return f"{cause.full_key}: no such key; allowed beside it are {allowed}"
-        return f"{cause.full_key}: {reason}"
-    return " ".join(str(error).split())
-
-
 def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     try:
         one_run()
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
