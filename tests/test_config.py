@@ -16,7 +16,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in FILES
-    if path.parent != CONF and path.parent.name != "tuned"
+    if path.parent != CONF and path.parent.name not in ("tuned", "grid")
 ]
 
 
@@ -57,11 +57,12 @@ def test_a_methods_file_lists_exactly_its_constructors_keys(name):
 
 def test_tuned_settings_are_picked_by_model_and_method_and_yield_to_the_command_line():
     for path in (CONF / "method" / "tuned").glob("*.yaml"):
-        model, _, method = path.stem.partition("_")
+        model, task, method = path.stem.split("_", 2)
+        words = [f"model={model}", f"task={task}", f"method={method}"]
         wanted = OmegaConf.load(path)
-        got = compose([f"model={model}", f"method={method}"]).method
+        got = compose(words).method
         assert {key: got[key] for key in wanted} == dict(wanted)
-        assert compose([f"model={model}", f"method={method}", "method.lr=0.5"]).method["lr"] == 0.5
+        assert compose([*words, "method.lr=0.5"]).method["lr"] == 0.5
 
 
 def test_folder_is_deterministic_and_holds_the_variant():
