@@ -30,9 +30,9 @@ class ActivationCapture(TorchFunctionMode):
         rank: r; fewer tokens than r cap it.
         power_steps: K of Algorithm 1.
         noise: address of the test matrix Omega (completed by input and example).
-        token_mask: boolean (batch, sequence), True for real tokens; None counts all. Inputs of
-            another shape than (batch, sequence, width), such as a head's label positions, are
-            taken whole.
+        token_mask: boolean (batch, sequence), True for real tokens; None counts all. It applies to
+            inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
+            as a head's label positions, are taken whole.
     """
 
     def __init__(
@@ -49,8 +49,23 @@ class ActivationCapture(TorchFunctionMode):
         self._power_steps = power_steps
         self._noise = noise
         self._mask = token_mask
-        self._by_input: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self._by_input: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        self._mask_used = False
+        self._finite: list[Tensor] = []
         self.bases: dict[str, Tensor] = {}
+
+    def finite(self) -> Tensor:
+        """Return whether every basis is finite (0-dim bool, on the device); check the mask's use.
+
+        Raises:
+            ValueError: no input had the mask's shape.
+        """
+        if self._mask is not None and not self._mask_used:
+            raise ValueError(
+                f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
+                "allowed is (batch, sequence) of the batch that the closure evaluates"
+            )
+        return torch.stack(self._finite).all()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -59,23 +74,28 @@ class ActivationCapture(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             name = self._names.get(id(weight))
             if name is not None and name not in self.bases:
-                self.bases[name] = self._basis(x.detach(), x, name)
+                self.bases[name] = self._basis(x, name)
         return func(*args, **kwargs)
 
-    def _basis(self, x: Tensor, owner: Tensor, name: str) -> Tensor:
-        """Return the basis of `x`; `owner` is the tensor object that identifies it."""
-        known = self._by_input.get(id(owner))
-        if known is not None and known[0]() is owner:
-            return known[1]
+    def _basis(self, x: Tensor, name: str) -> Tensor:
+        version = -1 if x.is_inference() else x._version  # counts changes in place
+        known = self._by_input.get(id(x))
+        if known is not None and known[0]() is x and known[1] == version:
+            return known[2]
+        flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
         examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
-        flat = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
         keep = None
-        if self._mask is not None and x.shape[:-1] == self._mask.shape:
-            keep = self._mask.reshape(-1)
+        mask = self._mask
+        if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
+            keep, (examples, positions) = mask.reshape(-1), mask.shape
+            self._mask_used = True
         rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
         omega = self._noise.table(examples, positions, rank, x.device, name).view(-1, rank)
         basis = subspace_extract(flat, omega, self._power_steps, keep)
-        self._by_input[id(owner)] = (weakref.ref(owner), basis)
+        finite = torch.isfinite(basis)
+        self._finite.append(finite.all())
+        basis = torch.where(finite, basis, 0.0)  # the step is void then, and 0 * NaN would not be 0
+        self._by_input[id(x)] = (weakref.ref(x), version, basis)
         return basis
 
 

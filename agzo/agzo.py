@@ -38,6 +38,14 @@ class AGZO(ZeroOrderOptimizer):
         include_padding: take bases over padding tokens too, as the author's prototype does.
     """
 
+    settings = (
+        *ZeroOrderOptimizer.settings,
+        "rank",
+        "power_steps",
+        "refresh_every",
+        "include_padding",
+    )
+
     def __init__(
         self,
         model: nn.Module,
@@ -89,8 +97,9 @@ class AGZO(ZeroOrderOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict with the current bases under ``["state"]["zo"]["bases"]``."""
-        self._zo["bases"] = dict(self._subspace.bases)
-        return super().state_dict()
+        state = super().state_dict()
+        state["state"]["zo"] = {**state["state"]["zo"], "bases": dict(self._subspace.bases)}
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases of a lagged refresh included."""

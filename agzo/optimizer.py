@@ -45,11 +45,15 @@ class ZeroOrderOptimizer(Progress):
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
             parameters, or parameter groups with their own "lr" and "weight_decay".
 
+    With rounding="master" load weights before constructing: the copy is taken then.
+
     Raises:
         ValueError: a hyperparameter out of range; the message names key, value and what is allowed.
     """
 
     trains: ClassVar[bool] = True
+    forwards_once: ClassVar[int] = 2  # the check that the loss is a function
+    settings: ClassVar[tuple[str, ...]] = ("eps", "estimator", "queries", "rounding", "embeddings")
 
     def __init__(
         self,
@@ -74,6 +78,8 @@ class ZeroOrderOptimizer(Progress):
         check_choice("execution", execution, tuple(EXECUTIONS))
         check_choice("rounding", rounding, ROUNDINGS)
         self.tuned, groups = select(model, params, embeddings)
+        for group in groups:
+            check_group(group)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.model = model
         self.eps = eps
@@ -87,7 +93,16 @@ class ZeroOrderOptimizer(Progress):
         self._look: DirectionSampler = self._sampler()
         device = self.tuned[0].parameter.device
         self.stream_version = stream_version(device)
-        self._begin_progress(device, seed=seed, stream=self.stream_version)
+        self._dropouts = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.dropout._DropoutNd)
+        ]
+        settings = {
+            "method": type(self).__name__,
+            **{key: getattr(self, key) for key in self.settings},
+        }
+        self._begin_progress(device, seed=seed, stream=self.stream_version, settings=settings)
         if rounding == "master":
             for each in self.tuned:
                 if is_low_precision(each.parameter.dtype):
@@ -97,13 +112,23 @@ class ZeroOrderOptimizer(Progress):
         return Gaussian()
 
     def _captures(self, step: int) -> bool:
-        """Tell whether step number `step` takes activations in an own forward if two-sided."""
+        """Tell whether step number `step` looks at activations."""
         return False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group while constructing; later it is an error: directions are keyed by name."""
+        if hasattr(self, "stream_version"):
+            raise ValueError("add_param_group: allowed is params= of a new optimizer")
+        super().add_param_group(param_group)
 
     @property
     def forwards_per_step(self) -> int:
         """Forward passes of a step that refreshes its bases (the check of the first step apart)."""
-        return forwards_per_step(self.estimator, self.queries, self._captures(0))
+        return self.forwards_of_step(0)
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count the forward passes of step number `step`."""
+        return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -121,9 +146,12 @@ class ZeroOrderOptimizer(Progress):
         caller decides when to look.
         """
         zo = self._zo
+        self._refuse_dropout()
+        check_mask(token_mask)
         if zo["step"] == 0:
             self._check(closure)
         noise = Noise(self.seed, zo["step"])
+        capture = self._look.capture(noise, token_mask)
         measurement = measure(
             self.estimator,
             lambda: self._forward(closure),
@@ -131,8 +159,10 @@ class ZeroOrderOptimizer(Progress):
             self.queries,
             self.eps,
             self._execution,
-            self._look.capture(noise, token_mask),
+            capture,
         )
+        if capture is not None:
+            zo["alive"] &= capture.finite()
         self.projected_grad = torch.stack([g for _, g in measurement.queries])
         zo["alive"] &= torch.isfinite(self.projected_grad).all() & torch.isfinite(measurement.loss)
         self._move(measurement.queries, noise)
@@ -159,7 +189,8 @@ class ZeroOrderOptimizer(Progress):
         names = {each.parameter: each.name for each in self.tuned}
         alive = self.finite
         for group in self.param_groups:
-            keep = 1.0 - group["lr"] * group["weight_decay"]
+            decay = group["lr"] * group["weight_decay"]
+            keep = 1.0 - alive.double() * decay if decay else None
             # A 0-dim factor per query; zero once a loss was not finite.
             factors = [
                 torch.where(alive, g * (-group["lr"] / len(applied)), 0.0) for _, g in applied
@@ -172,11 +203,19 @@ class ZeroOrderOptimizer(Progress):
                 move(
                     parameter,
                     steps,
-                    keep,
+                    keep if keep is None else keep.to(parameter.device),
                     self.rounding,
                     self.state[parameter].get("master") if parameter in self.state else None,
                     noise,
                     names[parameter],
+                )
+
+    def _refuse_dropout(self) -> None:
+        for name, module in self._dropouts:
+            if module.training and module.p > 0:
+                raise ValueError(
+                    f"module {name}: active dropout (p={module.p}) makes the loss random and "
+                    "drowns a finite difference; call model.eval() or set p=0"
                 )
 
     def _check(self, closure: Closure) -> None:
@@ -185,13 +224,6 @@ class ZeroOrderOptimizer(Progress):
         A weight that torch's Python functions never see (unused, or inside a scripted module)
         would move without having been measured.
         """
-        for name, module in self.model.named_modules():
-            dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-            if dropout and module.training and module.p > 0:  # pyright: ignore[reportAttributeAccessIssue]
-                raise ValueError(
-                    f"module {name}: active dropout (p={module.p}) makes the loss random and "  # pyright: ignore[reportAttributeAccessIssue]
-                    "drowns a finite difference; call model.eval() or set p=0"
-                )
         with _Uses(self.tuned) as watch:
             first, second = self._forward(closure), self._forward(closure)
         unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
@@ -216,6 +248,12 @@ class ZeroOrderOptimizer(Progress):
                 f"stream={zo['stream']!r}: allowed is {self.stream_version!r}; noise of another "
                 "stream version or device type would continue a different run"
             )
+        mine = self._zo["settings"]
+        for key, value in zo["settings"].items():
+            if value != mine[key]:
+                raise ValueError(
+                    f"{key}={mine[key]!r}: allowed is {value!r}, as when the loaded state was made"
+                )
         super().load_state_dict(state_dict)
         self.seed = zo["seed"]
         # torch casts floating-point state to the parameter's dtype; the float32 master must stay.
@@ -243,6 +281,24 @@ class _Uses(TorchFunctionMode):
             self._unseen.discard(key)
             self.seen.add(key)
         return result
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise ValueError for a parameter group's options that are unknown or out of range."""
+    for key, value in group.items():
+        if key in ("lr", "weight_decay"):
+            check_number(f"params: {key}", value, minimum=0.0)
+        elif key != "params":
+            raise ValueError(f"params: {key}={value!r}: allowed in a group are lr, weight_decay")
+
+
+def check_mask(token_mask: Tensor | None) -> None:
+    """Raise ValueError unless the mask is None or boolean (batch, sequence)."""
+    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.dim() != 2):
+        raise ValueError(
+            f"token_mask: dtype {token_mask.dtype}, shape {tuple(token_mask.shape)}; allowed is "
+            "boolean (batch, sequence), True for real tokens"
+        )
 
 
 def check_number(

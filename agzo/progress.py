@@ -6,7 +6,7 @@ Kept inside the optimizer's state under the key "zo", so that torch's state_dict
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 
 class Progress(torch.optim.Optimizer):
     """Base of every method's optimizer class; call `_begin_progress` after torch's __init__."""
+
+    forwards_once: ClassVar[int] = 0  # forward passes before the first step
 
     def _begin_progress(self, device: torch.device, **entries: Any) -> None:
         alive = torch.ones((), dtype=torch.bool, device=device)
@@ -31,8 +33,20 @@ class Progress(torch.optim.Optimizer):
 
     @property
     def finite(self) -> Tensor:
-        """0-dim bool on the device: every loss so far was finite; weights move only while true."""
+        """0-dim bool on the device: everything measured so far was finite."""
         return self._zo["alive"]
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count the forward passes that step number `step` (from 0) takes."""
+        raise NotImplementedError
+
+    def steps_within(self, forwards: int) -> int:
+        """Count the steps that a budget of forward passes pays for, one-off checks included."""
+        used, step = self.forwards_once, 0
+        while used + self.forwards_of_step(step) <= forwards:
+            used += self.forwards_of_step(step)
+            step += 1
+        return step
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Load what `state_dict` returned."""

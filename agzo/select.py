@@ -98,6 +98,9 @@ def select(
             "allowed are choices that keep at least one parameter with requires_grad=True"
         )
     tuned = [Tuned(names[p], p, role[p]) for group in groups for p in group["params"]]
+    twice = {each.name for each in tuned if tuned.count(each) > 1}
+    if twice:
+        raise ValueError(f"params: {', '.join(sorted(twice))} given twice; allowed is once")
     return tuned, groups
 
 

@@ -35,7 +35,7 @@ def is_low_precision(dtype: torch.dtype) -> bool:
 def move(
     weight: Tensor,
     steps: Sequence[tuple[Direction, Tensor]],
-    keep: float,
+    keep: Tensor | None,
     rounding: str,
     master: Tensor | None,
     noise: Noise,
@@ -46,7 +46,7 @@ def move(
     Args:
         weight: the parameter's tensor, any float dtype.
         steps: (direction, c) pairs; c is a 0-dim tensor on the weight's device.
-        keep: 1 - lr * weight_decay.
+        keep: 1 - lr * weight_decay, a 0-dim tensor on the weight's device; None without decay.
         rounding: one of `ROUNDINGS`.
         master: float32 copy that is updated instead when rounding is "master", else None.
         noise, name: address of the stochastic rounding.
@@ -58,11 +58,11 @@ def move(
         for start, stop, change in _weighted_rows(steps, weight):
             rows = target if weight.dim() == 0 else target[start:stop]
             if not is_low_precision(target.dtype):
-                if keep != 1.0:
+                if keep is not None:
                     rows.mul_(keep)
                 rows.add_(change)
                 continue
-            moved = change.add_(rows, alpha=keep)  # float32
+            moved = change.add_(rows if keep is None else rows.float() * keep)  # float32
             if rounding == "stochastic":
                 bits = noise.bits(moved.shape, moved.device, name, start)
                 moved = round_stochastically(moved, bits, target.dtype)
@@ -71,12 +71,15 @@ def move(
         weight.copy_(master)
 
 
-def _move_low_rank(target: Tensor, steps: Sequence[tuple[Direction, Tensor]], keep: float) -> None:
+def _move_low_rank(
+    target: Tensor, steps: Sequence[tuple[Direction, Tensor]], keep: Tensor | None
+) -> None:
+    if keep is not None:
+        target.mul_(keep)
     for direction, coefficient in steps:
         assert isinstance(direction, LowRank)
         left = direction.left.to(target.dtype) * coefficient
-        target.addmm_(left, direction.right.T.to(target.dtype), beta=keep)
-        keep = 1.0
+        target.addmm_(left, direction.right.T.to(target.dtype))
 
 
 def _weighted_rows(steps: Sequence[tuple[Direction, Tensor]], weight: Tensor):

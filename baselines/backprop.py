@@ -32,23 +32,29 @@ class _Backprop(Progress):
     ) -> Tensor:
         """Back-propagate the closure's loss, move, and return the loss (0-dim, detached).
 
-        From the first loss that is not finite on, gradients count as zero.
+        From the first loss or gradient that is not finite on, gradients count as zero; momentum
+        and weight decay go on, so a caller goes back to weights saved before.
         """
         zo = self._zo
-        self.zero_grad(set_to_none=True)
+        parameters = [each.parameter for each in self.tuned]
         with torch.enable_grad():
             loss = closure()
-            loss.backward()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        used = [gradient for gradient in gradients if gradient is not None]
         zo["alive"] &= torch.isfinite(loss.detach())
-        for each in self.tuned:
-            gradient = each.parameter.grad
+        zo["alive"] &= torch.isfinite(torch.nn.utils.get_total_norm(used))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
-                gradient.copy_(torch.where(zo["alive"], gradient, 0.0))
+                parameter.grad = gradient.masked_fill_(~zo["alive"], 0.0)
         super().step()
         self.zero_grad(set_to_none=True)
         zo["step"] += 1
         zo["forwards"] += self.forwards_per_step
         return loss.detach()
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count one forward and one backward."""
+        return self.forwards_per_step
 
 
 class SGD(_Backprop, torch.optim.SGD):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -86,6 +92,9 @@ class AdamW(_Backprop, torch.optim.AdamW):  # pyright: ignore[reportIncompatible
         params: Params = None,
     ) -> None:
         check_number("lr", lr, minimum=0.0)
+        for beta in betas:
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"betas={betas}: allowed are two numbers >= 0 and < 1")
         check_number("adam_eps", adam_eps, above=0.0)
         check_number("weight_decay", weight_decay, minimum=0.0)
         self.tuned, groups = select(model, params, embeddings)

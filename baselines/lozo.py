@@ -31,6 +31,8 @@ class LOZO(ZeroOrderOptimizer):
             than it evaluated (those steps are random walks); for comparison only.
     """
 
+    settings = (*ZeroOrderOptimizer.settings, "rank", "refresh_every", "published_refresh")
+
     def __init__(
         self,
         model: nn.Module,

@@ -186,9 +186,27 @@ def test_published_lozo_applies_another_direction_on_refresh_steps():
 
 
 @every_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_non_finite_activations_freeze_the_weights(method: Method, dtype):
+    """NaN that runs through the layers reaches the bases too; nothing of it reaches a weight."""
+    model = mlp(dtype).model
+    x = torch.randn(20, 6, dtype=dtype)
+    optimizer = method.make(model, weight_decay=0.1)
+    optimizer.step(lambda: model(x).square().mean())
+    before = weights(model)
+    for bad in (float("nan"), float("inf"), 0.0):
+        broken = x.clone()
+        broken[3, 2] = bad
+        optimizer.step(lambda broken=broken: model(broken).square().mean())
+        assert not optimizer.finite
+        for name, parameter in model.named_parameters():
+            assert parameter.equal(before[name]), name
+
+
+@every_method
 def test_non_finite_loss_freezes_the_weights(method: Method):
     net = qwen3()
-    optimizer = method.make(net.model)
+    optimizer = method.make(net.model, weight_decay=0.1)
     optimizer.step(net.closure, net.token_mask)
     before = weights(net.model)
     for factor in (float("nan"), 1.0, float("inf"), 1.0):
@@ -196,6 +214,22 @@ def test_non_finite_loss_freezes_the_weights(method: Method):
         assert not optimizer.finite
         for name, parameter in net.model.named_parameters():
             assert parameter.equal(before[name])
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_first_order_sees_a_gradient_that_is_not_finite_and_keeps_it_out(optimizer):
+    net = mlp()
+    method = optimizer(net.model, lr=1e-2)
+    before = weights(net.model)
+    method.step(lambda: torch.sqrt(net.closure() * 0.0))  # loss 0, gradient infinite or NaN
+    assert not method.finite
+    assert all(p.equal(before[n]) for n, p in net.model.named_parameters())
+
+
+def test_first_order_leaves_frozen_parameters_without_gradients():
+    net = qwen3()
+    SGD(net.model, lr=1e-2, embeddings="frozen").step(net.closure)
+    assert all(p.grad is None for p in net.model.parameters())
 
 
 def test_first_order_baselines_are_torchs_own():
@@ -249,13 +283,16 @@ BAD = [
     (MeZO, {"embeddings": "on"}, "embeddings='on': allowed are tuned, frozen"),
     (MeZO, {"params": lambda name, p: False}, "leave no parameter to tune"),
     (MeZO, {"params": [nn.Parameter(torch.zeros(1))]}, "does not belong to the model"),
+    (AdamW, {"betas": (0.9, 3.0), "eps": None}, r"betas=\(0.9, 3.0\): allowed are two numbers"),
 ]
 
 
 @pytest.mark.parametrize(("optimizer", "options", "message"), BAD)
 def test_bad_hyperparameters_name_key_value_and_what_is_allowed(optimizer, options, message):
+    given = {"lr": 1e-3, "eps": 1e-3, **options}
+    given = {key: value for key, value in given.items() if value is not None}
     with pytest.raises(ValueError, match=message):
-        optimizer(mlp().model, **{"lr": 1e-3, "eps": 1e-3, **options})
+        optimizer(mlp().model, **given)
 
 
 @every_method
@@ -294,6 +331,81 @@ def test_a_scripted_module_is_refused_by_the_side_branch_and_runs_in_place():
 def test_a_closure_must_return_a_scalar_loss(loss):
     with pytest.raises(ValueError, match="closure returned"):
         MeZO(mlp().model, lr=1e-3, eps=1e-3).step(lambda: loss)
+
+
+def test_a_parameter_given_twice_and_bad_group_options_are_refused():
+    model = mlp().model
+    weight = model[0].weight
+    with pytest.raises(ValueError, match=r"params: 0\.weight given twice"):
+        MeZO(model, lr=1e-3, eps=1e-3, params=[weight, weight])
+    with pytest.raises(ValueError, match=r"params: lr=-5.0"):
+        MeZO(model, lr=1e-3, eps=1e-3, params=[{"params": [weight], "lr": -5.0}])
+    with pytest.raises(ValueError, match=r"params: eps=1.0: allowed in a group are lr"):
+        MeZO(model, lr=1e-3, eps=1e-3, params=[{"params": [weight], "eps": 1.0}])
+    with pytest.raises(ValueError, match="add_param_group"):
+        MeZO(model, lr=1e-3, eps=1e-3, params=[weight]).add_param_group({"params": []})
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(3, 7), "token_mask: dtype torch.float32"),
+        (torch.ones(21, dtype=torch.bool), "token_mask: dtype torch.bool"),
+        (torch.ones(7, 3, dtype=torch.bool), r"token_mask of shape \(7, 3\) fits no linear"),
+    ],
+)
+def test_a_mask_that_fits_nothing_is_refused(mask, message):
+    net = qwen3()
+    with pytest.raises(ValueError, match=message):
+        AGZO(net.model, lr=1e-3, eps=1e-3).step(net.closure, mask)
+
+
+def test_dropout_switched_on_later_is_refused():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1)).eval()
+    optimizer = MeZO(model, lr=1e-3, eps=1e-3)
+    closure = lambda: model(torch.ones(3, 2)).sum()  # noqa: E731
+    optimizer.step(closure)
+    model.train()
+    with pytest.raises(ValueError, match="active dropout"):
+        optimizer.step(closure)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "message"),
+    [
+        ({"rank": 1}, {"rank": 2}, "rank=2: allowed is 1"),
+        ({"eps": 1e-3}, {"eps": 1e-2}, "eps=0.01: allowed is 0.001"),
+        ({"rounding": "nearest"}, {"rounding": "master"}, "rounding='master': allowed"),
+    ],
+)
+def test_state_of_other_settings_is_refused(saved, loading, message):
+    options = {"lr": 1e-3, "eps": 1e-3}
+    state = AGZO(mlp().model, **{**options, **saved}).state_dict()
+    with pytest.raises(ValueError, match=message):
+        AGZO(mlp().model, **{**options, **loading}).load_state_dict(state)
+    with pytest.raises(ValueError, match="method='MeZO': allowed is 'AGZO'"):
+        MeZO(mlp().model, **options).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "budget"),
+    [
+        (AGZO, {"estimator": "two_sided", "refresh_every": 10}, 100),
+        (AGZO, {}, 101),
+        (MeZO, {"queries": 3}, 100),
+        (LOZO, {}, 100),
+        (SGD, {}, 100),
+    ],
+)
+def test_a_budget_of_forwards_is_used_up_and_never_exceeded(optimizer, options, budget):
+    net = mlp()
+    if optimizer is not SGD:
+        options = {"eps": 1e-3, **options}
+    method = optimizer(net.model, lr=0.0, **options)
+    steps = method.steps_within(budget)
+    for _ in range(steps):
+        method.step(net.closure)
+    assert budget - method.forwards_of_step(steps) < method.forwards <= budget
 
 
 def test_state_of_another_stream_is_refused():

@@ -10,7 +10,7 @@ from agzo import AGZO, subspace_extract
 from agzo.activations import ActivationCapture
 from agzo.rng import Noise
 from agzo.select import select
-from tests.networks import qwen3
+from tests.networks import opt, qwen3
 
 
 def activations(tokens: int, width: int, decay: float = 0.5) -> torch.Tensor:
@@ -126,6 +126,38 @@ def test_padding_is_left_out_unless_asked_for():
         optimizer = AGZO(net.model, lr=0.0, eps=1e-3, include_padding=include)
         optimizer.step(net.closure, net.token_mask)
         assert optimizer._subspace.bases[name].equal(expected[name])
+
+
+def test_a_tensor_changed_in_place_is_not_a_shared_input():
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    tuned, _ = select(nn.ModuleList([first, second]), None, "tuned")
+    watch = ActivationCapture(tuned, 1, 3, Noise(0, 0), None)
+    with torch.no_grad(), watch:
+        x = torch.eye(4)[:1].repeat(5, 1)
+        first(x)
+        x[:, 0], x[:, 1] = 0.0, 1.0
+        second(x)
+    assert watch.bases["0.weight"][0].abs() > 0.99
+    assert watch.bases["1.weight"][1].abs() > 0.99
+
+
+@pytest.mark.parametrize("network", [qwen3, opt])
+def test_bases_do_not_depend_on_what_the_padding_is(network):
+    """OPT flattens batch and sequence before its feed-forward layers; the mask reaches them too."""
+    found = []
+    for pad in (1, 2):
+        net = network()
+        ids = torch.tensor([[pad, pad, 5, 6, 7], [8, 9, 10, 11, 12]])
+        mask = ids > 2
+        position_ids = (mask.long().cumsum(1) - 1).clamp(min=0)
+        tuned, _ = select(net.model, None, "tuned")
+        linear = [each for each in tuned if each.role == "linear"]
+        watch = ActivationCapture(linear, 1, 3, Noise(0, 0), mask)
+        with torch.no_grad(), watch:
+            net.model(input_ids=ids, attention_mask=mask.long(), position_ids=position_ids)
+        found.append(watch.bases)
+    for name, basis in found[0].items():
+        torch.testing.assert_close(basis, found[1][name], atol=1e-5, rtol=0)
 
 
 def test_fewer_tokens_than_rank_cap_it():
