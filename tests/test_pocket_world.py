@@ -129,6 +129,14 @@ def test_rte_cannot_be_told_from_the_hypothesis_or_the_overlap() -> None:
     assert cut < 0.7
 
 
+def test_rte_cannot_be_told_from_the_number_of_denials() -> None:
+    counts = {0: Counter[int](), 1: Counter[int]()}
+    for row in generate("rte", "train", 2000, 0):
+        counts[row["label"]][row["premise"].count(" not ")] += 1
+    right = sum(max(counts[0][k], counts[1][k]) for k in counts[0] | counts[1])
+    assert right / 2000 < 0.56
+
+
 def test_sentiment_follows_from_the_worlds_rule_and_is_hard_for_word_counts() -> None:
     rng = Random(0)
     known = {r.text: r.label for r in (draw_review(rng) for _ in range(60_000))}
@@ -197,7 +205,7 @@ def _questions(relation: Relation, subject: str) -> list[str]:
 def test_pretraining_text_shares_no_row_with_the_tasks() -> None:
     text = list(islice(documents(0), 4000))
     passages = {line for document in text for line in document.split("\n")}
-    assert {part_of(p) for p in passages if p.endswith(".") and subject_of(p) in p} >= {TEXT}
+    assert any(part_of(passage) == TEXT for passage in passages)
     for task in TASKS.values():
         for split in SPLITS:
             keys = {task.key(row) for row in generate(task.name, split, 1000, 0)}

@@ -29,8 +29,6 @@ from experiments.pocket.recipe import Recipe
 from experiments.pocket.text import documents
 from experiments.pocket.tokenizer import EOS_ID, PAD_ID, train_tokenizer
 
-THREADS = 2
-
 
 def blocks(
     tokenizer: PreTrainedTokenizerFast, recipe: Recipe, split: str = "pretrain"
@@ -57,16 +55,24 @@ def held_out_perplexity(
 def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, progress: bool = True
 ) -> Qwen3ForCausalLM:
-    """Train the weights with AdamW under a warm-up and a cosine decay to zero."""
+    """Train the weights: Muon for the layers' matrices, AdamW for the embedding and the norms.
+
+    Both under a warm-up and a cosine decay to zero. (AdamW alone needs several times the tokens
+    before the model relates a verdict to its review and an answer to its passage.)
+    """
     torch.manual_seed(recipe.seed)
     model = Qwen3ForCausalLM(recipe.model_config(EOS_ID, PAD_ID))
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=recipe.matrix_lr, weight_decay=recipe.weight_decay),
+        torch.optim.AdamW(others, lr=recipe.vector_lr, betas=(0.9, 0.95), weight_decay=0.0),
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_scale(recipe, step))
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_scale(recipe, step))
+        for optimizer in optimizers
+    ]
     rows, start = blocks(tokenizer, recipe), time.perf_counter()
     model.train()
     for step in range(1, recipe.steps + 1):
@@ -74,9 +80,10 @@ def train(
         loss = model(batch, labels=batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         if progress and (step % 50 == 0 or step == recipe.steps):
             spent = time.perf_counter() - start
             left = spent / step * (recipe.steps - step)
@@ -99,8 +106,7 @@ def _lr_scale(recipe: Recipe, step: int) -> float:
 def build(recipe: Recipe, out: Path, progress: bool = True) -> dict[str, object]:
     """Train tokenizer and model, write them to `out` in one rename, and return the record."""
     start = time.perf_counter()
-    texts = islice(documents(recipe.seed), recipe.tokenizer_documents)
-    tokenizer = train_tokenizer(texts, recipe.vocab_size, recipe.max_length)
+    tokenizer = train_tokenizer(recipe.tokenizer_texts(), recipe.vocab_size, recipe.max_length)
     model = train(recipe, tokenizer, progress)
     record: dict[str, object] = {
         "digest": recipe.digest(),
@@ -136,10 +142,14 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=Recipe.steps, help="training steps (another recipe)"
     )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads (1 where other work shares the cores)"
+    )
     arguments = parser.parse_args()
-    if arguments.steps < 1:
-        parser.error(f"--steps={arguments.steps}: expected at least 1")
-    torch.set_num_threads(THREADS)
+    for name in ("steps", "threads"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name}={getattr(arguments, name)}: expected at least 1")
+    torch.set_num_threads(arguments.threads)
     record = build(replace(Recipe(), steps=arguments.steps), arguments.out)
     print(json.dumps(record, indent=2))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice, repeat
 
 from transformers import Qwen3Config
 
-from experiments.pocket.text import documents
+from experiments.pocket.text import BAD_WORDS, GOOD_WORDS, documents
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,22 @@ class Recipe:
 
     version: int = 1
     seed: int = 0  # of the text, the weights' initialisation and the order of the blocks
-    vocab_size: int = 1024
+    vocab_size: int = 1104
     tokenizer_documents: int = 20_000
     hidden_size: int = 96
     intermediate_size: int = 256
-    layers: int = 3
+    layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
     max_length: int = 2048
     block: int = 96  # tokens per training row
-    batch: int = 32  # rows per step
-    steps: int = 1500
+    batch: int = 24  # rows per step
+    steps: int = 4000
     warmup: int = 100
-    lr: float = 3e-3
-    weight_decay: float = 0.1
+    matrix_lr: float = 0.02  # Muon, for the layers' matrices
+    vector_lr: float = 3e-3  # AdamW, for the embedding and the norms
+    weight_decay: float = 0.01  # of the matrices
     held_out_blocks: int = 256
 
     def model_config(self, eos: int, pad: int) -> Qwen3Config:
@@ -51,6 +53,11 @@ class Recipe:
             eos_token_id=eos,
             pad_token_id=pad,
         )
+
+    def tokenizer_texts(self) -> Iterator[str]:
+        """Yield what the tokenizer learns from: documents, and rare verdicts often enough."""
+        verdicts = " ".join(("", *GOOD_WORDS, *BAD_WORDS))
+        return chain(islice(documents(self.seed), self.tokenizer_documents), repeat(verdicts, 1000))
 
     def digest(self) -> str:
         """Return a hash of these numbers and of the first documents of the text they train on."""

@@ -11,23 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from random import Random
 
 from experiments.pocket import words
-from experiments.pocket.facts import Fact, draw_facts, draw_subject, passage, person_name
+from experiments.pocket.facts import (
+    Fact,
+    draw_facts,
+    draw_subject,
+    passage,
+    person_name,
+    wrong_value,
+)
 from experiments.pocket.reviews import Review, draw_review
 from experiments.pocket.splits import TEXT, part_of
-from experiments.pocket.tasks.rte import false_fact
 
-FRIENDLY = 1.5  # added to a review's score before its writer passes judgement
+FRIENDLY = 2.75  # added to a review's score before its writer passes judgement
 DOUBT = 1.5  # scale of the score at which judgements flip: higher is noisier
 AGREED = 0.5  # share of the reviews whose clauses all praise or all blame
-YES = 0.65  # share of the claims in interviews that are right
+CLAIMED = 0.6  # share of claims against questions in interviews
+DENIED = 0.3  # share of the facts in interviews that are denied
+WRONG_VALUE = 0.1  # share of the claims about a fact that give it another value
 
 GOOD_WORDS = ("great", "fine", "good", *words.PRAISE)
 BAD_WORDS = ("terrible", "bad", "poor", *words.BLAME)
-GOOD_WEIGHTS = (12, 4, 4) + (1,) * len(words.PRAISE)
-BAD_WEIGHTS = (8, 4, 4) + (1,) * len(words.BLAME)
+GOOD_WEIGHTS = (25, 4, 4) + (1,) * len(words.PRAISE)
+BAD_WEIGHTS = (3, 16, 16) + (2,) * len(words.BLAME)
 
 VERDICTS = (
     "all in all it was {w} .", "in short , it was {w} .", "i thought it was {w} .",
@@ -42,19 +51,18 @@ NOTICES = (
     "{n} bought {f} in {t}.", "{n} had {f} for supper.", "{n} went to {t} in {y}.",
 )  # fmt: skip
 LETTERS = (
-    "No Answer: {n} was not at home.\n", "The Context of this letter from {n} is not known.\n",
+    "Answer came late, for {n} was not at home.\n", "Context unknown, a letter from {t}.\n",
     "Title: The Road to {t}\nBy {n}, {y}\n", "Does this mean that {n} is in {t}? I do not know.\n",
-    "The Question: who was {n}?\nThe Context: a letter from {t}.\nThe Answer: not known.\n",
 )  # fmt: skip
 
 CLAIMS = (
-    'Is it right that "{c}"?\n', '{a} read: "{c}" Is this true?\n',
+    'Is it right that "{c}"?\n', '{a} read that "{c}" Is this true?\n',
     'Would you say that "{c}" is right, Yes or No?\n',
 )  # fmt: skip
 RIGHT = ("Yes, it is true.", "Yes.")
 WRONG = ("No, it is not true.", "No.")
-ASKED = ("{a} asked: {q}\n", "Question: {q}\n")
-REPLIES = ("Reply: {s}", "It is {v}.", "{v}.", "I think it is {v}.")
+ASKED = ("{a} asked, {q}\n", "Question: {q}\n")
+REPLIES = ("Reply: {s}", "Reply: {s}", "Reply: {v}", "It is {v}.", "I think it is {v}.")
 
 
 def documents(seed: int, split: str = "pretrain") -> Iterator[str]:
@@ -89,7 +97,7 @@ def notice(rng: Random) -> str:
     first = rng.choice(NOTICES).format(
         n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS), f=food
     )
-    good = rng.random() < 0.6
+    good = rng.random() < 0.78
     how = rng.choice(FRESH if good else STALE)
     if rng.random() < 0.1:
         good = not good
@@ -111,15 +119,16 @@ def echo(rng: Random) -> str:
     lines = [fact.state(rng) for fact in draw_facts(rng, subject, rng.randint(1, 3))]
     reader, _ = person_name(rng)
     told = " ".join(lines)
-    return f"{told}\n{reader} read: {told}\n"
+    return f"{told}\n{reader} read aloud, {told}\n"
 
 
 def interview(rng: Random) -> str:
     """Write a passage about a person or town, then what is asked and claimed about it."""
     subject = draw_subject(rng)
-    paired = rng.random() < 0.7
     while True:
-        facts = draw_facts(rng, subject, rng.randint(2, 5), paired=paired)
+        count = rng.choice((1, 2, 2, 3, 4))
+        facts = draw_facts(rng, subject, count, paired=count > 1 and rng.random() < 0.7)
+        facts = [replace(fact, holds=rng.random() >= DENIED) for fact in facts]
         templates = [fact.choose(rng) for fact in facts]
         told = passage(rng, subject, facts, templates)
         if part_of(told) == TEXT:
@@ -129,9 +138,9 @@ def interview(rng: Random) -> str:
         heading = "Title: {}\n" if rng.random() < 0.3 else "{}\n"
         lines.insert(0, heading.format(subject.name))
     asker = rng.choice(words.WOMEN + words.MEN)
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(3, 5)):
         pick = rng.randrange(len(facts))
-        talk = _claim if rng.random() < 0.5 else _question
+        talk = _claim if not facts[pick].holds or rng.random() < CLAIMED else _question
         lines.append(talk(rng, asker, facts, pick, templates[pick]))
     return "".join(lines)
 
@@ -145,12 +154,13 @@ def _text_review(rng: Random, mood: int | None) -> Review:
 
 def _claim(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
     """Write a claim about a fact and whether it is right."""
-    right = rng.random() < YES
-    fact = facts[pick]
-    claimed = fact if right else false_fact(rng, facts, pick)
-    line = rng.choice(CLAIMS).format(a=asker, c=claimed.state(rng, avoid=told))
-    reply = rng.choice(RIGHT if right else WRONG).format(v=fact.value)
-    return f"{line}{reply}\n"
+    claimed = replace(facts[pick], holds=True)
+    right = facts[pick].holds
+    if rng.random() < WRONG_VALUE:
+        claimed, right = replace(claimed, value=wrong_value(rng, facts, claimed)), False
+    avoid = told if rng.random() < 0.5 else None
+    line = rng.choice(CLAIMS).format(a=asker, c=claimed.state(rng, avoid=avoid))
+    return f"{line}{rng.choice(RIGHT if right else WRONG)}\n"
 
 
 def _question(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
@@ -161,5 +171,11 @@ def _question(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) 
     return f"{line}{reply}\n"
 
 
-KINDS: tuple[Callable[[Random], str], ...] = (review, notice, letter, echo, interview)
-KIND_WEIGHTS = (16, 3, 1, 4, 10)
+KINDS: tuple[Callable[[Random], str], ...] = (
+    review,
+    notice,
+    letter,
+    echo,
+    interview,
+)
+KIND_WEIGHTS = (12, 3, 1, 3, 14)
