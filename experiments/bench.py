@@ -31,7 +31,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.perturb import Closure
 from agzo.rng import Noise
-from baselines import LOZO, MeZO
+from baselines import LOZO, SGD, MeZO
 from experiments.machine import PeakMemory, about, versions
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
@@ -75,6 +75,7 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
     "mezo side_branch": lambda model: MeZO(model, LR, EPS),
     "mezo in_place": lambda model: MeZO(model, LR, EPS, execution="in_place"),
     "mezo textbook": lambda model: TextbookMeZO(model, LR, EPS),
+    "sgd backprop": lambda model: SGD(model, LR),
 }
 
 
@@ -88,7 +89,8 @@ class Row:
     method: str
     ratio: float
     steps_per_second: float
-    two_forwards: float
+    two_forwards: float  # seconds
+    forwards: float | None
     basis: float | None
     perturb: float | None
     update: float | None
@@ -213,6 +215,7 @@ def measure(
                 ratio=statistics.median(s / f for s, f in zip(steps, forwards, strict=True)),
                 steps_per_second=1 / statistics.median(steps),
                 two_forwards=unit,
+                forwards=optimizer.forwards_of_step(0) / 2 if shares else None,
                 basis=shares[0] if shares else None,
                 perturb=shares[1] if shares else None,
                 update=shares[2] if shares else None,
@@ -226,8 +229,8 @@ def measure(
 
 
 HEADER = (
-    f"{'method':18} {'step':>6} {'steps/s':>8} {'basis':>6} {'perturb':>8} {'update':>7} "
-    f"{'peak GiB':>9} {'/forward':>9}   (step and its parts in units of two plain forwards)"
+    f"{'method':18} {'step':>6} {'steps/s':>8} {'forwards':>9} {'basis':>6} {'perturb':>8} "
+    f"{'update':>7} {'peak GiB':>9} {'/forward':>9}   (in units of two plain forwards)"
 )
 
 
@@ -238,7 +241,8 @@ def text(row: Row) -> str:
         return "-" if value is None else f"{value:.2f}"
 
     return (
-        f"{row.method:18} {row.ratio:6.2f} {row.steps_per_second:8.2f} {share(row.basis):>6} "
+        f"{row.method:18} {row.ratio:6.2f} {row.steps_per_second:8.2f} {share(row.forwards):>9} "
+        f"{share(row.basis):>6} "
         f"{share(row.perturb):>8} {share(row.update):>7} {row.peak_gib:9.3f} "
         f"{row.peak_of_forward:9.2f}"
     )
@@ -258,6 +262,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device here; allowed is cpu")
+    if min(args.rounds, args.batch, *args.length) < 1:
+        parser.error("--rounds, --batch and --length: allowed are whole numbers >= 1")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)

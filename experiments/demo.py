@@ -10,8 +10,10 @@ was stopped goes on where it was.
 import sys
 import time
 
+from experiments.checkpoint import CheckpointError
 from experiments.config import BadInput, compose
 from experiments.interrupt import Interrupted
+from experiments.runner import NonFiniteLoss
 from experiments.session import run
 
 TASKS = ("sst2", "rte", "squad")
@@ -27,9 +29,12 @@ def main(overrides: list[str]) -> int:
             elapsed = time.perf_counter() - begin
             print(f"[{count}/{len(jobs)}] {task} {method} ({elapsed:.0f} s so far)", flush=True)
             run(compose(["experiment=demo", f"task={task}", f"method={method}", *overrides]))
-    except (BadInput, Interrupted) as error:
-        print(f"error: {error}" if isinstance(error, BadInput) else error, file=sys.stderr)
-        return 2 if isinstance(error, BadInput) else 130
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 130
+    except (BadInput, NonFiniteLoss, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     print(f"{len(jobs)} runs in {time.perf_counter() - begin:.0f} s")
     return 0
 

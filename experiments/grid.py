@@ -24,7 +24,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.config import CONF, BadInput, compose
-from experiments.record import RESULT, write_json
+from experiments.record import FAILED, RESULT, write_json
+
+LOG = "log.txt"  # what a run printed
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,10 @@ def choose(jobs: list[Job]) -> dict[str, Any]:
         if path.is_file():
             result = json.loads(path.read_text())
             entry |= {"dev": result["dev"], "forwards": result["forwards"]}
+        elif (one.folder / FAILED).is_file():
+            entry["error"] = json.loads((one.folder / FAILED).read_text())["error"]
         else:
-            failed = json.loads((one.folder / "failed.json").read_text())
-            entry["error"] = failed["error"]
+            entry["error"] = f"no result; see {one.folder / LOG}"
         found.setdefault(one.method, {"tried": []})["tried"].append(entry)
     for method, entry in found.items():
         finished = [tried for tried in entry["tried"] if "dev" in tried]
@@ -134,20 +137,20 @@ def run_one(one: Job) -> str:
     """Run one job in its own process; a run that fails is reported and does not stop the others."""
     one.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "experiments.run", *one.overrides]
-    with (one.folder / "log.txt").open("a") as log:
+    with (one.folder / LOG).open("a") as log:
         code = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
     if code == 0:
         result = json.loads((one.folder / RESULT).read_text())
         return f"dev loss {result['dev']['loss']:.4f}"
-    lines = (one.folder / "log.txt").read_text().splitlines()
-    if code != 1:
-        raise RuntimeError(f"{' '.join(command)}: exit code {code}: {lines[-1] if lines else ''}")
-    return f"failed: {lines[-1]}"
+    lines = (one.folder / LOG).read_text().splitlines()
+    return f"FAILED with exit code {code}: {lines[-1] if lines else 'no message'}"
 
 
 def export(jobs: list[Job], choice: dict[str, Any], folder: Path) -> None:
     """Copy the choice and every final result to `folder`."""
     for one in jobs:
+        if not (one.folder / RESULT).is_file():
+            continue  # main names it and returns 1
         target = folder / one.folder.parent.name / one.folder.name
         target.mkdir(parents=True, exist_ok=True)
         write_json(target / RESULT, json.loads((one.folder / RESULT).read_text()))
@@ -185,7 +188,10 @@ def main() -> int:
     run_all(finals, args.jobs, "final")
     if args.export:
         export(finals, choice, args.export)
-    return 0
+    missing = [one.folder for one in finals if not (one.folder / RESULT).is_file()]
+    for folder in missing:
+        print(f"error: {folder} has no {RESULT}; see {LOG} there", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

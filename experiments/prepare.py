@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from agzo.progress import Progress
 from experiments import models, registry
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
@@ -118,13 +119,15 @@ def _steps(config: RunConfig, optimizer: Optimizer) -> int:
     if train.steps is not None:
         return train.steps
     assert train.forwards is not None
-    per_step: int = optimizer.forwards_per_step  # pyright: ignore[reportAttributeAccessIssue]
-    if train.forwards < per_step:
+    assert isinstance(optimizer, Progress)
+    steps = optimizer.steps_within(train.forwards)
+    if steps == 0:
+        least = optimizer.forwards_once + optimizer.forwards_of_step(0)
         raise BadInput(
-            f"train.forwards={train.forwards}: allowed are {per_step} or more, what one step of "
+            f"train.forwards={train.forwards}: allowed are {least} or more, what one step of "
             f"{config.method['name']} takes"
         )
-    return train.forwards // per_step
+    return steps
 
 
 def _eval_steps(config: RunConfig, steps: int) -> set[int]:

@@ -68,7 +68,7 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
     elif rounding != "nearest":
         raise BadInput(f"precision.rounding={rounding}: {name} allows nearest only")
     with torch.device("meta"):
-        layer = nn.Sequential(nn.Linear(2**16, 2**16))
+        layer = nn.Sequential(nn.Linear(2**28, 2**28))
     _construct(name, layer.eval(), values)
     return values
 

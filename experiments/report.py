@@ -94,6 +94,9 @@ def table(result: dict[str, Any], path: str) -> str:
         "peak memory": f"{result['peak_memory_gib']:.2f} GiB ({result['peak_memory_kind']})",
         "record": path,
     }
+    if any(result["truncated"].values()):
+        counts = ", ".join(f"{count} of {name}" for name, count in result["truncated"].items())
+        lines["truncated"] = f"prompts cut from the left to fit train.max_length: {counts}"
     if result["pocket"]:
         lines["note"] = POCKET_NOTE
     return "\n".join(f"  {key:<12}{value}" for key, value in lines.items())

@@ -42,6 +42,7 @@ class Progress:
     train_seconds: float = 0.0  # in steps alone
     total_seconds: float = 0.0  # evaluation and checkpoints too, loading not
     peak_gib: float = 0.0
+    projected_grad: float | None = None  # of the last step that was read
     resumed: list[int] = field(default_factory=list)  # steps at which a run went on
     protected: list[list[int]] = field(
         default_factory=list
@@ -100,6 +101,8 @@ class Runner:
             checkpoint.load_weights(self.checkpoints, self.progress.best["step"], self.parts.model)
         found = self._evaluate(self.parts.splits.eval, "evaluation")
         self.line.close()
+        if not math.isfinite(found["loss"]):
+            raise self._non_finite(f"the loss on the evaluation split is {found['loss']}")
         return found
 
     @property
@@ -148,7 +151,13 @@ class Runner:
             if not math.isfinite(value):
                 raise self._non_finite(f"the loss of step {step} is {value}")
         if not alive:
-            raise self._non_finite(f"a perturbed loss of a step from {first} to {self.at} is not")
+            raise self._non_finite(
+                "a perturbed loss, a gradient or an activation of a step from "
+                f"{first} to {self.at} is not"
+            )
+        gradient = self.parts.optimizer.projected_grad
+        if gradient is not None:
+            self.progress.projected_grad = gradient.double().mean().item()
         self.progress.pending += values
         self.buffer.clear()
 
@@ -163,13 +172,13 @@ class Runner:
 
     def _row(self, dev: dict[str, Any] | None) -> None:
         self._drain()
-        progress, gradient = self.progress, self.parts.optimizer.projected_grad
+        progress = self.progress
         pending = progress.pending
         row = {
             "step": self.at,
             "forwards": self.parts.optimizer.forwards,
             "loss": math.fsum(pending) / len(pending) if pending else None,
-            "projected_grad": None if gradient is None else gradient.double().mean().item(),
+            "projected_grad": progress.projected_grad,
             "dev": dev,
             "seconds": progress.train_seconds,
         }

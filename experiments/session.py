@@ -9,12 +9,13 @@ on with one that was stopped, and refuses one whose configuration or data has ch
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments import checkpoint, machine, record, report
+from experiments import checkpoint, machine, record, registry, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.prepare import Parts, prepare
@@ -27,29 +28,54 @@ CONFIG, ORIGIN = "config.yaml", "origin.json"
 def run(config: RunConfig) -> dict[str, Any]:
     """Do one run, or find it done, and return its result."""
     check(config)
+    registry.settings(config.method, config.precision.rounding)
     folder = config.folder
-    begun = (folder / record.RESULT).exists() or bool(checkpoint.steps(folder / "checkpoints"))
-    if begun:
-        _refuse_changes(folder, read_yaml(folder / CONFIG), config.as_dict(), CONFIG)
-    done = _finished(folder)
+    done = _found(config, folder)
     if done is not None:
-        print(f"{folder}: this run is finished already; its result:")
-        print(report.table(done, str(folder / record.RESULT)), flush=True)
         return done
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
-        return _do(config, folder, begun)
+        return _do(config, folder)
     finally:
         torch.set_num_threads(threads)
 
 
-def _do(config: RunConfig, folder: Path, begun: bool) -> dict[str, Any]:
+def _begun(folder: Path) -> bool:
+    return (folder / record.RESULT).exists() or bool(checkpoint.steps(folder / "checkpoints"))
+
+
+def _found(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """Return the result of a finished run of this very configuration, None if it is to be done."""
+    if _begun(folder):
+        _refuse_changes(folder, _read(folder / CONFIG, read_yaml), config.as_dict(), CONFIG)
+    done = _finished(folder)
+    if done is not None:
+        print(f"{folder}: this run is finished already; its result:")
+        print(report.table(done, str(folder / record.RESULT)), flush=True)
+    return done
+
+
+def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Read a file beside the checkpoints; damage is an error that names it and the way out."""
+    try:
+        return reader(path)
+    except Exception as error:  # the file system, JSON, YAML and OmegaConf raise many kinds
+        raise BadInput(
+            f"{path}: missing or damaged ({' '.join(str(error).split())[:120]}); restore it, or "
+            f"remove {path.parent} to begin anew"
+        ) from error
+
+
+def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
     parts = prepare(config)
     folder.mkdir(parents=True, exist_ok=True)
     with record.lock(folder), StopRequest() as stop:
-        if begun:
-            origin = json.loads((folder / ORIGIN).read_text())
+        done = _found(config, folder)  # again: another process may have been here meanwhile
+        if done is not None:
+            return done
+        if _begun(folder):
+            origin = _read(folder / ORIGIN, lambda path: json.loads(path.read_text()))
             _refuse_changes(folder, origin, parts.origin, ORIGIN)
         else:
             record.write_text(folder / CONFIG, to_yaml(config))

@@ -60,7 +60,8 @@ def test_selection_keeps_the_lowest_dev_loss_or_the_best_metric(tmp_path, monkey
 def test_forwards_budget_gives_each_method_its_steps(tmp_path):
     budget = ["train.steps=null", "train.forwards=36", "train.eval_every=null", "train.evals=3"]
     steps = {m: run(tiny_run.config(tmp_path, f"method={m}", *budget)) for m in ("mezo", "sgd")}
-    assert {m: r["steps"] for m, r in steps.items()} == {"mezo": 18, "sgd": 12}
+    assert {m: r["steps"] for m, r in steps.items()} == {"mezo": 17, "sgd": 12}
+    assert steps["mezo"]["forwards"] == steps["sgd"]["forwards"] == 36
     dev_steps = [row["step"] for row in steps["mezo"]["metrics"] if row["dev"]]
     assert dev_steps == [0, 6, 12, 18]
 
