@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agzo import AGZO
+from agzo import AGZO, ZeroOrderOptimizer
 from agzo.select import roles
 from baselines import LOZO, SGD, AdamW, MeZO, ZeroShot
+from experiments import registry
 from tests.methods import METHODS, Method
 from tests.networks import NETWORKS, mlp, qwen3, weights
 
@@ -28,6 +29,11 @@ def test_every_method_runs_on_every_network(optimizer, network):
     assert loss.shape == ()
     assert not loss.requires_grad
     assert all(not before[n].equal(p) for n, p in net.model.named_parameters())
+
+
+def test_every_zeroth_order_method_a_run_can_name_is_in_the_list_of_rules():
+    named = {m for m in registry.METHODS.values() if issubclass(m, ZeroOrderOptimizer)}
+    assert named == {method.optimizer for method in METHODS}
 
 
 @pytest.mark.parametrize("network", NETWORKS)
