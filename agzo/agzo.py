@@ -18,7 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from agzo.optimizer import ZeroOrderOptimizer, check_count
+from agzo.check import check_count
+from agzo.optimizer import ZeroOrderOptimizer
 from agzo.sampler import ActivationSubspace
 from agzo.select import Params
 

@@ -8,7 +8,6 @@ Nothing in `step` waits for the device. Everything a resumed run needs is in `st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, forwards_per_step, measure
 from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
@@ -281,43 +281,3 @@ class _Uses(TorchFunctionMode):
             self._unseen.discard(key)
             self.seen.add(key)
         return result
-
-
-def check_group(group: dict[str, Any]) -> None:
-    """Raise ValueError for a parameter group's options that are unknown or out of range."""
-    for key, value in group.items():
-        if key in ("lr", "weight_decay"):
-            check_number(f"params: {key}", value, minimum=0.0)
-        elif key != "params":
-            raise ValueError(f"params: {key}={value!r}: allowed in a group are lr, weight_decay")
-
-
-def check_mask(token_mask: Tensor | None) -> None:
-    """Raise ValueError unless the mask is None or boolean (batch, sequence)."""
-    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.dim() != 2):
-        raise ValueError(
-            f"token_mask: dtype {token_mask.dtype}, shape {tuple(token_mask.shape)}; allowed is "
-            "boolean (batch, sequence), True for real tokens"
-        )
-
-
-def check_number(
-    key: str, value: float, *, above: float | None = None, minimum: float | None = None
-) -> None:
-    """Raise ValueError unless `value` is finite and in range."""
-    allowed = f"> {above}" if above is not None else f">= {minimum}"
-    in_range = (above is None or value > above) and (minimum is None or value >= minimum)
-    if not (math.isfinite(value) and in_range):
-        raise ValueError(f"{key}={value}: allowed are finite numbers {allowed}")
-
-
-def check_count(key: str, value: int, minimum: int = 1) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{key}={value!r}: allowed are whole numbers >= {minimum}")
-
-
-def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{key}={value!r}: allowed are {', '.join(allowed)}")

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.optimizer import check_number
+from agzo.check import check_number
 from agzo.perturb import Closure
 from agzo.progress import Progress
 from agzo.select import Params, Tuned, select

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from agzo.optimizer import ZeroOrderOptimizer, check_count
+from agzo.check import check_count
+from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
 from agzo.rng import Noise
 from agzo.sampler import RandomSubspace
