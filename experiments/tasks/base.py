@@ -6,7 +6,7 @@ labels are allowed, how prompt and options read, and which loss and metric are M
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Row = Mapping[str, Any]
@@ -23,13 +23,15 @@ class Example:
     `prompt` ends without a space; each option is the exact continuation, with its leading space
     where there is one. Option tasks: `label` indexes `options`. Generation tasks: the only option
     is the first gold answer between a space and a newline, `answers` are all golds and `label` is
-    None.
+    None. Where several options are right (ReCoRD), `label` is the one to train on and `correct`
+    lists them all; otherwise `correct` is empty.
     """
 
     prompt: str
     options: tuple[str, ...]
     label: int | None
     answers: tuple[str, ...] = ()
+    correct: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Task:
         except ValueError as error:
             raise DataError(f"task {self.name!r}, {where}: {error}") from error
         options = tuple(option.rstrip(" ") for option in made.options)
-        return Example(made.prompt.strip(" "), options, made.label, made.answers)
+        return replace(made, prompt=made.prompt.strip(" "), options=options)
 
     def _checked(self, row: object) -> Row:
         if not isinstance(row, Mapping):
