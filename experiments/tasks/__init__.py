@@ -1,11 +1,21 @@
 """The tasks by name. A new one is a file beside these and a line in `TASKS`."""
 
 from experiments.tasks.base import DataError, Example, HubSource, Row, Task
+from experiments.tasks.boolq import BOOLQ
+from experiments.tasks.cb import CB
+from experiments.tasks.copa import COPA
+from experiments.tasks.drop import DROP
+from experiments.tasks.multirc import MULTIRC
+from experiments.tasks.record import RECORD
 from experiments.tasks.rte import RTE
 from experiments.tasks.squad import SQUAD
 from experiments.tasks.sst2 import SST2
+from experiments.tasks.wic import WIC
+from experiments.tasks.wsc import WSC
 
-TASKS: dict[str, Task] = {task.name: task for task in (SST2, RTE, SQUAD)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (SST2, RTE, CB, BOOLQ, WSC, WIC, MULTIRC, COPA, RECORD, SQUAD, DROP)
+}
 
 __all__ = ["TASKS", "DataError", "Example", "HubSource", "Row", "Task", "get_task"]
 

@@ -42,6 +42,10 @@ class HubSource:
     name: str | None = None
     revision: str | None = None
 
+    def config(self, name: str) -> "HubSource":
+        """Return the configuration of this name, at the same commit."""
+        return replace(self, name=name)
+
 
 @dataclass(frozen=True)
 class Task:

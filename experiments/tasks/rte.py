@@ -1,6 +1,11 @@
-"""RTE: does a premise entail a hypothesis (SuperGLUE, 0 entailment, 1 not; prompt as in MeZO)."""
+"""RTE: does a premise entail a hypothesis (SuperGLUE).
 
-from experiments.tasks.base import Example, HubSource, Row, Task
+Source: the hub's aps/super_glue, configuration rte; 0 entailment, 1 not. Data and prompt are
+MeZO's.
+"""
+
+from experiments.tasks.base import Example, Row, Task
+from experiments.tasks.hub_ids import SUPER_GLUE
 
 WORDS = ("Yes", "No")
 
@@ -19,6 +24,6 @@ RTE = Task(
     metric="accuracy",
     fields={"premise": str, "hypothesis": str, "label": int},
     labels=(0, 1),
-    hub=HubSource("aps/super_glue", "rte"),
+    hub=SUPER_GLUE.config("rte"),
     make_example=make_example,
 )

@@ -1,6 +1,11 @@
-"""SST-2: is a sentence of a film review negative or positive (GLUE; prompt as in MeZO)."""
+"""SST-2: is a sentence of a film review negative or positive (GLUE).
 
-from experiments.tasks.base import Example, HubSource, Row, Task
+Source: the hub's nyu-mll/glue, configuration sst2; 0 negative, 1 positive. Data and prompt are
+MeZO's.
+"""
+
+from experiments.tasks.base import Example, Row, Task
+from experiments.tasks.hub_ids import GLUE
 
 WORDS = ("terrible", "great")
 
@@ -22,6 +27,6 @@ SST2 = Task(
     metric="accuracy",
     fields={"sentence": str, "label": int},
     labels=(0, 1),
-    hub=HubSource("nyu-mll/glue", "sst2"),
+    hub=GLUE.config("sst2"),
     make_example=make_example,
 )
