@@ -3,6 +3,7 @@
 Left padding puts every row's option at the right edge, so the positions whose logits count are the
 same columns for all rows. With L the longest option of the batch and T its width, option tokens lie
 in columns T-L .. T-1 and are predicted by the logits of columns T-L-1 .. T-2, one to the left.
+Where all options are single tokens a row is the prompt alone, and its last logits score them all.
 """
 
 import functools
@@ -30,7 +31,7 @@ class Rows:
     token_mask: Tensor  # (R, T) bool, the same for AGZO's capture
     position_ids: Tensor  # (R, T) int64, counted from each row's first real token
     label_positions: Tensor  # (L,) int64, columns whose logits predict option tokens
-    targets: Tensor  # (R, L) int64
+    targets: Tensor  # (R, L, C) int64; C > 1: options of one token that share their row
     target_mask: Tensor  # (R, L) bool, False left of a shorter option
     padded: bool
 
@@ -39,8 +40,8 @@ class Rows:
 class Batch(Rows):
     """The rows of one training batch and how its loss reads them.
 
-    classification: every option of an example is a row, rows of an example are adjacent and
-    `option_rows` (examples, most options) holds their numbers, -1 where an example has fewer.
+    classification: every option of an example has a score; `option_rows` (examples, most options)
+    holds its number among the (R, C) scores laid end to end, -1 where an example has fewer options.
     lm: the row of the right option only.
     """
 
@@ -77,31 +78,62 @@ def collate_rows(
         token_mask,
         position_ids,
         torch.arange(width - longest - 1, width - 1),
-        input_ids[:, width - longest :].contiguous(),
+        input_ids[:, width - longest :, None].contiguous(),
         torch.arange(longest) >= skipped,
     )
-    return Rows(
-        *(tensor.to(device, non_blocking=True) for tensor in cpu),
-        padded=not bool(token_mask.all()),
+    return _rows(cpu, token_mask, device)
+
+
+def collate_prompts(
+    encoded: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu"
+) -> Rows:
+    """Make one row of each example, its prompt; the options, as many tokens each, are targets."""
+    input_ids, token_mask, position_ids = pad_left([e.ids[0][:-1] for e in encoded], pad_id)
+    cpu = (
+        input_ids,
+        token_mask.long(),
+        token_mask,
+        position_ids,
+        torch.tensor([input_ids.shape[1] - 1]),
+        torch.tensor([[[row[-1] for row in example.ids]] for example in encoded]),
+        torch.ones(len(encoded), 1, dtype=torch.bool),
     )
+    return _rows(cpu, token_mask, device)
+
+
+def _rows(tensors: Sequence[Tensor], token_mask: Tensor, device: torch.device | str) -> Rows:
+    moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
+    return Rows(*moved, padded=not bool(token_mask.all()))
 
 
 def collate(
-    encoded: Sequence[Encoded], task: Task, pad_id: int, device: torch.device | str = "cpu"
+    encoded: Sequence[Encoded],
+    task: Task,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    share: bool = True,
 ) -> Batch:
-    """Make the training batch of these examples for the task's loss."""
+    """Make the training batch of these examples for the task's loss.
+
+    `share`=False gives every option a row of its own even where one row could serve them all: the
+    same loss, MeZO's own rows, the slower reference.
+    """
     if task.loss == "classification":
-        ids = [row for example in encoded for row in example.ids]
-        lengths = [length for example in encoded for length in example.option_lengths]
-        counts = [len(example.ids) for example in encoded]
+        options = [list(range(len(example.ids))) for example in encoded]
         labels = [example.label for example in encoded]
     else:
-        ids = [example.ids[example.label] for example in encoded]
-        lengths = [example.option_lengths[example.label] for example in encoded]
-        counts = [1] * len(encoded)
+        options = [[example.label] for example in encoded]
         labels = [0] * len(encoded)
-    rows = collate_rows(ids, lengths, pad_id, device)
+    counts = [len(own) for own in options]
     most = max(counts)
+    one_row = share and task.loss == "classification" and min(counts) == most > 1
+    if one_row and all(example.one_token for example in encoded):
+        rows = collate_prompts(encoded, pad_id, device)
+    else:
+        pairs = [(e, option) for e, own in zip(encoded, options, strict=True) for option in own]
+        ids = [example.ids[option] for example, option in pairs]
+        lengths = [example.option_lengths[option] for example, option in pairs]
+        rows = collate_rows(ids, lengths, pad_id, device)
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     option_rows = [
         [first + option if option < count else -1 for option in range(most)]

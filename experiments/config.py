@@ -56,6 +56,7 @@ class ModelConfig:
     path: str | None = key()
     revision: str | None = key()
     trust_remote_code: bool = key()
+    prompt: str = key(choices=("plain", "chat"))
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
 
 

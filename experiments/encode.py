@@ -8,10 +8,12 @@ from the left, after whatever the tokenizer itself puts first (a BOS token), whi
 counted.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from experiments.chat import ChatFrame
 from experiments.tasks.base import Example
 
 if TYPE_CHECKING:
@@ -28,13 +30,29 @@ class Encoded:
     label.
 
     `label` indexes the rows; a generation example has one row (the first gold) and label 0.
-    `truncated`: at least one row lost tokens.
+    `correct` are all right options, the label among them. `truncated`: at least one row lost
+    tokens.
     """
 
     ids: tuple[list[int], ...]
     option_lengths: tuple[int, ...]
     label: int
     truncated: bool
+    correct: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def shared(self) -> int:
+        """Tokens that all rows begin with and that no option begins before."""
+        first, *others = self.ids
+        limit = min(len(row) - n for row, n in zip(self.ids, self.option_lengths, strict=True))
+        for row in others:
+            limit = next((i for i in range(limit) if row[i] != first[i]), limit)
+        return limit
+
+    @property
+    def one_token(self) -> bool:
+        """Whether the options are single tokens behind one and the same prompt."""
+        return set(self.option_lengths) == {1} and self.shared == len(self.ids[0]) - 1
 
 
 @dataclass(frozen=True)
@@ -49,17 +67,24 @@ class Encoder:
     """Turns examples into ids with one tokenizer and one length limit.
 
     `pad_id` fills up rows of a batch; it is masked everywhere, so a tokenizer without one lends its
-    end-of-text id, or id 0.
+    end-of-text id, or id 0. With `chat` the prompt is what the user says in the tokenizer's chat
+    template, and the option what the assistant answers; its opening words are never cut.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", max_length: int, chat: bool = False
+    ) -> None:
         if max_length < 2:
             raise EncodeError(f"train.max_length={max_length} is not allowed, needed: at least 2")
         self.tokenizer = tokenizer
         self.max_length = max_length
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id = int(next(pad for pad in pads if isinstance(pad, int)))
-        self._prefix_length = _leading_specials(tokenizer)
+        self._unknown = tokenizer.unk_token_id
+        self._frame = ChatFrame(tokenizer) if chat else None
+        self._prefix_length = (
+            self._frame.header_length if self._frame else _leading_specials(tokenizer)
+        )
 
     def encode(self, example: Example) -> Encoded:
         """Encode one example; see `encode_all`."""
@@ -68,9 +93,11 @@ class Encoder:
     def encode_all(self, examples: Sequence[Example]) -> list[Encoded]:
         """Encode examples in one call of the tokenizer.
 
-        Raises EncodeError for an option without a token of its own, and for a row that cannot hold
-        its option and one token before it.
+        Raises EncodeError for an option without a token of its own, one that the tokenizer does
+        not know or cannot tell from another, and a row that cannot hold its option and one token
+        before it.
         """
+        examples = [self._framed(example) for example in examples]
         texts = [
             text
             for example in examples
@@ -93,12 +120,23 @@ class Encoder:
                 f"max_new_tokens={max_new_tokens} leaves no room for a prompt, allowed: 1 to "
                 f"{self.max_length - self._prefix_length - 1} (train.max_length={self.max_length})"
             )
-        prompts = self._tokenize([example.prompt for example in examples])
+        prompts = self._tokenize([self._framed(example).prompt for example in examples])
         return [EncodedPrompt(self._cut(ids, room), len(ids) > room) for ids in prompts]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, without what opens a sequence."""
+        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [len(row) for row in ids]  # pyright: ignore
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _framed(self, example: Example) -> Example:
+        if self._frame is None:
+            return example
+        options = tuple(option.lstrip(" ") for option in example.options)
+        return replace(example, prompt=self._frame.wrap(example.prompt), options=options)
 
     def _rows(self, example: Example, prompt: list[int], tokens: Iterator[list[int]]) -> Encoded:
         rows, lengths, truncated = [], [], False
@@ -117,10 +155,29 @@ class Encoder:
                     f"{length} tokens behind a prompt, needed: at least "
                     f"{self._prefix_length + length + 1}"
                 )
+            if self._unknown is not None and self._unknown in ids[-length:]:
+                raise EncodeError(
+                    f"option {option!r} holds a token that the tokenizer does not know "
+                    f"({self.tokenizer.unk_token!r}), needed: text it can write; change the "
+                    "option's text or the tokenizer"
+                )
             truncated |= len(ids) > self.max_length
             rows.append(self._cut(ids, self.max_length))
             lengths.append(length)
-        return Encoded(tuple(rows), tuple(lengths), example.label or 0, truncated)
+        self._tell_apart(example, rows)
+        label = example.label or 0
+        correct = example.correct or (label,)
+        return Encoded(tuple(rows), tuple(lengths), label, truncated, correct)
+
+    def _tell_apart(self, example: Example, rows: list[list[int]]) -> None:
+        seen: dict[tuple[int, ...], str] = {}
+        for option, row in zip(example.options, rows, strict=True):
+            other = seen.setdefault(tuple(row), option)
+            if other != option:
+                raise EncodeError(
+                    f"options {other!r} and {option!r} are the same tokens to this tokenizer, "
+                    "needed: options it can tell apart; change the options' texts or the tokenizer"
+                )
 
     def _cut(self, ids: list[int], room: int) -> list[int]:
         if len(ids) <= room:
@@ -129,7 +186,8 @@ class Encoder:
 
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # verbose: the tokenizer would warn of rows longer than the model's context; we count them.
-        return self.tokenizer(texts, verbose=False)["input_ids"]  # pyright: ignore
+        specials = self._frame is None  # a chat template writes its own
+        return self.tokenizer(texts, add_special_tokens=specials, verbose=False)["input_ids"]  # pyright: ignore
 
 
 def _leading_specials(tokenizer: "PreTrainedTokenizerBase") -> int:

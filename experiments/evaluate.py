@@ -1,24 +1,24 @@
 """Evaluation: MeZO's scoring, in batches that give the scores of one row at a time.
 
-Option tasks: an option's score is the mean log-probability of its tokens; the highest is predicted.
-Generation tasks: greedy decoding (generate.py), token F1 over the golds. Both report the task's own
-loss, averaged over examples (`lm`: each example's mean token loss), so it does not depend on the
-batches. Rows run longest first: little padding, and if memory is short it shows at once.
+Option tasks: an option's score is the mean log-probability of its tokens (scoring.py); the highest
+is predicted. Generation tasks: greedy decoding (generate.py), token F1 over the golds. Both report
+the task's own loss, averaged over examples (`lm`: each example's mean token loss), so it does not
+depend on the batches.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from experiments.batches import collate_rows
 from experiments.encode import Encoded, Encoder
 from experiments.generate import generate
-from experiments.loss import mean_log_probs, option_log_probs
 from experiments.metrics import accuracy, best_f1
+from experiments.scoring import option_scores
 from experiments.tasks.base import DataError, Example, Task
 
 Progress = Callable[[int, int], None]  # called with (rows done, rows in all)
@@ -35,25 +35,33 @@ class Evaluation(TypedDict):
     seconds: float
 
 
-def evaluate(
-    model: nn.Module,
-    encoder: Encoder,
-    task: Task,
-    examples: Sequence[Example],
-    batch_size: int,
-    device: torch.device | str,
-    progress: Progress | None = None,
-    max_new_tokens: int = 50,
-) -> Evaluation:
-    """Evaluate a model on examples, in eval mode and without gradients; its mode is put back.
+@dataclass(frozen=True)
+class Questions:
+    """The examples of a split, encoded once for all the evaluations of a run.
 
-    `batch_size` counts rows of a forward pass; `truncated` counts examples that lost tokens.
+    `prompts` and `answers` are of generation tasks, empty otherwise; `truncated` counts examples
+    that lost tokens.
     """
+
+    encoded: list[Encoded]
+    prompts: list[list[int]]
+    answers: list[tuple[str, ...]]
+    truncated: int
+    max_new_tokens: int
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that an evaluation may run."""
+        rows = max(len(row) for example in self.encoded for row in example.ids)
+        return max(rows, *(len(p) + self.max_new_tokens for p in self.prompts), 0)
+
+
+def questions(
+    encoder: Encoder, task: Task, examples: Sequence[Example], max_new_tokens: int = 50
+) -> Questions:
+    """Encode the examples of a split."""
     if not examples:
         raise DataError(f"task {task.name!r}: no examples to evaluate, needed: at least one")
-    if batch_size < 1:
-        raise ValueError(f"eval batch_size={batch_size} is not allowed, needed: at least 1")
-    start = time.perf_counter()
     encoded = encoder.encode_all(examples)
     truncated = [example.truncated for example in encoded]
     prompts: list[list[int]] = []
@@ -61,55 +69,50 @@ def evaluate(
         made = encoder.encode_prompts(examples, max_new_tokens)
         prompts = [prompt.ids for prompt in made]
         truncated = [a or b.truncated for a, b in zip(truncated, made, strict=True)]
+    answers = [example.answers for example in examples]
+    return Questions(encoded, prompts, answers, sum(truncated), max_new_tokens)
+
+
+def evaluate(
+    model: nn.Module,
+    encoder: Encoder,
+    task: Task,
+    asked: Questions,
+    batch_size: int,
+    device: torch.device | str,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Evaluate a model, in eval mode and without gradients; its mode is put back.
+
+    `batch_size` bounds the rows of a forward pass.
+    """
+    if batch_size < 1:
+        raise ValueError(f"eval batch_size={batch_size} is not allowed, needed: at least 1")
+    start = time.perf_counter()
+    encoded, prompts = asked.encoded, asked.prompts
     report = _Counter(progress, sum(len(example.ids) for example in encoded) + len(prompts))
     with _evaluating(model):
         scores = option_scores(model, encoded, encoder.pad_id, batch_size, device, report)
         texts = [""] * len(prompts)
         for chosen in longest_first(prompts, batch_size):
-            made_texts = generate(
-                model, encoder, [prompts[i] for i in chosen], max_new_tokens, device
-            )
-            for index, text in zip(chosen, made_texts, strict=True):
+            rows = [prompts[i] for i in chosen]
+            made = generate(model, encoder, rows, asked.max_new_tokens, device)
+            for index, text in zip(chosen, made, strict=True):
                 texts[index] = text
             report(len(chosen))
     losses = [_loss(task, own, example.label) for own, example in zip(scores, encoded, strict=True)]
     result: Evaluation = {
         "loss": sum(losses) / len(losses),
-        "n": len(examples),
-        "truncated": sum(truncated),
+        "n": len(encoded),
+        "truncated": asked.truncated,
         "seconds": time.perf_counter() - start,
     }
     if task.metric == "f1":
-        golds = [example.answers for example in examples]
-        result["f1"] = sum(map(best_f1, texts, golds)) / len(golds)
+        result["f1"] = sum(map(best_f1, texts, asked.answers)) / len(texts)
     else:
         predictions = [int(own.argmax()) for own in scores]
-        result["accuracy"] = accuracy(predictions, [example.label for example in encoded])
+        result["accuracy"] = accuracy(predictions, [example.correct for example in encoded])
     return result
-
-
-@torch.no_grad()
-def option_scores(
-    model: nn.Module,
-    encoded: Sequence[Encoded],
-    pad_id: int,
-    batch_size: int,
-    device: torch.device | str,
-    report: Callable[[int], None] = lambda rows: None,
-) -> list[Tensor]:
-    """Return each example's option scores, mean log-probabilities, on the CPU in float64."""
-    ids = [row for example in encoded for row in example.ids]
-    lengths = [length for example in encoded for length in example.option_lengths]
-    order: list[int] = []
-    parts: list[Tensor] = []
-    for chosen in longest_first(ids, batch_size):
-        rows = collate_rows([ids[i] for i in chosen], [lengths[i] for i in chosen], pad_id, device)
-        parts.append(mean_log_probs(option_log_probs(model, rows), rows))
-        order.extend(chosen)
-        report(len(chosen))
-    scores = torch.empty(len(ids), dtype=torch.float64)
-    scores[order] = torch.cat(parts).double().cpu()
-    return list(scores.split([len(example.ids) for example in encoded]))
 
 
 def longest_first(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:

@@ -33,24 +33,28 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def classification_losses(scores: Tensor, batch: Batch) -> Tensor:
-    """Return the cross-entropy over its options for each example: (R,) scores to (E,) losses."""
-    options = scores[batch.option_rows]  # (E, O)
+    """Return the cross-entropy over its options for each example: (R, C) scores to (E,) losses."""
+    options = scores.flatten()[batch.option_rows]  # (E, O)
     if batch.ragged:
         options = options.masked_fill(batch.option_rows < 0, float("-inf"))
     return F.cross_entropy(options, batch.labels, reduction="none")
 
 
 def mean_log_probs(log_probs: Tensor, rows: Rows) -> Tensor:
-    """Average token log-probabilities over each row's option: (R, L) to (R,)."""
-    return log_probs.sum(dim=1) / rows.target_mask.sum(dim=1)
+    """Average token log-probabilities over each row's option: (R, L, C) to (R, C)."""
+    return log_probs.sum(dim=1) / rows.target_mask.sum(dim=1, keepdim=True)
 
 
 def option_log_probs(model: nn.Module, rows: Rows) -> Tensor:
-    """Return log p of each option token, (R, L), zero where a row's option is shorter."""
-    logits = label_logits(model, rows)  # (R, L, vocabulary)
+    """Return log p of each option token, (R, L, C), zero where a row's option is shorter."""
+    return target_log_probs(label_logits(model, rows), rows)
+
+
+def target_log_probs(logits: Tensor, rows: Rows) -> Tensor:
+    """Return log p of each option token from the (R, L, vocabulary) logits at label positions."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    negative = F.cross_entropy(logits.flatten(0, 1), rows.targets.flatten(), reduction="none")
-    return -negative.view_as(rows.targets) * rows.target_mask
+    log_probs = logits.gather(2, rows.targets) - logits.logsumexp(dim=2, keepdim=True)
+    return log_probs * rows.target_mask[..., None]
 
 
 def label_logits(model: nn.Module, rows: Rows) -> Tensor:

@@ -9,10 +9,10 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def accuracy(predictions: Sequence[int], labels: Sequence[int]) -> float:
-    """Return the share of predictions that equal their label."""
-    hits = sum(p == label for p, label in zip(predictions, labels, strict=True))
-    return hits / len(labels)
+def accuracy(predictions: Sequence[int], correct: Sequence[Sequence[int]]) -> float:
+    """Return the share of predictions that are among the correct options."""
+    hits = sum(p in allowed for p, allowed in zip(predictions, correct, strict=True))
+    return hits / len(correct)
 
 
 def normalise(answer: str) -> list[str]:

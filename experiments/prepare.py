@@ -16,7 +16,9 @@ from agzo.progress import Progress
 from experiments import models, registry
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
+from experiments.demonstrations import with_demonstrations
 from experiments.encode import Encoded, Encoder
+from experiments.evaluate import Questions, questions
 from experiments.tasks import Task, get_task
 
 
@@ -26,15 +28,17 @@ class Parts:
 
     device: torch.device
     task: Task
-    splits: Splits
     encoder: Encoder
     train: list[Encoded]
+    dev: Questions
+    eval: Questions
     model: nn.Module
     tokenizer: Any
     optimizer: Any  # one of registry.METHODS
     steps: int
     eval_steps: set[int]
     truncated: dict[str, int]
+    demonstrations: dict[str, Any] | None  # of in-context learning: how many were used
     origin: dict[str, Any]  # of data and model, and the device: must be the same on resume
 
 
@@ -66,9 +70,13 @@ def prepare(config: RunConfig) -> Parts:
             f"examples, {len(splits.train)}"
         )
     model, tokenizer = models.load(config.model, config.precision.dtype, device)
-    encoder = Encoder(tokenizer, train.max_length)
-    encoded, truncated = _encode(config, task, splits, encoder, model)
+    encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     optimizer = registry.build(config.method["name"], model, values, config.seed)
+    asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
+    encoded = encoder.encode_all(splits.train)
+    _check_lengths(config, encoded, asked, _context(model))
+    truncated = {"train": sum(example.truncated for example in encoded)}
+    truncated |= {name: split.truncated for name, split in asked.items()}
     steps = _steps(config, optimizer) if trains else 0
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
@@ -78,33 +86,55 @@ def prepare(config: RunConfig) -> Parts:
     }
     eval_steps = _eval_steps(config, steps)
     return Parts(
-        device, task, splits, encoder, encoded, model, tokenizer, optimizer, steps, eval_steps,
-        truncated, origin,
+        device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
+        steps, eval_steps, truncated, demonstrations, origin,
     )  # fmt: skip
 
 
-def _encode(
-    config: RunConfig, task: Task, splits: Splits, encoder: Encoder, model: nn.Module
-) -> tuple[list[Encoded], dict[str, int]]:
-    """Encode all splits now, so that an example that does not fit is found before training."""
-    train = encoder.encode_all(splits.train)
-    truncated = {"train": sum(example.truncated for example in train)}
-    longest = max(len(ids) for example in train for ids in example.ids)
+def _context(model: nn.Module) -> int | None:
+    """Return the longest sequence a model says it can take."""
+    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+
+
+def _questions(
+    config: RunConfig,
+    task: Task,
+    splits: Splits,
+    encoder: Encoder,
+    optimizer: Optimizer,
+    context: int | None,
+) -> tuple[dict[str, Questions], dict[str, Any] | None]:
+    """Encode dev and evaluation examples, behind demonstrations where the method shows any."""
+    train = config.train
+    count: int = getattr(optimizer, "demonstrations", 0)
+    room = min(train.max_length, context or train.max_length)
+    if task.kind == "generation":
+        room -= train.max_new_tokens
+    asked: dict[str, Questions] = {}
+    used: dict[str, Any] = {"requested": count}
     for name, examples in (("dev", splits.dev), ("eval", splits.eval)):
-        encoded = encoder.encode_all(examples)
-        longest = max(longest, *(len(ids) for example in encoded for ids in example.ids))
-        truncated[name] = sum(example.truncated for example in encoded)
-        if task.kind == "generation":
-            room = config.train.max_new_tokens
-            prompts = encoder.encode_prompts(examples, room)
-            longest = max(longest, *(len(prompt.ids) + room for prompt in prompts))
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if limit is not None and longest > limit:
+        if count:
+            examples, counts = with_demonstrations(
+                examples, splits.train, count, encoder, room, config.seed
+            )
+            used[name] = {
+                "min": min(counts), "mean": sum(counts) / len(counts), "max": max(counts),
+            }  # fmt: skip
+        asked[name] = questions(encoder, task, examples, train.max_new_tokens)
+    return asked, used if count else None
+
+
+def _check_lengths(
+    config: RunConfig, train: list[Encoded], asked: dict[str, Questions], context: int | None
+) -> None:
+    """Refuse sequences the model cannot take before training, not in the middle of it."""
+    longest = max(len(ids) for example in train for ids in example.ids)
+    longest = max(longest, *(split.longest for split in asked.values()))
+    if context is not None and longest > context:
         raise BadInput(
             f"train.max_length={config.train.max_length}: a sequence has {longest} tokens, "
-            f"{config.model.name} allows {limit}; set train.max_length to {limit} or less"
+            f"{config.model.name} allows {context}; set train.max_length to {context} or less"
         )
-    return train, truncated
 
 
 def _fingerprint(splits: Splits) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from baselines import LOZO, SGD, AdamW, MeZO, ZeroShot
+from baselines import ICL, LOZO, SGD, AdamW, MeZO, ZeroShot
 from experiments.config import BadInput
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -25,6 +25,7 @@ METHODS: dict[str, type[Optimizer]] = {
     "sgd": SGD,
     "adamw": AdamW,
     "zero_shot": ZeroShot,
+    "icl": ICL,
 }
 
 # Constructor parameters that are not keys of the method: the run gives them.

@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments import checkpoint, machine, record, report
 from experiments.batches import collate, sample_batch
 from experiments.config import RunConfig
-from experiments.evaluate import evaluate
+from experiments.evaluate import Questions, evaluate
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.loss import loss
 from experiments.prepare import Parts
@@ -99,7 +99,7 @@ class Runner:
         """Load the best checkpoint and evaluate it on the evaluation split."""
         if self.progress.best is not None:
             checkpoint.load_weights(self.checkpoints, self.progress.best["step"], self.parts.model)
-        found = self._evaluate(self.parts.splits.eval, "evaluation")
+        found = self._evaluate(self.parts.eval, "evaluation")
         self.line.close()
         if not math.isfinite(found["loss"]):
             raise self._non_finite(f"the loss on the evaluation split is {found['loss']}")
@@ -190,7 +190,7 @@ class Runner:
 
     def _look_at_dev(self) -> None:
         self._drain()
-        dev = self._evaluate(self.parts.splits.dev, "dev")
+        dev = self._evaluate(self.parts.dev, "dev")
         if not math.isfinite(dev["loss"]):
             raise self._non_finite(f"the dev loss at step {self.at} is {dev['loss']}")
         self.progress.evaluated = self.at
@@ -204,7 +204,7 @@ class Runner:
         by_loss = self.config.train.select_by == "dev_loss"
         return -dev["loss"] if by_loss else dev[report.metric_name(dev)]
 
-    def _evaluate(self, examples: Any, name: str) -> dict[str, Any]:
+    def _evaluate(self, asked: Questions, name: str) -> dict[str, Any]:
         begin = time.perf_counter()
 
         def progress(done: int, total: int) -> None:
@@ -213,8 +213,8 @@ class Runner:
 
         parts, train = self.parts, self.config.train
         found = evaluate(
-            parts.model, parts.encoder, parts.task, examples, train.eval_batch_size, parts.device,
-            progress, train.max_new_tokens,
+            parts.model, parts.encoder, parts.task, asked, train.eval_batch_size, parts.device,
+            progress,
         )  # fmt: skip
         self.line.pause(time.perf_counter() - begin)
         return dict(found)

@@ -146,6 +146,7 @@ def _result(
         "eval": evaluation,
         "start_dev": progress.start_dev,
         "truncated": parts.truncated,
+        "demonstrations": parts.demonstrations,
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
         **runner.memory.about(),

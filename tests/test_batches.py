@@ -22,6 +22,12 @@ EXAMPLES = [
     Example("a much longer prompt. It was", (" bad", " good"), 0),
     Example("three. It", (" a", " bb", " is a long one"), 2),
 ]
+ONE_TOKEN = [
+    Example("It was", ("x", "y", "z"), 1),
+    Example("a much longer prompt. It was", ("x", "y", "z"), 0),
+    Example("three. It", ("x", "b", "z"), 2),
+]
+TWO_OPTIONS = [Example("yes or no?", ("y", "n"), 1)]
 ENCODER = Encoder(byte_tokenizer(), 64)
 CLASSIFICATION, LM = TASKS["sst2"], TASKS["squad"]
 
@@ -64,6 +70,33 @@ def test_loss_is_the_textbook_loss(family: str, task):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_options_of_one_token_share_a_row(family: str):
+    model, encoded = random_model(family), ENCODER.encode_all(ONE_TOKEN)
+    batch = collate(encoded, CLASSIFICATION, ENCODER.pad_id)
+    apart = collate(encoded, CLASSIFICATION, ENCODER.pad_id, share=False)
+    assert (batch.input_ids.shape[0], apart.input_ids.shape[0]) == (3, 9)
+    assert batch.targets.shape == (3, 1, 3)
+    assert torch.equal(batch.option_rows, apart.option_rows)
+    gradients = []
+    for rows in (batch, apart):
+        model.zero_grad()
+        value = loss(model, rows)
+        value.backward()
+        wanted = textbook_loss(model, encoded, "classification")
+        torch.testing.assert_close(value.detach(), wanted, rtol=1e-5, atol=1e-5)
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_shared_only_where_all_examples_allow_it():
+    one, longer = ENCODER.encode_all(ONE_TOKEN), ENCODER.encode_all(EXAMPLES)
+    for mixed in ([one[0], longer[0]], longer, [one[0], *ENCODER.encode_all(TWO_OPTIONS)]):
+        batch = collate(mixed, CLASSIFICATION, ENCODER.pad_id)
+        assert batch.input_ids.shape[0] == sum(len(e.ids) for e in mixed)
+    assert collate(one, LM, ENCODER.pad_id).input_ids.shape[0] == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_padded_row_scores_as_alone(family: str):
     model, encoded = random_model(family), ENCODER.encode_all(EXAMPLES)
     ids = [row for e in encoded for row in e.ids]
@@ -93,12 +126,14 @@ def test_layout_of_a_batch():
     longest = len(" is a long one")
     assert batch.label_positions.tolist() == list(range(width - longest - 1, width - 1))
     assert batch.target_mask.sum(1).tolist() == [4, 5, 4, 5, 2, 3, 14]
-    shown = batch.targets[0][batch.target_mask[0]].tolist()
+    assert batch.targets.shape == (7, longest, 1)
+    shown = batch.targets[0][batch.target_mask[0], 0].tolist()
     assert ENCODER.decode(shown) == " bad"
     only = collate(ENCODER.encode_all(EXAMPLES), LM, ENCODER.pad_id)
     assert only.input_ids.shape[0] == 3
     assert [
-        ENCODER.decode(t[m].tolist()) for t, m in zip(only.targets, only.target_mask, strict=True)
+        ENCODER.decode(t[m, 0].tolist())
+        for t, m in zip(only.targets, only.target_mask, strict=True)
     ] == [
         " good",
         " bad",
@@ -120,13 +155,11 @@ def test_half_precision_logits_are_reduced_in_float32(dtype: torch.dtype):
     batch = collate(ENCODER.encode_all(EXAMPLES[:2]), CLASSIFICATION, ENCODER.pad_id)
     with torch.no_grad():
         logits = label_logits(model, batch)
-        log_probs = F.log_softmax(logits.float(), dim=-1).gather(2, batch.targets[..., None])[
-            ..., 0
-        ]
+        log_probs = F.log_softmax(logits.float(), dim=-1).gather(2, batch.targets)
         value, own = loss(model, batch), option_log_probs(model, batch)
     assert logits.dtype == dtype
     assert value.dtype == own.dtype == torch.float32
-    torch.testing.assert_close(own, log_probs * batch.target_mask, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(own, log_probs * batch.target_mask[..., None], rtol=1e-5, atol=1e-5)
 
 
 class Plain(nn.Module):

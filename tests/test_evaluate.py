@@ -9,11 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from experiments.encode import Encoder
-from experiments.evaluate import evaluate, option_scores
+from experiments.evaluate import evaluate, questions
 from experiments.generate import generate
 from experiments.metrics import accuracy, best_f1, token_f1
+from experiments.scoring import batches, option_scores
 from experiments.tasks import TASKS, DataError, Example
-from tests.test_batches import EXAMPLES, textbook_loss, token_log_probs
+from tests.test_batches import (
+    EXAMPLES,
+    ONE_TOKEN,
+    TWO_OPTIONS,
+    Plain,
+    textbook_loss,
+    token_log_probs,
+)
 from tests.text_models import FAMILIES, VOCABULARY, byte_tokenizer, random_model
 
 ENCODER = Encoder(byte_tokenizer(), 64)
@@ -24,9 +32,13 @@ QUESTIONS = [
 ]
 
 
+MIXED = [*EXAMPLES, *ONE_TOKEN, *TWO_OPTIONS, *EXAMPLES]
+
+
+@pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_option_scores_in_batches_are_those_of_single_rows(family: str):
-    model, encoded = random_model(family), ENCODER.encode_all(EXAMPLES * 2)
+def test_option_scores_in_batches_are_those_of_single_rows(family: str, share: bool):
+    model, encoded = random_model(family), ENCODER.encode_all(MIXED)
     single = [
         [
             float(token_log_probs(model, *row).mean())
@@ -35,17 +47,54 @@ def test_option_scores_in_batches_are_those_of_single_rows(family: str):
         for e in encoded
     ]
     for batch_size in (1, 4, 64):
-        scores = option_scores(model, encoded, ENCODER.pad_id, batch_size, "cpu")
-        assert [len(own) for own in scores] == [2, 2, 3, 2, 2, 3]
+        scores = option_scores(model, encoded, ENCODER.pad_id, batch_size, "cpu", share=share)
+        assert [len(own) for own in scores] == [len(example.options) for example in MIXED]
         for own, wanted in zip(scores, single, strict=True):
             assert own.tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("examples", "rows"),
+    [(ONE_TOKEN, [3]), (EXAMPLES, [3, 7]), (EXAMPLES[:1], [1, 2])],
+    ids=["one token", "longer", "one example"],
+)
+def test_the_prompt_is_computed_once(examples: list[Example], rows: list[int]):
+    model, seen = random_model("qwen3"), []
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+    encoded = ENCODER.encode_all(examples)
+    option_scores(model, encoded, ENCODER.pad_id, 64, "cpu")
+    assert [shape[0] for shape in seen] == rows
+    if len(rows) == 2:  # behind the prompts: the longest option and the token before it
+        assert seen[1][1] == 1 + max(max(example.option_lengths) for example in encoded)
+
+
+def test_a_model_without_a_cache_scores_the_plain_way():
+    model, encoded = Plain(), ENCODER.encode_all(EXAMPLES)
+    wanted = option_scores(model, encoded, ENCODER.pad_id, 64, "cpu", share=False)
+    found = option_scores(model, encoded, ENCODER.pad_id, 64, "cpu")
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_batches_hold_whole_examples_longest_first():
+    encoded = ENCODER.encode_all(EXAMPLES)
+    found = list(batches(range(3), encoded, 4, rows_each=True))
+    assert found == [[1], [2], [0]]
+    assert list(batches(range(3), encoded, 5, rows_each=True)) == [[1, 2], [0]]
+    assert list(batches(range(3), encoded, 1, rows_each=True)) == [[1], [2], [0]]
+    assert list(batches(range(3), encoded, 2, rows_each=False)) == [[1, 2], [0]]
 
 
 def test_report_of_an_option_task():
     model, seen = random_model("qwen3"), []
     short = Encoder(byte_tokenizer(), 20)
     result = evaluate(
-        model, short, SST2, EXAMPLES, 3, "cpu", lambda done, total: seen.append((done, total))
+        model,
+        short,
+        SST2,
+        questions(short, SST2, EXAMPLES),
+        3,
+        "cpu",
+        lambda done, total: seen.append((done, total)),
     )
     encoded = short.encode_all(EXAMPLES)
     scores = option_scores(model, encoded, short.pad_id, 1, "cpu")
@@ -57,13 +106,19 @@ def test_report_of_an_option_task():
     assert (result["n"], result["truncated"]) == (3, 2)
     assert result["seconds"] > 0
     assert set(result) == {"accuracy", "loss", "n", "truncated", "seconds"}
-    assert seen == [(3, 7), (6, 7), (7, 7)]
+    assert seen == [(2, 7), (4, 7), (7, 7)]
 
 
 def test_report_of_a_generation_task():
     model, seen = random_model("llama"), []
     result = evaluate(
-        model, ENCODER, SQUAD, QUESTIONS, 4, "cpu", lambda *now: seen.append(now), max_new_tokens=8
+        model,
+        ENCODER,
+        SQUAD,
+        questions(ENCODER, SQUAD, QUESTIONS, max_new_tokens=8),
+        4,
+        "cpu",
+        lambda *now: seen.append(now),
     )
     encoded = ENCODER.encode_all(QUESTIONS)
     losses = [-float(token_log_probs(model, e.ids[0], e.option_lengths[0]).mean()) for e in encoded]
@@ -76,7 +131,7 @@ def test_report_of_a_generation_task():
 def test_mode_and_gradients_are_left_as_they_were():
     model = random_model("qwen3").train()
     with torch.enable_grad():
-        evaluate(model, ENCODER, SST2, EXAMPLES, 8, "cpu")
+        evaluate(model, ENCODER, SST2, questions(ENCODER, SST2, EXAMPLES), 8, "cpu")
         assert torch.is_grad_enabled()
     assert model.training
     assert all(p.grad is None for p in model.parameters())
@@ -85,9 +140,9 @@ def test_mode_and_gradients_are_left_as_they_were():
 def test_nothing_to_evaluate_is_an_error():
     model = random_model("qwen3")
     with pytest.raises(DataError, match="no examples to evaluate"):
-        evaluate(model, ENCODER, SST2, [], 8, "cpu")
+        questions(ENCODER, SST2, [])
     with pytest.raises(ValueError, match="batch_size=0"):
-        evaluate(model, ENCODER, SST2, EXAMPLES, 0, "cpu")
+        evaluate(model, ENCODER, SST2, questions(ENCODER, SST2, EXAMPLES), 0, "cpu")
 
 
 # Generation
@@ -212,7 +267,9 @@ def test_zero_shot_of_a_real_model_on_real_data(shared: Path):
     encoder = Encoder(AutoTokenizer.from_pretrained(folder), 256)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     raw = load_splits(SST2, "local", root=shared / "data")
-    result = evaluate(model, encoder, SST2, protocol(SST2, raw).eval, 64, "cpu")
+    result = evaluate(
+        model, encoder, SST2, questions(encoder, SST2, protocol(SST2, raw).eval), 64, "cpu"
+    )
     assert result["n"] == 872
     assert result["accuracy"] == pytest.approx(0.708, abs=0.002)
     assert result["loss"] == pytest.approx(0.590, abs=0.001)
@@ -239,4 +296,5 @@ def test_token_f1(prediction: str, gold: str, f1: float):
 
 def test_best_f1_and_accuracy():
     assert best_f1("Paris", ("London", "in Paris")) == pytest.approx(2 / 3)
-    assert accuracy([0, 1, 1], [0, 1, 0]) == pytest.approx(2 / 3)
+    assert accuracy([0, 1, 1], [(0,), (1,), (0,)]) == pytest.approx(2 / 3)
+    assert accuracy([0, 2], [(1, 2), (1, 2)]) == 0.5

@@ -62,7 +62,7 @@ def config(out: Path, *overrides: str) -> RunConfig:
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> RunConfig:
     given = arguments(Path("out"), *overrides)
-    if "method=zero_shot" in overrides:
+    if {"method=zero_shot", "method=icl"} & set(overrides):
         given.remove("method.lr=1e-3")
     return compose(given)
 

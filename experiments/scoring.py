@@ -1,0 +1,145 @@
+"""Scores of options, the mean log-probability of their tokens, at the least cost the model allows.
+
+    options of one token      one row per example, its prompt: the last logits score them all
+    longer options            the prompt once, then each option on a copy of its keys and values
+    anything else             every option behind its own prompt, the plain way
+
+All three give the score of one row at a time. Examples run longest first: little padding, and if
+memory is short it shows at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.batches import collate_prompts, collate_rows, pad_left
+from experiments.encode import Encoded
+from experiments.loss import (
+    accepted_keywords,
+    mean_log_probs,
+    option_log_probs,
+    target_log_probs,
+)
+
+Report = Callable[[int], None]  # called with the number of options scored
+
+
+@torch.no_grad()
+def option_scores(
+    model: nn.Module,
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    batch_size: int,
+    device: torch.device | str,
+    report: Report = lambda options: None,
+    share: bool = True,
+) -> list[Tensor]:
+    """Return each example's option scores on the CPU in float64.
+
+    `batch_size` bounds the rows of a forward pass (an example's options stay together). With
+    `share`=False every option is scored the plain way.
+    """
+    scores: list[Tensor] = [torch.empty(0)] * len(encoded)
+    ways: dict[Callable[..., Tensor], list[int]] = {_one_row: [], _cached: [], _plain: []}
+    for index, example in enumerate(encoded):
+        ways[_way(model, example) if share else _plain].append(index)
+    for way, indices in ways.items():
+        for chosen in batches(indices, encoded, batch_size, rows_each=way is not _one_row):
+            examples = [encoded[index] for index in chosen]
+            counts = [len(example.ids) for example in examples]
+            found = way(model, examples, pad_id, device).flatten().double().cpu()
+            for index, own in zip(chosen, found.split(counts), strict=True):
+                scores[index] = own
+            report(sum(counts))
+    return scores
+
+
+def batches(
+    indices: Sequence[int], encoded: Sequence[Encoded], batch_size: int, rows_each: bool
+) -> Iterator[list[int]]:
+    """Yield batches of examples in order of falling length, at most `batch_size` rows each.
+
+    A row is an option (`rows_each`) or an example; an example is never divided.
+    """
+    batch: list[int] = []
+    rows = 0
+    for index in sorted(indices, key=lambda i: -max(map(len, encoded[i].ids))):
+        own = len(encoded[index].ids) if rows_each else 1
+        if batch and rows + own > batch_size:
+            yield batch
+            batch, rows = [], 0
+        batch.append(index)
+        rows += own
+    if batch:
+        yield batch
+
+
+def _way(model: nn.Module, example: Encoded) -> Callable[..., Tensor]:
+    if len(example.ids) == 1:
+        return _plain
+    if example.one_token:
+        return _one_row
+    cache = "past_key_values" in accepted_keywords(type(model).forward)
+    return _cached if cache and example.shared > 1 else _plain
+
+
+def _plain(
+    model: nn.Module, examples: Sequence[Encoded], pad_id: int, device: torch.device | str
+) -> Tensor:
+    ids = [row for example in examples for row in example.ids]
+    lengths = [length for example in examples for length in example.option_lengths]
+    rows = collate_rows(ids, lengths, pad_id, device)
+    return mean_log_probs(option_log_probs(model, rows), rows)
+
+
+def _one_row(
+    model: nn.Module, examples: Sequence[Encoded], pad_id: int, device: torch.device | str
+) -> Tensor:
+    parts = []
+    for _, same in groupby(examples, key=lambda example: len(example.ids)):
+        rows = collate_prompts(list(same), pad_id, device)
+        parts.append(mean_log_probs(option_log_probs(model, rows), rows).flatten())
+    return torch.cat(parts)
+
+
+def _cached(
+    model: nn.Module, examples: Sequence[Encoded], pad_id: int, device: torch.device | str
+) -> Tensor:
+    """Run the shared prompts, then what follows them, on their keys and values.
+
+    What follows begins with the last shared token, whose logits predict an option's first. Its
+    padding lies between the two, masked, so that options still end at the right edge.
+    """
+    accepted = accepted_keywords(type(model).forward)
+    starts = [example.shared - 1 for example in examples]
+    prompts = [e.ids[0][:start] for e, start in zip(examples, starts, strict=True)]
+    ids, mask, positions = (t.to(device) for t in pad_left(prompts, pad_id))
+    one: dict[str, Any] = {"logits_to_keep": 1, "position_ids": positions}
+    one = {key: value for key, value in one.items() if key in accepted}
+    past = model(ids, attention_mask=mask.long(), use_cache=True, **one).past_key_values
+    owner = [i for i, example in enumerate(examples) for _ in example.ids]
+    rows = collate_rows(
+        [row[start:] for e, start in zip(examples, starts, strict=True) for row in e.ids],
+        [length for example in examples for length in example.option_lengths],
+        pad_id,
+        device,
+    )
+    of = torch.tensor(owner, device=ids.device)
+    past.batch_select_indices(of)
+    behind: dict[str, Any] = {
+        "position_ids": rows.position_ids + torch.tensor(starts, device=ids.device)[of][:, None],
+        "logits_to_keep": rows.label_positions,
+    }
+    logits = model(
+        rows.input_ids,
+        attention_mask=torch.cat([mask[of].long(), rows.attention_mask], dim=1),
+        past_key_values=past,
+        use_cache=True,
+        **{key: value for key, value in behind.items() if key in accepted},
+    ).logits
+    if "logits_to_keep" not in accepted:
+        logits = logits[:, rows.label_positions]
+    return mean_log_probs(target_log_probs(logits, rows), rows)
