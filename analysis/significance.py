@@ -1,9 +1,9 @@
 """Paired comparisons of two methods: sign-flip permutation test, Holm's correction, t interval.
 
-A pair is the same task and seed under two methods, d = score of one minus score of the other. If the
-methods are exchangeable, every sign of every d is equally likely, so the two-sided p-value is the
-share of the 2^n sign assignments whose |mean| is at least the observed one. That is exact for any
-distribution of the scores; it is enumerated for few pairs and sampled for many. numpy alone.
+A pair is the same task and seed under two methods, d = score of one minus score of the other. If
+the methods are exchangeable, every sign of every d is equally likely, so the two-sided p-value is
+the share of the 2^n sign assignments whose |mean| is at least the observed one. That is exact for
+any distribution of the scores; it is enumerated for few pairs and sampled for many. numpy alone.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,6 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +18,13 @@ import pandas as pd
 
 from analysis.load import ResultError, load_results
 from analysis.style import label, ordered
+from analysis.tabular import Table
 
 SANITY = "Pocket results are a sanity check, not evidence about a method."
 METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1"}
 EQUAL = 0.01  # forward budgets that differ by less than this fraction count as equal
 
 Run = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they will be shown; the first column is flush left, the others flush right."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    notes: Sequence[str] = field(default_factory=tuple)
-
-    def markdown(self) -> str:
-        """Write the table as GitHub markdown, notes under it."""
-        lines = [f"### {self.title}", "", _pipes(self.header)]
-        lines.append(_pipes([":--"] + ["--:"] * (len(self.header) - 1)))
-        lines += [_pipes(row) for row in self.rows]
-        return "\n".join([*lines, "", *(f"{note}  " for note in self.notes)]).rstrip() + "\n"
-
-    def text(self) -> str:
-        """Write the table in aligned columns for a terminal, notes under it."""
-        widths = [max(len(row[i]) for row in (self.header, *self.rows)) for i in _columns(self)]
-        body = [_aligned(row, widths) for row in (self.header, *self.rows)]
-        rule = "-" * max(len(line) for line in body)
-        return "\n".join([self.title, rule, body[0], rule, *body[1:], rule, *self.notes]) + "\n"
 
 
 def demo_table(frame: pd.DataFrame) -> Table:
@@ -210,20 +186,6 @@ def _setting(number: float | None) -> str:
 def _spread(values: list[float], digits: int) -> str:
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def _columns(table: Table) -> range:
-    return range(len(table.header))
-
-
-def _pipes(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-    return "  ".join([first, *rest])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
