@@ -83,16 +83,22 @@ def result_paths(source: Source) -> list[Path]:
     return paths
 
 
-def read_result(path: Path) -> dict[str, Any]:
-    """Read one result file and check that it is a finished run."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ResultError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultError(f"{path}: not valid JSON ({error})") from None
+        raise ResultError(f"{path}: not valid JSON ({error}); delete it and run again") from None
     if not isinstance(record, dict):
         raise ResultError(f"{path}: holds a {type(record).__name__}; expected an object")
+    return record
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read one result file and check that it is a finished run."""
+    record = read_json(path)
     status = value(record, "status", (str,), path)
     if status != "finished":
         raise ResultError(f"{path}: key status is {status!r}; only 'finished' runs can be shown")

@@ -71,11 +71,12 @@ class PaperTable:
         Compared are model, precision and data, not the budget, the seeds or the evaluation size.
         """
         model, data = record["model"], record["data"]
+        precision = record["config"].get("precision", {})
         expected = (
             ("model.source", model.get("source"), "hub"),
             ("model.path", model.get("path"), self.model),
             ("data.source", data.get("source"), "hub"),
-            ("config.precision.dtype", record["config"]["precision"].get("dtype"), self.dtype),
+            ("config.precision.dtype", precision.get("dtype"), self.dtype),
         )
         for key, ours, theirs in expected:
             if ours != theirs:

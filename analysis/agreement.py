@@ -1,0 +1,79 @@
+"""Runs that stand in one table must agree in everything that the table does not vary.
+
+Within a column, the runs of a task differ in their seed and in the settings that its grid varies.
+Across the columns of a task, data, model and the version of the task are the same. Anything else is
+an error that names the key and both files: a mean or a difference over it would mean nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.load import ResultError
+from analysis.suite import Column
+
+# of the configuration, beside the settings of the grid: what may differ between runs of a column
+FREE = {"seed", "out", "threads", "traceback", "variant"}
+FREE_GROUPS = ("tracking.",)
+# the same for every run of a task; a key that one lacks (a local model has no commit) all must lack
+SHARED = (
+    "task_version", "data.source", "data.commit", "data.world_seed", "data.train_sha256",
+    "data.validation_sha256", "data.sizes.used", "data.examples_sha256", "model.source",
+    "model.parameters", "model.class", "model.commit", "model.sha256", "dev.n", "eval.n",
+)  # fmt: skip
+
+Record = Mapping[str, Any]
+
+
+def check_column(runs: Sequence[tuple[Path, Record]], column: Column) -> None:
+    """Check the runs of one task and column against the first of them."""
+    varied = FREE | {key for cell in column.cells for key in cell.settings}
+    for path, record in runs[1:]:
+        first_path, first = runs[0]
+        ours, theirs = flatten(record["config"]), flatten(first["config"])
+        for key in sorted(ours.keys() | theirs.keys()):
+            if key in varied or key.startswith(FREE_GROUPS):
+                continue
+            if ours.get(key) != theirs.get(key):
+                raise _disagree(
+                    f"config.{key}", (path, ours.get(key)), (first_path, theirs.get(key)),
+                    f"runs of one cell (column {column.name})",
+                )  # fmt: skip
+
+
+def check_row(runs: Sequence[tuple[Path, Record, Record]]) -> None:
+    """Check all runs of one task, in all columns, against the first of them."""
+    for path, record, flat in runs[1:]:
+        first_path, first, first_flat = runs[0]
+        for key in SHARED:
+            ours, theirs = _follow(record, key), _follow(first, key)
+            if ours != theirs:
+                raise _disagree(key, (path, ours), (first_path, theirs), "columns of one task")
+        if flat["metric"] != first_flat["metric"]:
+            pair = (path, flat["metric"]), (first_path, first_flat["metric"])
+            raise _disagree("eval (its score)", *pair, "columns of one task")
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested objects to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, item in node.items():
+        if isinstance(item, Mapping) and item:
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+def _follow(record: Record, key: str) -> Any:
+    node: Any = record
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+def _disagree(key: str, one: tuple[Path, Any], other: tuple[Path, Any], what: str) -> ResultError:
+    return ResultError(
+        f"{one[0]}: key {key} is {one[1]!r}, but {other[0]} has {other[1]!r}; {what} must agree: "
+        "run the one that is wrong again"
+    )

@@ -1,0 +1,153 @@
+"""The notes under a suite's table: what its numbers stand on, and what is missing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.cells import Cells
+from analysis.suite import Column, Suite
+from analysis.suite_run import Run
+from analysis.table import EQUAL, METRIC_NAMES, SANITY, commits, listed
+
+BUDGETS = {
+    "steps": "Budget: equal steps, as in the paper: every zeroth-order method takes the same "
+    "number of steps, first order its own.",
+    "forwards": "Budget: equal forward passes for every method that trains.",
+}
+SHOWN_STRAYS = 10
+
+
+def runs_of(cells: Cells) -> list[Run]:
+    """List the runs that a table shows."""
+    return [run for cell in cells.values() for run in cell.runs.values()]
+
+
+def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list[str]:
+    """Write all notes of a table."""
+    runs = runs_of(cells)
+    rows = [run.row for run in runs]
+    lines = [SANITY] if any(row["pocket"] for row in rows) else []
+    lines += [
+        "Per cent on the evaluation split of the checkpoint with the lowest dev loss. Mean ± "
+        "sample standard deviation (n - 1) over the seeds; one run shows none. Bold: highest "
+        "complete zeroth-order mean of the row, at the digits shown. Mean row: mean over tasks, "
+        "± over the seeds' means.",
+        *_budget(suite, cells),
+        _seeds(suite),
+    ]
+    if runs:
+        trained = [row for row in rows if row["forwards"] > 0]
+        lines += [
+            f"Batch: {listed(trained, 'batch_size')}; embeddings: {listed(trained, 'embeddings')}; "
+            f"dev: {listed(rows, 'dev_n')} examples. Evaluation: {_tasks(suite, cells)}.",
+            f"{_model(runs[0])}. Precision: {_precisions(runs)}. Device: {_devices(runs)}. "
+            f"Code: {commits(rows)}.",
+        ]
+    lines.append(paper)
+    lines += _gaps(suite, cells)
+    if left_over:
+        names = [suite.relative(path) for path in left_over]
+        more = f" and {len(names) - SHOWN_STRAYS} more" if len(names) > SHOWN_STRAYS else ""
+        told = ", ".join(names[:SHOWN_STRAYS])
+        lines.append(f"Not used, since no cell of the plan has them: {told}{more}.")
+    return lines
+
+
+def _budget(suite: Suite, cells: Cells) -> list[str]:
+    """Say what is equal, with the real numbers, and whether it is."""
+    lines = [
+        BUDGETS[suite.budget] + " Forwards: a pass of the batch counts one, a backward two, "
+        "evaluation none."
+    ]
+    numbers = []
+    for column in suite.columns:
+        rows = [run.row for run in _of_column(suite, cells, column)]
+        if rows and column.kind != "untrained":
+            steps, forwards = (_span(rows, key) for key in ("steps", "forwards"))
+            numbers.append(f"{column.label} {steps} and {forwards}")
+    if numbers:
+        lines.append(f"Steps and forwards of each run: {'; '.join(numbers)}.")
+    kinds = ("zo",) if suite.budget == "steps" else ("zo", "first_order")
+    for task in suite.tasks:
+        used = {
+            column.label: run.row[suite.budget]
+            for column in suite.columns
+            if column.kind in kinds
+            for run in cells[task, column.name].runs.values()
+        }
+        slack = EQUAL if suite.budget == "forwards" else 0.0
+        if used and max(used.values()) - min(used.values()) > slack * max(used.values()):
+            told = ", ".join(f"{label} {number:,}" for label, number in used.items())
+            lines.append(f"{task}: NOT at equal {suite.budget} ({told}): no comparison of methods.")
+    return lines
+
+
+def _seeds(suite: Suite) -> str:
+    """Name the planned seeds, and the columns with others."""
+    words = f"Seeds: {_join(suite.seeds)} (n = {len(suite.seeds)})"
+    other = [column for column in suite.columns if column.seeds != suite.seeds]
+    words += "".join(f"; {c.label}: {_join(c.seeds)} (n = {len(c.seeds)})" for c in other)
+    return words + "."
+
+
+def _tasks(suite: Suite, cells: Cells) -> str:
+    told = []
+    for task in suite.tasks:
+        runs = [run for col in suite.columns for run in cells[task, col.name].runs.values()]
+        if runs:
+            row = runs[0].row
+            metric = METRIC_NAMES[row["metric"]]
+            told.append(f"{task} {row['eval_n']:,} ({metric}, version {row['task_version']})")
+    return ", ".join(told)
+
+
+def _gaps(suite: Suite, cells: Cells) -> list[str]:
+    """Say why each incomplete cell is incomplete, and which means are therefore not given."""
+    lines = []
+    for column in suite.columns:
+        lacking = [task for task in suite.tasks if not cells[task, column.name].complete]
+        for task in lacking:
+            for gap in cells[task, column.name].gaps:
+                lines.append(f"† {task}, {column.label}: {gap}")
+        if lacking:
+            lines.append(f"† mean, {column.label}: not given, incomplete: {', '.join(lacking)}")
+    return lines
+
+
+def _of_column(suite: Suite, cells: Cells, column: Column) -> list[Run]:
+    return [run for task in suite.tasks for run in cells[task, column.name].runs.values()]
+
+
+def _model(run: Run) -> str:
+    """Identify the model: its name, source and size, and the commit or hash of its files."""
+    model: dict[str, Any] = run.record["model"]
+    mark = model.get("commit") or model.get("sha256")
+    words = [f"Model: {model['name']} ({model.get('source')}"]
+    words += [f"{model['parameters']:,} parameters"] if "parameters" in model else []
+    words += [f"{'commit' if model.get('commit') else 'sha256'} {mark[:10]}"] if mark else []
+    return ", ".join(words) + ")"
+
+
+def _precisions(runs: list[Run]) -> str:
+    return _different(runs, lambda run: str(run.record["config"].get("precision", {}).get("dtype")))
+
+
+def _devices(runs: list[Run]) -> str:
+    def name(run: Run) -> str:
+        machine = run.record["machine"]
+        return machine["device"] + (f" ({n})" if (n := machine.get("device_name")) else "")
+
+    return _different(runs, name)
+
+
+def _different(runs: list[Run], what: Callable[[Run], str]) -> str:
+    return ", ".join(sorted({what(run) for run in runs}))
+
+
+def _span(rows: list[dict[str, Any]], key: str) -> str:
+    ends = sorted({row[key] for row in rows})
+    return f"{ends[0]:,}" if len(ends) == 1 else f"{ends[0]:,} to {ends[-1]:,}"
+
+
+def _join(seeds: tuple[int, ...]) -> str:
+    return ", ".join(map(str, seeds))
