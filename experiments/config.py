@@ -130,10 +130,11 @@ class RunConfig:
     device: str = key(choices=("auto", "cpu", "cuda"))
     threads: int | None = key(at_least=1)
     traceback: bool = key()
+    plan: dict[str, Any] | None = field(default=MISSING)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain nested dicts."""
-        return asdict(self)
+        """Return the resolved configuration as plain nested dicts, without the suite's plan."""
+        return {name: value for name, value in asdict(self).items() if name != "plan"}
 
     @property
     def folder(self) -> Path:

@@ -170,13 +170,13 @@ class Encoder:
         return Encoded(tuple(rows), tuple(lengths), label, truncated, correct)
 
     def _tell_apart(self, example: Example, rows: list[list[int]]) -> None:
-        seen: dict[tuple[int, ...], str] = {}
-        for option, row in zip(example.options, rows, strict=True):
-            other = seen.setdefault(tuple(row), option)
-            if other != option:
+        right = {*example.correct, example.label or 0}
+        for number, row in enumerate(rows):
+            if number not in right and any(row == rows[one] for one in right):
+                same = [example.options[one] for one in (number, *right)]
                 raise EncodeError(
-                    f"options {other!r} and {option!r} are the same tokens to this tokenizer, "
-                    "needed: options it can tell apart; change the options' texts or the tokenizer"
+                    f"options {same} are the same tokens to this tokenizer, needed: a right option "
+                    "it can tell from a wrong one; change the options' texts or the tokenizer"
                 )
 
     def _cut(self, ids: list[int], room: int) -> list[int]:

@@ -77,17 +77,16 @@ def prepare(config: RunConfig) -> Parts:
     _check_lengths(config, encoded, asked, _context(model))
     truncated = {"train": sum(example.truncated for example in encoded)}
     truncated |= {name: split.truncated for name, split in asked.items()}
-    steps = _steps(config, optimizer) if trains else 0
+    taken = steps(config, optimizer) if trains else 0
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": models.origin(config.model, model),
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
-    eval_steps = _eval_steps(config, steps)
     return Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
-        steps, eval_steps, truncated, demonstrations, origin,
+        taken, eval_steps(config, taken), truncated, demonstrations, origin,
     )  # fmt: skip
 
 
@@ -144,23 +143,30 @@ def _fingerprint(splits: Splits) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _steps(config: RunConfig, optimizer: Optimizer) -> int:
+def steps(config: RunConfig, optimizer: Optimizer) -> int:
+    """Return the steps of a run: those asked for, or what its forward passes pay for."""
     train = config.train
     if train.steps is not None:
         return train.steps
     assert train.forwards is not None
     assert isinstance(optimizer, Progress)
-    steps = optimizer.steps_within(train.forwards)
-    if steps == 0:
+    affordable = optimizer.steps_within(train.forwards)
+    if affordable == 0:
         least = optimizer.forwards_once + optimizer.forwards_of_step(0)
         raise BadInput(
             f"train.forwards={train.forwards}: allowed are {least} or more, what one step of "
             f"{config.method['name']} takes"
         )
-    return steps
+    return affordable
 
 
-def _eval_steps(config: RunConfig, steps: int) -> set[int]:
+def forwards(optimizer: Optimizer, steps: int) -> int:
+    """Return the forward passes that so many steps take."""
+    assert isinstance(optimizer, Progress)
+    return optimizer.forwards_once + sum(map(optimizer.forwards_of_step, range(steps)))
+
+
+def eval_steps(config: RunConfig, steps: int) -> set[int]:
     """Return the steps after which dev is evaluated; the last one always is."""
     train = config.train
     start = {0} if train.eval_at_start or steps == 0 else set()

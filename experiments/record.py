@@ -31,6 +31,10 @@ def write_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+class Busy(BadInput):
+    """Another process holds the run's folder."""
+
+
 class Metrics:
     """The rows of metrics.jsonl; `rows` is what the file holds."""
 
@@ -54,5 +58,5 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BadInput(f"{folder}: another process is running this run") from error
+            raise Busy(f"{folder}: another process is running this run") from error
         yield

@@ -19,7 +19,7 @@ from experiments import checkpoint, machine, record, registry, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.prepare import Parts, prepare
-from experiments.runner import Runner
+from experiments.runner import NonFiniteLoss, Runner
 from experiments.tracking import Tracker
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
@@ -90,8 +90,13 @@ def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
             raise Interrupted(f"{folder}: stopped; {at}; the same command goes on") from interrupted
         except Exception as error:
             tracker.finish(failed=True)
-            failure = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-            record.write_json(folder / record.FAILED, failure | {"config": config.as_dict()})
+            failure = {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {error}",
+                "diverged": isinstance(error, NonFiniteLoss),
+                "config": config.as_dict(),
+            }
+            record.write_json(folder / record.FAILED, failure)
             raise
     print(report.table(result, str(folder / record.RESULT)), flush=True)
     return result

@@ -1,0 +1,125 @@
+"""How long a suite will take, from a short measurement of each of its tasks on this device.
+
+The measurement prepares every model and task that still has runs to do, exactly as a run does, so
+it also finds whatever would stop one (a data set that is not there, a tokenizer without the option
+words, a dev split that leaves nothing to train on) before the first long run.
+
+    seconds of a run = start-up + steps x seconds of a step
+                     + (dev evaluations x dev examples + evaluation examples) x seconds of one
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from experiments import prepare, registry
+from experiments.batches import collate, sample_batch
+from experiments.config import BadInput
+from experiments.evaluate import Questions, evaluate
+from experiments.loss import loss
+from experiments.plan import Group
+from experiments.prepare import Parts
+
+STEPS = 3  # timed after one that is not
+EXAMPLES = 32  # evaluated
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One run of a column: its forward passes and its seconds."""
+
+    forwards: int
+    seconds: float
+
+
+def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, Cost]:
+    """Measure the groups' runs; return the cost of one run of each, by the group's name.
+
+    Raises BadInput with every problem of every task.
+    """
+    by_task: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        by_task.setdefault((group.model, group.task), []).append(group)
+    costs: dict[str, Cost] = {}
+    problems: list[str] = []
+    for (model, task), own in by_task.items():
+        say(f"measuring {model}/{task}")
+        try:
+            costs |= _measure(own)
+        except (ValueError, OSError) as error:
+            problems.append(f"{model}/{task}: {error}")
+    if problems:
+        raise BadInput("\n  ".join(["nothing was started:", *dict.fromkeys(problems)]))
+    return costs
+
+
+def _measure(groups: list[Group]) -> dict[str, Cost]:
+    config = groups[0].search[0].config
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads or before)
+    begin = time.perf_counter()
+    parts = prepare.prepare(replace(config, method={"name": "zero_shot"}))
+    start_up = time.perf_counter() - begin
+    try:
+        example = _example_seconds(parts, config.train.eval_batch_size)
+        return {group.name: _cost(group, parts, start_up, example) for group in groups}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _cost(group: Group, parts: Parts, start_up: float, example: float) -> Cost:
+    config = group.search[0].config
+    values = registry.settings(config.method, config.precision.rounding)
+    if "lr" in values:
+        values["lr"] = 1e-30  # timed steps must not spoil the model for the next column
+    optimizer = registry.build(config.method["name"], parts.model, values, config.seed)
+    trains = bool(getattr(optimizer, "trains", True))
+    steps = prepare.steps(config, optimizer) if trains else 0
+    looks = len(prepare.eval_steps(config, steps)) * len(parts.dev.encoded)
+    evaluated = looks + len(parts.eval.encoded)
+    if getattr(optimizer, "demonstrations", 0):
+        example *= _lengthening(parts, config.train.max_length)
+    step = _step_seconds(parts, optimizer, config.train.batch_size, config.seed) if trains else 0.0
+    forwards = prepare.forwards(optimizer, steps) if trains else 0
+    return Cost(forwards, start_up + steps * step + evaluated * example)
+
+
+def _step_seconds(
+    parts: Parts, optimizer: torch.optim.Optimizer, batch_size: int, seed: int
+) -> float:
+    taken = []
+    for step in range(STEPS + 1):
+        chosen = sample_batch(len(parts.train), batch_size, seed, step)
+        examples = [parts.train[i] for i in chosen]
+        begin = _now(parts)
+        batch = collate(examples, parts.task, parts.encoder.pad_id, parts.device)
+        optimizer.step(lambda batch=batch: loss(parts.model, batch), token_mask=batch.token_mask)  # pyright: ignore
+        taken.append(_now(parts) - begin)
+    return statistics.median(taken[1:])
+
+
+def _example_seconds(parts: Parts, batch_size: int) -> float:
+    some = parts.dev
+    few: Questions = replace(
+        some,
+        encoded=some.encoded[:EXAMPLES],
+        prompts=some.prompts[:EXAMPLES],
+        answers=some.answers[:EXAMPLES],
+    )
+    begin = _now(parts)
+    evaluate(parts.model, parts.encoder, parts.task, few, batch_size, parts.device)
+    return (_now(parts) - begin) / len(few.encoded)
+
+
+def _lengthening(parts: Parts, max_length: int) -> float:
+    lengths = [len(example.ids[0]) for example in parts.eval.encoded]
+    return max(1.0, max_length / statistics.fmean(lengths))
+
+
+def _now(parts: Parts) -> float:
+    if parts.device.type == "cuda":
+        torch.cuda.synchronize(parts.device)
+    return time.perf_counter()

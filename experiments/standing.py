@@ -1,0 +1,145 @@
+"""How the runs of a suite stand on disk, which are needed next, and which cell is chosen.
+
+The choice is the lowest dev loss of a column's grid, once all of it is there; evaluation scores
+play no part in it.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import record
+from experiments.config import BadInput, changes
+from experiments.plan import Group, Job, Suite
+
+
+@dataclass
+class State:
+    """How a run stands: finished, diverged, missing; once tried also failed, busy, interrupted."""
+
+    status: str
+    dev: dict[str, Any] | None = None
+    error: str | None = None
+
+
+@dataclass
+class Progress:
+    """The states of all runs of a suite, as they change."""
+
+    suite: Suite
+    states: dict[Path, State] = field(default_factory=dict)
+    tried: set[Path] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Read what is there."""
+        for job in self.all_jobs():
+            self.states[job.folder] = look(job)
+
+    def all_jobs(self) -> list[Job]:
+        """Return every run that the plan may need, whatever is chosen."""
+        return [
+            job
+            for group in self.suite.groups
+            for job in (*group.search, *(j for own in group.others.values() for j in own))
+        ]
+
+    def of(self, job: Job) -> State:
+        """Return how a run stands."""
+        return self.states[job.folder]
+
+    def chosen(self, group: Group) -> Job | None:
+        """Return the run of the cell with the lowest dev loss.
+
+        None while a cell is not finished, or if all diverged (a diverged one is never chosen).
+        """
+        if any(self.of(job).status not in ("finished", "diverged") for job in group.search):
+            return None
+        losses = [(dev["loss"], job) for job in group.search if (dev := self.of(job).dev)]
+        return min(losses, key=lambda pair: pair[0])[1] if losses else None
+
+    def wanted(self, group: Group) -> list[Job]:
+        """Return the runs of a group that are needed as far as one can tell."""
+        best = self.chosen(group)
+        return [*group.search, *(group.others[best.cell.variant] if best else ())]
+
+    def missing(self, group: Group) -> int:
+        """Count the runs a group still needs, the other seeds of a choice to come among them."""
+        planned = len(group.search) + len(group.column.seeds) - 1
+        done = [self.of(job).status in ("finished", "diverged") for job in self.wanted(group)]
+        return planned - sum(done)
+
+    def next_job(self) -> Job | None:
+        """Return a run to do that was not tried yet, the first table cells first."""
+        for group in self.suite.groups:
+            for job in self.wanted(group):
+                if self.of(job).status == "missing" and job.folder not in self.tried:
+                    self.tried.add(job.folder)
+                    return job
+        return None
+
+    def choice(self) -> dict[str, Any]:
+        """Return the content of choice.json."""
+        return {group.name: self._choice(group) for group in self.suite.groups}
+
+    def _choice(self, group: Group) -> dict[str, Any]:
+        best = self.chosen(group)
+        cells = [
+            {"variant": job.cell.variant, "settings": job.cell.settings, **asdict(self.of(job))}
+            for job in group.search
+        ]
+        return {"chosen": best.cell.variant if best else None, "cells": cells}
+
+    def problems(self) -> list[str]:
+        """Return a line for every run that is needed and is not there, with its log."""
+        lines = []
+        for group in self.suite.groups:
+            for job in self.wanted(group):
+                state = self.of(job)
+                searched = job in group.search and state.status == "diverged"
+                if state.status != "finished" and not searched:
+                    lines.append(f"{state.status}: {job.folder}: {state.error or 'not run'}")
+            if self.chosen(group) is None and all(
+                self.of(job).status == "diverged" for job in group.search
+            ):
+                lines.append(f"diverged: {group.name}: every cell of its grid; nothing to choose")
+        return lines
+
+
+def look(job: Job) -> State:
+    """Return how a run stands on disk.
+
+    Raises BadInput for a result that cannot be read, or one of another configuration.
+    """
+    path = job.folder / record.RESULT
+    if path.is_file():
+        result = _read(path)
+        changed = changes(result.get("config", {}), job.config.as_dict())
+        if changed:
+            raise BadInput(
+                f"{path}: a result of another configuration stands in this cell:\n  "
+                + "\n  ".join(changed)
+                + "\nremove its folder to run the cell anew, or give the suite another out=..."
+            )
+        return State("finished", dict(result["dev"]))
+    path = job.folder / record.FAILED
+    if path.is_file():
+        failure = _read(path)
+        same = not changes(failure.get("config", {}), job.config.as_dict())
+        if same and failure.get("diverged"):
+            return State("diverged", error=failure["error"])
+    return State("missing")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        if path.name == record.RESULT and not {"dev", "config"} <= found.keys():
+            raise ValueError("keys are missing")
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: truncated or damaged ({error}); remove it to do this run again"
+        ) from error
+    return found
