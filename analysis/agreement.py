@@ -1,8 +1,9 @@
 """Runs that stand in one table must agree in everything that the table does not vary.
 
 Within a column, the runs of a task differ in their seed and in the settings that its grid varies.
-Across the columns of a task, data, model and the version of the task are the same. Anything else is
-an error that names the key and both files: a mean or a difference over it would mean nothing.
+Across the columns of a task, data and the version of the task are the same; across a whole table,
+the model. Anything else is an error that names the key and both files: a mean or a difference over
+it would mean nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,12 @@ from analysis.suite import Column
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
 FREE = {"seed", "out", "threads", "traceback", "variant"}
 FREE_GROUPS = ("tracking.",)
-# the same for every run of a task; a key that one lacks (a local model has no commit) all must lack
-SHARED = (
-    "task_version", "data.source", "data.commit", "data.world_seed", "data.train_sha256",
-    "data.validation_sha256", "data.sizes.used", "data.examples_sha256", "model.source",
-    "model.parameters", "model.class", "model.commit", "model.sha256", "dev.n", "eval.n",
+# the same in all columns of a task; a key that one lacks (only the hub has commits) all must lack
+DATA = (
+    "task_version", "metric", "data.source", "data.commit", "data.world_seed", "data.train_sha256",
+    "data.validation_sha256", "data.sizes.used", "data.examples_sha256", "dev.n", "eval.n",
 )  # fmt: skip
+MODEL = ("model.source", "model.parameters", "model.class", "model.commit", "model.sha256")
 
 Record = Mapping[str, Any]
 
@@ -41,17 +42,14 @@ def check_column(runs: Sequence[tuple[Path, Record]], column: Column) -> None:
                 )  # fmt: skip
 
 
-def check_row(runs: Sequence[tuple[Path, Record, Record]]) -> None:
-    """Check all runs of one task, in all columns, against the first of them."""
-    for path, record, flat in runs[1:]:
-        first_path, first, first_flat = runs[0]
-        for key in SHARED:
+def check_shared(runs: Sequence[tuple[Path, Record]], keys: Sequence[str], what: str) -> None:
+    """Check that some keys are the same in all runs, against the first of them."""
+    for path, record in runs[1:]:
+        first_path, first = runs[0]
+        for key in keys:
             ours, theirs = _follow(record, key), _follow(first, key)
             if ours != theirs:
-                raise _disagree(key, (path, ours), (first_path, theirs), "columns of one task")
-        if flat["metric"] != first_flat["metric"]:
-            pair = (path, flat["metric"]), (first_path, first_flat["metric"])
-            raise _disagree("eval (its score)", *pair, "columns of one task")
+                raise _disagree(key, (path, ours), (first_path, theirs), what)
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.agreement import check_column, check_row
+from analysis.agreement import DATA, MODEL, check_column, check_shared
 from analysis.choice import Grid, Tried
 from analysis.load import RESULT, read_json
 from analysis.suite import CHOICE, Column, GridCell, Suite
@@ -55,6 +55,7 @@ def read_cells(suite: Suite, model: str) -> Cells:
     path = suite.folder / CHOICE
     choice = read_json(path) if path.is_file() else {}
     cells: Cells = {}
+    in_table: list[Run] = []
     for task in suite.tasks:
         in_row: list[Run] = []
         for column in suite.columns:
@@ -62,7 +63,13 @@ def read_cells(suite: Suite, model: str) -> Cells:
             check_column([(run.path, run.record) for run in read], column)
             cells[task, column.name] = cell
             in_row += read
-        check_row([(run.path, run.record, run.row) for run in in_row])
+        check_shared(
+            [(run.path, run.record | {"metric": run.row["metric"]}) for run in in_row],
+            DATA,
+            "columns of a task",
+        )
+        in_table += in_row
+    check_shared([(run.path, run.record) for run in in_table], MODEL, "runs of a model")
     return cells
 
 
@@ -71,7 +78,7 @@ def strays(suite: Suite, grids: list[Cells]) -> list[Path]:
     planned: set[Path] = set()
     for cell in (cell for cells in grids for cell in cells.values()):
         column = cell.column
-        runs = [(point, suite.search_seed) for point in column.cells if column.kind != "untrained"]
+        runs = [(point, column.search_seed) for point in column.cells]
         if cell.chosen is not None:
             runs += [(cell.chosen, seed) for seed in column.seeds]
         for point, seed in runs:

@@ -14,7 +14,8 @@ from analysis.suite import CHOICE, Column, GridCell, Suite
 from analysis.suite_run import Run, find_run, short
 
 DEV_KEYS = ("loss", "accuracy", "f1", "n")  # the others are times
-STATUSES = ("finished", "diverged", "failed", "missing")
+FINAL = ("finished", "diverged", "failed")
+OPEN = ("missing", "busy", "interrupted")  # nothing can be chosen yet
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,12 @@ class Grid:
         self.path = suite.folder / CHOICE
         self.key = f"{model}/{task}/{column.name}"
         self.folders = {
-            point.variant: suite.run_folder(model, task, column, point, suite.search_seed)
+            point.variant: suite.run_folder(model, task, column, point, column.search_seed)
             for point in column.cells
         }
         self.found: dict[Path, Run] = {}
-        planned = column.kind != "untrained" or suite.search_seed in column.seeds
-        for point in column.cells if planned else ():
-            run = find_run(suite, model, task, column, point, suite.search_seed)
+        for point in column.cells:
+            run = find_run(suite, model, task, column, point, column.search_seed)
             if run is not None:
                 self.found[self.folders[point.variant]] = run
         self.entry: Mapping[str, Any] | None = None
@@ -88,8 +88,9 @@ class Grid:
         """Check one grid point's entry."""
         where = f"{self.key} cell {point.name}"
         status = _get(one, "status", (str,), self.path, where)
-        if status not in STATUSES:
-            raise self.wrong(f"cell {point.name} has status {status!r}; allowed: {STATUSES}")
+        if status not in FINAL + OPEN:
+            allowed = ", ".join(FINAL + OPEN)
+            raise self.wrong(f"cell {point.name} has status {status!r}; allowed: {allowed}")
         dev = _get(one, "dev", (dict, type(None)), self.path, where)
         error = _get(one, "error", (str, type(None)), self.path, where)
         run = self.found.get(self.folders[point.variant])
@@ -128,7 +129,7 @@ class Grid:
             gaps.append(f"grid not chosen yet: {CHOICE} has no entry {self.key}")
             return None
         variant = _get(self.entry, "chosen", (str, type(None)), self.path, self.key)
-        absent = [one for one in self.tried if one.status == "missing"]
+        absent = [one for one in self.tried if one.status in OPEN]
         if variant is None:
             gaps.append(self.unfinished(absent))
             return None
@@ -137,8 +138,8 @@ class Grid:
             raise self.wrong(f"chooses {variant!r}, which is no cell of the plan")
         if absent:
             raise self.wrong(
-                f"chooses {variant} although cell {absent[0].cell.name} is missing; finish the "
-                "grid by running the suite"
+                f"chooses {variant} although cell {absent[0].cell.name} is {absent[0].status}; "
+                "finish the grid by running the suite"
             )
         pick = by_variant[variant]
         if pick.dev is None:
@@ -154,18 +155,19 @@ class Grid:
     def unfinished(self, absent: list[Tried]) -> str:
         """Say why nothing is chosen."""
         total = len(self.tried)
-        if absent:
-            folder = self.folders[absent[0].cell.variant]
-            return (
-                f"grid not finished: {len(absent)} of {total} cells missing, first "
-                f"{self.suite.relative(folder)}"
-            )
-        failed = [one for one in self.tried if one.dev is None]
-        if len(failed) == total:
+        failed = [one for one in self.tried if one.status in ("failed", "diverged")]
+        if not absent and len(failed) == total:
             folder = self.folders[failed[0].cell.variant]
             return (
                 f"all {total} grid cells failed, first with {short(failed[0].error)}: "
                 f"{self.suite.relative(folder)}"
+            )
+        undone = absent or [one for one in failed if one.status == "failed"]
+        if undone:
+            folder = self.folders[undone[0].cell.variant]
+            return (
+                f"grid not finished: {len(undone)} of {total} cells not done, first "
+                f"{self.suite.relative(folder)} ({undone[0].status})"
             )
         return f"grid finished but {CHOICE} names no choice ({self.key}); run the suite again"
 

@@ -5,10 +5,9 @@ seeds), which is the cautious reading since the seeds of one task share its eval
 """
 
 import statistics
-from collections.abc import Callable
 
 from analysis.cells import Cell, Cells
-from analysis.significance import EXACT_UP_TO, FLIPS, compare, holm
+from analysis.significance import EXACT_UP_TO, FLIPS, Comparison, compare, holm
 from analysis.suite import Suite
 from analysis.tabular import Table
 
@@ -28,69 +27,61 @@ def task_pair(one: Cell, other: Cell) -> list[float]:
     return [statistics.fmean(one.scores.values()) - statistics.fmean(other.scores.values())]
 
 
-UNITS: tuple[tuple[str, Callable[[Cell, Cell], list[float]]], ...] = (
-    ("task and seed", seed_pairs),
-    ("task", task_pair),
-)
-
-
 def comparison_table(suite: Suite, cells: Cells, title: str) -> Table | None:
     """Compare the planned pairs of columns; None if the plan has none of them."""
-    pairs = [
-        (one, other)
-        for one, other in PLANNED
-        if suite.column(one) is not None and suite.column(other) is not None
-    ]
+    columns = [(suite.column(one), suite.column(other)) for one, other in PLANNED]
+    pairs = [(one, other) for one, other in columns if one is not None and other is not None]
     if not pairs:
         return None
-    rows: list[list[str]] = []
-    for unit, differences in UNITS:
+    rows = []
+    for unit, differences in (("task and seed", seed_pairs), ("task", task_pair)):
         found = [
-            compare([d for t in suite.tasks for d in differences(cells[t, one], cells[t, other])])
-            for one, other in pairs
-        ]
-        corrected = holm([None if one is None else one.p for one in found])
-        for (one, other), result, p_holm in zip(pairs, found, corrected, strict=True):
-            name = f"{_label(suite, one)} - {_label(suite, other)}"
-            if result is None or p_holm is None:
-                rows.append([name, unit, "0", *["-"] * 5])
-                continue
-            between = (
-                "-" if result.interval is None else "{:+.2f} to {:+.2f}".format(*result.interval)
+            compare(
+                [d for t in suite.tasks for d in differences(cells[t, a.name], cells[t, b.name])]
             )
-            rows.append(
-                [
-                    name, unit, str(result.n), f"{result.difference:+.2f}", between,
-                    _p(result.p), _p(p_holm), "exact" if result.exact else "sampled",
-                ]
-            )  # fmt: skip
-    header = [
-        "comparison",
-        "pair",
-        "n",
-        "mean difference",
-        "95 % interval",
-        "p",
-        "p (Holm)",
-        "test",
+            for a, b in pairs
+        ]
+        corrected = holm([None if result is None else result.p for result in found])
+        for (a, b), result, p in zip(pairs, found, corrected, strict=True):
+            each = len(set(a.seeds) & set(b.seeds)) if unit == "task and seed" else 1
+            shown = _row(result, p, len(suite.tasks) * each)
+            rows.append([f"{a.label} - {b.label}", unit, *shown])
+    header = ["comparison", "pair", "n", "mean difference", "95 % interval", "p", "p (Holm)"]
+    return Table(title, [*header, "test"], rows, _notes(len(pairs), rows))
+
+
+def _row(result: Comparison | None, corrected: float | None, planned: int) -> list[str]:
+    """Show a comparison: n (of the pairs planned), difference, interval, p-values, kind of test."""
+    if result is None or corrected is None:
+        return [f"0/{planned} †", *["-"] * 5]
+    between = "-" if result.interval is None else "{:+.2f} to {:+.2f}".format(*result.interval)
+    return [
+        str(planned) if result.n == planned else f"{result.n}/{planned} †",
+        f"{result.difference:+.2f}",
+        between,
+        _p(result.p),
+        _p(corrected),
+        "exact" if result.exact else "sampled",
     ]
+
+
+def _notes(comparisons: int, rows: list[list[str]]) -> list[str]:
     notes = [
         "Mean difference in points of the score (positive: the first is better), with a t interval "
         "over the pairs.",
         "p: two-sided sign-flip permutation test of the paired differences, exact by enumeration "
         f"up to {EXACT_UP_TO} pairs, else {FLIPS:,} seeded random flips (with the +1 correction); "
-        f"Holm: corrected over the {len(pairs)} comparison(s), which were fixed before any run.",
+        f"Holm: corrected over the {comparisons} comparison(s), which were fixed before any run.",
         "Pair 'task and seed' uses every seed that both methods have finished; pair 'task' has one "
         "difference of means for each task complete in both, the cautious reading: the seeds of a "
         "task share its evaluation examples. n pairs allow no p below 2 / 2^n.",
-    ]  # fmt: skip
-    return Table(title, header, rows, notes)
-
-
-def _label(suite: Suite, name: str) -> str:
-    column = suite.column(name)
-    assert column is not None
-    return column.label
+    ]
+    if any("†" in row[2] for row in rows):
+        notes.append(
+            "† Fewer pairs than planned. If the missing runs diverged, what is left favours the "
+            "method that lost them."
+        )
+    return notes
 
 
 def _p(p: float) -> str:

@@ -45,6 +45,7 @@ class Column:
     kind: str  # first_order, zo or untrained
     cells: tuple[GridCell, ...]
     seeds: tuple[int, ...]
+    search_seed: int  # of the runs that the choice is made from
 
     @property
     def searched(self) -> bool:
@@ -65,7 +66,6 @@ class Suite:
     tasks: tuple[str, ...]
     columns: tuple[Column, ...]
     seeds: tuple[int, ...]
-    search_seed: int
     paper: str | None
 
     def run_folder(self, model: str, task: str, column: Column, cell: GridCell, seed: int) -> Path:
@@ -95,8 +95,9 @@ def load_suite(folder: Path) -> Suite:
     _one_of(plan, "budget", BUDGETS, path)
     _one_of(plan, "select_by", ("dev_loss",), path)
     seeds = _numbers(plan, "seeds", path)
+    search_seed = value(plan, "search_seed", (int,), path)
     columns = tuple(
-        _column(column, f"columns[{i}]", seeds, path)
+        _column(column, f"columns[{i}]", (seeds, search_seed), path)
         for i, column in enumerate(_filled(plan, "columns", path))
     )
     suite = Suite(
@@ -109,7 +110,6 @@ def load_suite(folder: Path) -> Suite:
         _names(plan, "tasks", path),
         columns,
         seeds,
-        value(plan, "search_seed", (int,), path),
         value(plan, "paper", (str, type(None)), path),
     )
     _distinct("columns", [column.name for column in columns], path)
@@ -118,13 +118,18 @@ def load_suite(folder: Path) -> Suite:
     return suite
 
 
-def _column(entry: Any, where: str, seeds: tuple[int, ...], path: Path) -> Column:
+def _column(entry: Any, where: str, shared: tuple[tuple[int, ...], int], path: Path) -> Column:
+    """Read a column; `shared` has the suite's seeds and search seed, unless it names its own."""
     if not isinstance(entry, Mapping):
         raise ResultError(f"{path}: key {where} is {entry!r}; expected an object")
     try:
         name: str = value(entry, "name", (str,), path)
         label = value(entry, "label", (str, type(None)), path) if "label" in entry else None
         _one_of(entry, "kind", KINDS, path)
+        seeds, search_seed = shared
+        if entry.get("seeds", list(seeds)) != list(seeds):
+            seeds = _numbers(entry, "seeds", path)
+            search_seed = search_seed if search_seed in seeds else seeds[0]
         cells = tuple(_cell(cell, path) for cell in _filled(entry, "cells", path))
         _distinct("cells (variant)", [cell.variant for cell in cells], path)
         return Column(
@@ -133,7 +138,8 @@ def _column(entry: Any, where: str, seeds: tuple[int, ...], path: Path) -> Colum
             value(entry, "method", (str,), path),
             entry["kind"],
             cells,
-            _numbers(entry, "seeds", path) if "seeds" in entry else seeds,
+            seeds,
+            search_seed,
         )
     except ResultError as error:
         raise ResultError(f"{error} (in {where})") from None

@@ -31,7 +31,7 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
         "Per cent on the evaluation split of the checkpoint with the lowest dev loss. Mean ± "
         "sample standard deviation (n - 1) over the seeds; one run shows none. Bold: highest "
         "complete zeroth-order mean of the row, at the digits shown. Mean row: mean over tasks, "
-        "± over the seeds' means.",
+        "± over the seeds' means" + _mixed(rows) + ".",
         *_budget(suite, cells),
         _seeds(suite),
     ]
@@ -42,6 +42,7 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
             f"dev: {listed(rows, 'dev_n')} examples. Evaluation: {_tasks(suite, cells)}.",
             f"{_model(runs[0])}. Precision: {_precisions(runs)}. Device: {_devices(runs)}. "
             f"Code: {commits(rows)}.",
+            *_truncated(suite, cells),
         ]
     lines.append(paper)
     lines += _gaps(suite, cells)
@@ -99,6 +100,22 @@ def _tasks(suite: Suite, cells: Cells) -> str:
             metric = METRIC_NAMES[row["metric"]]
             told.append(f"{task} {row['eval_n']:,} ({metric}, version {row['task_version']})")
     return ", ".join(told)
+
+
+def _mixed(rows: list[dict[str, Any]]) -> str:
+    metrics = sorted({METRIC_NAMES[row["metric"]] for row in rows})
+    return f" (of {' and '.join(metrics)} alike)" if len(metrics) > 1 else ""
+
+
+def _truncated(suite: Suite, cells: Cells) -> list[str]:
+    """Name the tasks and columns in which examples did not fit the length and were cut."""
+    told = []
+    for task in suite.tasks:
+        for column in suite.columns:
+            runs = cells[task, column.name].runs.values()
+            cut = max((run.record.get("truncated", {}).get("eval", 0) for run in runs), default=0)
+            told += [f"{task}, {column.label} {cut:,}"] if cut else []
+    return [f"Evaluation examples cut to the maximal length: {'; '.join(told)}."] if told else []
 
 
 def _gaps(suite: Suite, cells: Cells) -> list[str]:

@@ -47,7 +47,8 @@ def why_missing(folder: Path) -> str:
     failed = folder / FAILED
     if failed.is_file():
         record = read_json(failed)
-        return f"failed ({short(value(record, 'error', (str, type(None)), failed))})"
+        how = "diverged" if record.get("diverged") is True else "failed"
+        return f"{how} ({short(value(record, 'error', (str, type(None)), failed))})"
     return "has begun but not finished" if folder.is_dir() else "has not run"
 
 

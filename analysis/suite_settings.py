@@ -17,7 +17,7 @@ def chosen_table(suite: Suite, cells: Cells, title: str) -> Table:
         if cell.chosen is None:
             rows.append([*name, *["-"] * 6])
             continue
-        dev = _dev(suite, cell)
+        dev = _dev(cell)
         rows.append(
             [
                 *name, cell.chosen.name, _setting(cell, "lr"), _setting(cell, "eps"),
@@ -34,9 +34,11 @@ def chosen_table(suite: Suite, cells: Cells, title: str) -> Table:
         "dev score %",
         "at the grid's edge",
     ]
+    seeds = sorted({column.search_seed for column in suite.columns if column.searched})
     notes = [
-        f"Chosen: the grid cell with the lowest dev loss, searched with seed {suite.search_seed}; "
-        "the other seeds ran with that cell only. Dev scores are those of the search seed.",
+        "Chosen: the grid cell with the lowest dev loss, searched with seed "
+        f"{', '.join(map(str, seeds)) or '-'}; the other seeds ran with that cell only. Dev scores "
+        "are those of the search seed.",
         "At the grid's edge: settings whose chosen value is the smallest or largest tried, so that "
         "a better one may lie outside.",
     ]
@@ -64,7 +66,7 @@ def grid_table(suite: Suite, cells: Cells, title: str) -> Table:
             f"The dev scores of {borrowed} grid cell(s) are those noted in choice.json: their "
             "results are not in this folder."
         )
-    header = ["task", "method", "cell", "settings", "status", "dev loss", "dev score %", ""]
+    header = ["task", "method", "cell", "settings", "status", "dev loss", "dev score %", "choice"]
     return Table(title, header, rows, notes)
 
 
@@ -90,13 +92,13 @@ def _trained(suite: Suite, cells: Cells) -> list[Cell]:
     ]
 
 
-def _dev(suite: Suite, cell: Cell) -> dict[str, Any] | None:
+def _dev(cell: Cell) -> dict[str, Any] | None:
     tried: list[Tried] = [
         one for one in cell.tried if cell.chosen and one.cell.variant == cell.chosen.variant
     ]
     if tried and tried[0].dev is not None:
         return tried[0].dev
-    run = cell.runs.get(suite.search_seed)
+    run = cell.runs.get(cell.column.search_seed)
     return run.record["dev"] if run is not None else None
 
 

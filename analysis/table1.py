@@ -173,10 +173,13 @@ def _paper_note(suite: Suite, cells: Cells, literature: PaperTable | None) -> st
         why = unlike[0] if unlike else "nothing has run yet"
         return f"The paper's numbers ({name}) are not shown: {why}."
     steps = ", ".join(f"{kind} {number:,}" for kind, number in literature.steps.items())
+    sizes = ", ".join(
+        f"{t} {literature.eval_n[t]:,}" for t in suite.tasks if t in literature.eval_n
+    )
     words = (
         f"In brackets: the paper's number ({name}; {literature.runs_per_cell} run(s) per cell, "
-        f"{literature.rounding} to {literature.digits} digits; its steps: {steps}) and ours minus "
-        "it, in complete cells."
+        f"{literature.rounding} to {literature.digits} digits; its steps: {steps}; its "
+        f"evaluation examples, inferred: {sizes or '-'}) and ours minus it, in complete cells."
     )
     return words + (f" Not beside every cell: {unlike[0]}." if unlike else "")
 

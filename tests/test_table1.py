@@ -213,13 +213,19 @@ def test_a_missing_seed_is_shown_and_never_averaged_away(suite: Path) -> None:
     assert row_of(main, "mean")["MeZO"] == "**76.0 ± 0.9**"
     assert "† sst2, AGZO: seed 2 has not run: pocket/sst2/agzo+lr0.001/seed2" in main.notes
     assert "† mean, AGZO: not given, incomplete: sst2" in main.notes
-    assert [row[2] for row in comparisons.rows] == ["5", "5", "1", "1"]
+    assert [row[2] for row in comparisons.rows] == [
+        "5/6 †", "5/6 †", "1/2 †", "1/2 †",
+    ]  # fmt: skip
+    assert "favours the method that lost them" in comparisons.text()
 
 
 def test_failed_seeds_and_grids_say_why(suite: Path) -> None:
     folder = folder_of(suite, "copa", "lozo", 1, "lr0.001")
     (folder / "result.json").rename(folder / "failed.json")
-    edit(folder / "failed.json", status="failed", error="NonFiniteLoss: loss is inf\nat step 3")
+    edit(
+        folder / "failed.json", status="failed", error="NonFiniteLoss: loss is inf\nat step 3",
+        diverged=True,
+    )  # fmt: skip
     begun = folder_of(suite, "copa", "mezo", 2, "lr0.001")
     (begun / "result.json").unlink()
     for variant in ("lr0.001", "lr0.003"):
@@ -233,7 +239,7 @@ def test_failed_seeds_and_grids_say_why(suite: Path) -> None:
     assert row_of(main, "copa")["LOZO"] == "58.5 (n=2/3) †"
     assert row_of(main, "sst2")["first order"] == "- †"
     words = "\n".join(main.notes)
-    assert "† copa, LOZO: seed 1 failed (NonFiniteLoss: loss is inf at step 3): pocket/" in words
+    assert "† copa, LOZO: seed 1 diverged (NonFiniteLoss: loss is inf at step 3): pocket/" in words
     assert "† copa, MeZO: seed 2 has begun but not finished: pocket/copa/mezo+lr0.001" in words
     assert "† sst2, first order: all 2 grid cells failed, first with NonFiniteLoss: loss" in words
     assert chosen.rows[0][2:] == ["-"] * 6
@@ -247,8 +253,15 @@ def test_an_unfinished_grid_shows_no_number(suite: Path) -> None:
     main, *_ = tables(suite)
     assert row_of(main, "copa")["AGZO"] == "- †"
     words = "\n".join(main.notes)
-    assert "grid not finished: 1 of 2 cells missing, first pocket/copa/agzo+lr0.003" in words
+    assert (
+        "grid not finished: 1 of 2 cells not done, first pocket/copa/agzo+lr0.003/seed0 (missing)"
+        in (words)
+    )
     assert "Not used, since no cell of the plan has them: pocket/copa/agzo+lr0.001/seed1" in words
+    edit_choice(suite, key, cells__1__status="failed", cells__1__error="MemoryError")
+    assert "1 of 2 cells not done, first pocket/copa/agzo+lr0.003/seed0 (failed)" in (
+        "\n".join(tables(suite)[0].notes)
+    )
     edit_choice(suite, key, cells__1__status="diverged", cells__1__error="x")
     assert "names no choice (pocket/copa/agzo)" in "\n".join(tables(suite)[0].notes)
 
@@ -260,7 +273,9 @@ def test_a_suite_that_has_only_begun(suite: Path) -> None:
     main, comparisons, _, grid = made.tables
     assert made.stem == "table1_pocket_pocket_no_steps"
     assert {cell for row in main.rows for cell in row[1:]} == {"- †"}
-    assert {tuple(row[2:]) for row in comparisons.rows} == {("0", "-", "-", "-", "-", "-")}
+    assert [row[2:] for row in comparisons.rows] == [
+        [n, "-", "-", "-", "-", "-"] for n in ("0/6 †", "0/6 †", "0/2 †", "0/2 †")
+    ]
     assert not grid.rows
     assert "choice.json has no entry pocket/sst2/agzo" in main.text()
     assert "seed 0 has not run: pocket/sst2/zero_shot/seed0" in main.text()
@@ -311,14 +326,14 @@ CHOSEN = "pocket/sst2/agzo+lr0.001"
          r"seed1.*key config\.method\.lr is 0\.1, but the plan has 0\.001"),
         (f"{CHOSEN}/seed1/result.json", {"seed": 3}, r"key seed is 3, but the plan has 1"),
         (f"{CHOSEN}/seed1/result.json", {"task_version": 2},
-         r"agzo.*key task_version is 2, but .* has 1; columns of one task"),
+         r"agzo.*key task_version is 2, but .* has 1; columns of a task"),
         (f"{CHOSEN}/seed1/result.json", {"data__examples_sha256": "z"},
          r"key data\.examples_sha256 is 'z', but .*sgd"),
         (f"{CHOSEN}/seed1/result.json", {"model__sha256": "z"}, r"key model\.sha256 is 'z'"),
         (f"{CHOSEN}/seed1/result.json", {"eval__n": 99}, r"key eval\.n is 99"),
         (f"{CHOSEN}/seed1/result.json", {"eval": {"f1": 0.5, "loss": 1.0, "n": 100},
                                          "dev": {"f1": 0.5, "loss": 1.0, "n": 40}},
-         r"key eval \(its score\) is 'f1', but"),
+         r"key metric is 'f1', but"),
         (f"{CHOSEN}/seed1/result.json", {"status": "failed"}, r"key status is 'failed'"),
         (f"{CHOSEN}/seed0/result.json", {"dev__loss": 0.3},
          r"cell lr0.001 has dev.loss 0.25, .*seed0/result.json has 0.3; choose again"),
@@ -391,6 +406,7 @@ def test_the_paper_stands_beside_ours_only_on_its_own_model_and_data(suite: Path
     assert row_of(main, "mean")["AGZO"] == "**76.0 ± 0.9**"
     assert SANITY not in main.notes
     assert "In brackets: the paper's number (arXiv 2601.17261, Table 1" in main.text()
+    assert "its evaluation examples, inferred: sst2 872, copa 100)" in main.text()
     shutil.rmtree(folder_of(suite, "sst2", "agzo", 2, "lr0.001"))
     assert row_of(tables(suite)[0], "sst2")["AGZO"] == "90.5 (n=2/3) †"
     to_hub(suite, config__precision__dtype="bf16")
@@ -416,6 +432,35 @@ def test_any_difference_hides_the_paper(suite: Path, changes: dict[str, Any]) ->
     assert "are not shown" in main.text()
 
 
+def test_one_model_means_one_model_over_all_tasks(suite: Path) -> None:
+    for path in (suite / "pocket" / "copa").rglob("result.json"):
+        edit(path, model__sha256="another")
+    with pytest.raises(ResultError, match=r"copa.*key model\.sha256 is 'another', but .*sst2"):
+        table1.documents(suite)
+
+
+def test_mixed_metrics_cut_examples_and_own_seeds_are_said(suite: Path) -> None:
+    for path in (suite / "pocket" / "copa").rglob("result.json"):
+        record = json.loads(path.read_text())
+        for split in ("dev", "eval"):
+            record[split]["f1"] = record[split].pop("accuracy")
+        if record["method"] == "icl":
+            record["truncated"] = {"train": 0, "dev": 0, "eval": 7}
+        path.write_text(json.dumps(record))
+    choice = json.loads((suite / "choice.json").read_text())
+    for key in (key for key in choice if "/copa/" in key):
+        for point in choice[key]["cells"]:
+            point["dev"]["f1"] = point["dev"].pop("accuracy")
+    write_json(suite / "choice.json", choice)
+    edit(suite / "suite.json", columns__5__seeds=[0, 1])
+    main, _, chosen, _ = tables(suite)
+    text = main.text()
+    assert "means (of F1 and accuracy alike)." in text
+    assert "Evaluation examples cut to the maximal length: copa, in-context 7." in text
+    assert "in-context: 0, 1 (n = 2)" in text
+    assert row_of(chosen, "copa")["dev score %"] == "75.0"
+
+
 def test_no_paper_is_said(suite: Path) -> None:
     edit(suite / "suite.json", paper=None)
     assert "No table of the paper belongs to this suite" in tables(suite)[0].text()
@@ -427,7 +472,7 @@ def test_edges_are_named_for_the_setting_that_has_them() -> None:
         for lr in (1.0, 2.0, 3.0)
         for eps in (0.1, 0.2)
     )
-    column = Column("agzo", "AGZO", "agzo", "zo", points, (0,))
+    column = Column("agzo", "AGZO", "agzo", "zo", points, (0,), 0)
     cell = Cell("m", "t", column, points[2], {}, (), (), 0)
     assert edges(cell) == ["eps"]
 
