@@ -7,12 +7,18 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 
+# Of the tables: SCALE=paper|pocket|local (auto: paper on CUDA, pocket elsewhere), BUDGET=steps|forwards,
+# TASKS=sst2,rte (all), JOBS=2 (runs at once), DRY=1 (the plan alone), ARGS=model.path=... (of every run).
+SCALE  ?= auto
+PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--tasks $(TASKS))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types bench pocket-model test-slow test-gpu clean
+.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 test lint types bench \
+  pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
-	  while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	  while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## create .venv and install the locked dependencies (done by every other target)
 
@@ -29,6 +35,28 @@ demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on the three pocket tasks:
 	@$(BIN)/python -m experiments.demo $(ARGS)
 	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
 	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
+
+reproduce-table1 reproduce-table2: reproduce-%: $(READY)
+	@suite="$(BIN)/python -m experiments.suite $* $(PLAN) $(ARGS)"; code=0; \
+	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry) || code=$$?; \
+	if [ $$code -le 1 ] && [ -z "$(DRY)" ]; then \
+	  $(BIN)/python -m analysis.table1 "$$($$suite --where)" || code=$$?; fi; \
+	exit $$code
+
+reproduce-table1: ## the paper's Table 1: plan, missing runs, table (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
+reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
+
+# Without RESULTS=folder: the suite in runs/ that was worked on last, of SCALE and BUDGET where given.
+table1 table2: $(READY)
+	@folder="$(RESULTS)"; \
+	test -n "$$folder" || folder=$$(ls -t runs/$@-$(SCALE:auto=*)-$(or $(BUDGET),*)/suite.json 2>/dev/null | \
+	  head -n 1 | xargs -r dirname); \
+	test -n "$$folder" || { echo "error: no suite runs/$@-$(SCALE:auto=*)-$(or $(BUDGET),*) is here; run make" \
+	  "reproduce-$@ first, or give RESULTS=folder" >&2; exit 2; }; \
+	$(BIN)/python -m analysis.table1 "$$folder"
+
+table1: ## Table 1 again from result files alone (RESULTS=folder, or the newest suite in runs/)
+table2: ## Table 2 again from result files alone
 
 test: lint types ## lint, types and the fast tests
 	@$(BIN)/python -m pytest -q $(ARGS)
