@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.plan import Job
 
@@ -31,6 +31,8 @@ class End:
 class Worker:
     """One process of experiments.worker."""
 
+    command: ClassVar[list[str]] = [sys.executable, "-m", "experiments.worker"]
+
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
@@ -40,11 +42,10 @@ class Worker:
         job.folder.mkdir(parents=True, exist_ok=True)
         log = job.folder / LOG
         if self._process is None:
-            command = [sys.executable, "-m", "experiments.worker"]
             # A session of its own: a Ctrl-C in the terminal reaches the suite, which asks each
             # worker once to stop (a second signal would stop it before its run is saved).
             self._process = subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

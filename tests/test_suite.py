@@ -1,0 +1,424 @@
+"""The suite: what it plans, runs, chooses and says, and what it does when things go wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from analysis.table1 import main as table1
+from experiments import config as configuration
+from experiments import estimate, pool, suite
+from experiments.config import CONF, BadInput
+from experiments.plan import read_suite
+from experiments.standing import Progress, look
+
+PLAN = {
+    "title": "Tiny table",
+    "paper": None,
+    "tasks": ["sst2", "rte"],
+    "seeds": [0, 1],
+    "columns": {
+        "first_order": {"method": "sgd", "kind": "first_order", "label": "first order"},
+        "agzo": {"method": "agzo", "kind": "zo", "label": "AGZO"},
+        "two_sided": {
+            "method": "agzo",
+            "kind": "zo",
+            "label": "AGZO, two-sided",
+            "settings": {"method.estimator": "two_sided"},
+        },
+        "zero_shot": {"method": "zero_shot", "kind": "untrained", "label": "0", "seeds": [0]},
+    },
+    "scales": {
+        "small": {
+            "models": ["pocket"],
+            "overrides": [
+                "data=pocket", "tracking=disabled", "threads=1", "train.num_train=24",
+                "train.num_dev=8", "train.num_eval=8", "train.batch_size=2",
+                "train.eval_at_start=false",
+            ],
+            "task_overrides": {"rte": ["train.max_length=200"]},
+            "default_budget": "steps",
+            "budgets": {
+                "steps": {
+                    "zo": ["train.steps=4", "train.evals=2"],
+                    "first_order": ["train.steps=2", "train.evals=2"],
+                },
+                "forwards": {
+                    "zo": [
+                        "train.steps=null", "train.forwards=14", "train.evals=1",
+                    ]
+                },
+            },
+            "grid": {
+                "first_order": {"method.lr": [1e-3, 1e-2]},
+                "agzo": {"method.lr": [1e-4, 1e-3], "method.eps": [1e-3]},
+                "two_sided": {"method.lr": [1e-3]},
+            },
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    """A writer of plans: conf/ with a preset `tiny` of the plan above, changed as asked."""
+    conf = tmp_path / "conf"
+    conf.mkdir()
+    for entry in CONF.iterdir():
+        if entry.name != "experiment":
+            (conf / entry.name).symlink_to(entry)
+    (conf / "experiment").mkdir()
+    monkeypatch.setattr(configuration, "CONF", conf)
+
+    def write(**changes):
+        new = OmegaConf.create(PLAN)
+        for key, value in changes.items():
+            OmegaConf.update(new, key, value, merge=False)
+        text = "# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create({"plan": new}))
+        (conf / "experiment" / "tiny.yaml").write_text(text)
+
+    write()
+    return write
+
+
+def read(tmp_path: Path, *given: str, budget: str | None = None, tasks=()):
+    return read_suite("tiny", "small", budget, tasks, [f"out={tmp_path}", *given])
+
+
+def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, tmp_path):
+    found = read(tmp_path)
+    groups = {group.name: group for group in found.groups}
+    assert list(groups) == [
+        f"pocket/{task}/{name}" for task in ("sst2", "rte") for name in PLAN["columns"]
+    ]
+    agzo = groups["pocket/rte/agzo"]
+    assert [job.seed for job in agzo.search] == [0, 0]
+    assert [job.cell.variant for job in agzo.search] == ["lr0.0001-eps0.001", "lr0.001-eps0.001"]
+    assert [job.seed for job in agzo.others["lr0.001-eps0.001"]] == [1]
+    assert agzo.search[0].config.train.max_length == 200
+    job = agzo.search[1]
+    assert job.folder == tmp_path / "tiny-small-steps/pocket/rte/agzo+lr0.001-eps0.001/seed0"
+    assert configuration.compose(list(job.overrides)) == job.config  # its log's command is the run
+    (both,) = groups["pocket/sst2/two_sided"].search
+    assert both.cell.variant == "two_sided-lr0.001"
+    assert both.config.method["estimator"] == "two_sided"
+    assert groups["pocket/sst2/first_order"].search[0].config.train.steps == 2
+    assert groups["pocket/sst2/zero_shot"].others[None] == ()
+    assert [group.task for group in read(tmp_path, tasks=["rte"]).groups] == ["rte"] * 4
+
+
+def test_equal_forwards_make_a_third_forward_cost_steps(plan, tmp_path):
+    found = read(tmp_path, budget="forwards", tasks=["sst2"])
+    costs = estimate.measure(found.groups, lambda line: None)
+    forwards = {name.rpartition("/")[2]: cost.forwards for name, cost in costs.items()}
+    assert forwards == {"first_order": 12, "agzo": 14, "two_sided": 14, "zero_shot": 0}
+    assert all(cost.seconds > 0 for cost in costs.values())
+    steps = estimate.measure(read(tmp_path, tasks=["sst2"]).groups, lambda line: None)
+    forwards = {name.rpartition("/")[2]: cost.forwards for name, cost in steps.items()}
+    assert forwards == {"first_order": 6, "agzo": 10, "two_sided": 14, "zero_shot": 0}
+
+
+BAD = {
+    "an unknown scale": ({}, {"scale": "big"}, "scale=big: unknown; allowed are small"),
+    "an unknown budget": ({}, {"budget": "time"}, "budget=time: unknown; allowed are steps, forw"),
+    "a task not planned": ({}, {"tasks": ["cb"]}, "tasks=cb: not in the plan; .* sst2, rte"),
+    "no grid": (
+        {"scales.small.grid.agzo": {}}, {}, "grid of column agzo is missing; needed: method.lr",
+    ),
+    "a grid over the data": (
+        {"scales.small.grid.agzo": {"train.num_dev": [1]}}, {}, "train.num_dev; .*method.",
+    ),
+    "a wrong setting": (
+        {"scales.small.grid.agzo": {"method.lr": [-1.0]}}, {}, "method.lr=-1.0: allowed .* above 0",
+    ),
+    "an unknown key": (
+        {"scales.small.grid.agzo": {"method.rnk": [1]}}, {}, "method.rnk=1: agzo has no such key",
+    ),
+    "an unknown method": ({"columns.agzo.method": "azgo"}, {}, "method=azgo: unknown; allowed"),
+    "an unknown kind": ({"columns.agzo.kind": "zero"}, {}, "columns.agzo.kind=zero: allowed"),
+    "no seed": ({"seeds": []}, {}, "plan.seeds=.*one or more different"),
+    "a seed twice": ({"seeds": [1, 1]}, {}, "plan.seeds=.*one or more different"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_plan_that_cannot_be_run(plan, tmp_path, name):
+    changes, asked, said = BAD[name]
+    plan(**changes)
+    words = {"scale": "small", "given": [f"out={tmp_path}"]} | asked
+    with pytest.raises(BadInput, match=said):
+        read_suite("tiny", **words)
+
+
+def test_a_preset_without_a_plan(tmp_path):
+    with pytest.raises(BadInput, match="experiment=demo: it has no plan"):
+        read_suite("demo", "small")
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_the_committed_plans_at_every_scale_and_budget(name):
+    node = configuration.compose([f"experiment={name}"]).plan
+    assert node is not None
+    for scale, at in node["scales"].items():
+        given = ["model.path=m", "data.root=d"] if scale == "local" else []
+        for budget in at["budgets"]:
+            found = read_suite(name, scale, budget, tasks=["cb"], given=given)
+            folders = [job.folder for job in Progress(found).all_jobs()]
+            assert len(set(folders)) == len(folders)
+
+
+def main(tmp_path: Path, *words: str) -> int:
+    return suite.main(["tiny", "--scale", "small", "--jobs", "1", f"out={tmp_path}", *words])
+
+
+@pytest.mark.slow  # a process and sixteen small runs
+def test_run_choose_export_and_find_again(plan, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pool.Worker, "command", worker_with(configuration.CONF))
+    assert main(tmp_path, "--dry") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("SCALE=small (as asked)\n")
+    assert "0 runs done, 18 missing" in out
+    assert "forward passes to do, about" in out
+    assert not (tmp_path / "tiny-small-steps").exists()
+
+    assert main(tmp_path) == 0
+    assert "all runs done" in capsys.readouterr().out
+    folder = tmp_path / "tiny-small-steps"
+    choice = json.loads((folder / "choice.json").read_text())
+    for task in ("sst2", "rte"):
+        entry = choice[f"pocket/{task}/first_order"]
+        best = min(entry["cells"], key=lambda cell: cell["dev"]["loss"])
+        assert entry["chosen"] == best["variant"]
+        seeds = sorted(
+            p.parent.parent.name for p in folder.glob(f"pocket/{task}/sgd*/seed1/result*")
+        )
+        assert seeds == [f"sgd+{best['variant']}"]
+    assert table1([str(folder)]) == 0
+    capsys.readouterr()
+
+    assert main(tmp_path) == 0
+    assert "18 runs done, 0 missing" in capsys.readouterr().out
+    assert main(tmp_path, "--export", str(tmp_path / "kept")) == 0
+    assert table1([str(tmp_path / "kept")]) == 0
+    assert "Tiny table" in capsys.readouterr().out
+
+
+def worker_with(conf: Path) -> list[str]:
+    """The worker's command, with its conf/ somewhere else."""
+    code = (
+        "import pathlib, sys; from experiments import config; "
+        f"config.CONF = pathlib.Path({str(conf)!r}); "
+        "from experiments.worker import main; sys.exit(main())"
+    )
+    return [sys.executable, "-c", code]
+
+
+def finish(job, loss: float, **changes) -> None:
+    """Write the result that a run would leave."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    dev = {"loss": loss, "accuracy": 0.5, "n": 8}
+    result = {"dev": dev, "config": job.config.as_dict(), "total_seconds": 1.0} | changes
+    (job.folder / "result.json").write_text(json.dumps(result))
+
+
+def diverge(job) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    failure = {"error": "NonFiniteLoss: step 3", "diverged": True, "config": job.config.as_dict()}
+    (job.folder / "failed.json").write_text(json.dumps(failure))
+
+
+def test_the_lowest_dev_loss_is_chosen_and_a_diverged_cell_never(plan, tmp_path):
+    plan(**{"scales.small.grid.agzo": {"method.lr": [1e-4, 1e-3, 1e-2]}})
+    found = read(tmp_path)
+    agzo = found.groups[1]
+    first, second, third = agzo.search
+    finish(first, 0.6)
+    finish(second, 0.5)
+    progress = Progress(found)
+    assert progress.chosen(agzo) is None  # a cell is missing
+    assert progress.wanted(agzo) == [first, second, third]
+    assert progress.missing(agzo) == 2  # it, and the other seed of the choice to come
+    diverge(third)
+    progress = Progress(found)
+    assert progress.chosen(agzo) is second
+    assert progress.wanted(agzo)[-1] is agzo.others[second.cell.variant][0]
+    assert progress.missing(agzo) == 1
+    cells = progress.choice()[agzo.name]["cells"]
+    assert [cell["status"] for cell in cells] == ["finished", "finished", "diverged"]
+    assert [cell["dev"] and cell["dev"]["loss"] for cell in cells] == [0.6, 0.5, None]
+    assert not any(str(third.folder) in line for line in progress.problems())
+    for job in (first, second):
+        (job.folder / "result.json").unlink()
+        diverge(job)
+    progress = Progress(found)
+    assert progress.chosen(agzo) is None
+    assert any("every cell of its grid" in line for line in progress.problems())
+
+
+def test_a_failure_is_tried_again_by_the_next_suite_and_a_divergence_is_not(plan, tmp_path):
+    found = read(tmp_path)
+    job = found.groups[0].search[0]
+    diverge(job)
+    assert look(job).status == "diverged"
+    other = read(tmp_path, "train.batch_size=3").groups[0].search[0]
+    assert look(other).status == "missing"  # it diverged with other settings
+    failure = {"error": "OSError: disk full", "diverged": False, "config": job.config.as_dict()}
+    (job.folder / "failed.json").write_text(json.dumps(failure))
+    assert look(job).status == "missing"
+
+
+def test_a_result_of_another_configuration_stops_the_suite(plan, tmp_path, capsys):
+    finish(read(tmp_path).groups[0].search[0], 0.5)
+    assert main(tmp_path, "train.batch_size=3") == 2
+    err = capsys.readouterr().err
+    assert "a result of another configuration stands in this cell" in err
+    assert "train.batch_size: 2 -> 3" in err
+
+
+@pytest.mark.parametrize("text", ["", '{"dev": {"lo', "[]", '{"dev": {}}'])
+def test_a_truncated_result_stops_the_suite(plan, tmp_path, capsys, text):
+    job = read(tmp_path).groups[0].search[0]
+    finish(job, 0.5)
+    (job.folder / "result.json").write_text(text)
+    assert main(tmp_path) == 2
+    err = capsys.readouterr().err
+    assert f"{job.folder / 'result.json'}: truncated or damaged" in err
+    assert "remove it to do this run again" in err
+
+
+def test_what_no_run_could_use_is_found_before_the_first(plan, tmp_path, capsys):
+    words = [f"data.root={tmp_path}", "data=local"]
+    assert main(tmp_path / "out", *words) == 2
+    err = capsys.readouterr().err
+    assert "nothing was started" in err
+    assert "pocket/sst2: " in err
+    assert "pocket/rte: " in err  # every task's problem, not only the first's
+    assert not (tmp_path / "out").exists()
+    assert main(tmp_path / "out", "train.num_dev=3000") == 2
+    assert "train.num_dev=3000 leaves nothing to train on" in capsys.readouterr().err
+
+
+def test_an_unreachable_hub_says_what_to_do(plan, tmp_path, capsys, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "empty"))
+    assert main(tmp_path, "data=hub", "--tasks", "sst2") == 2
+    err = capsys.readouterr().err
+    assert "nyu-mll/glue" in err
+    assert "data=local with data.root" in err
+
+
+# Workers
+
+
+class Job:
+    """What the pool needs of a job."""
+
+    def __init__(self, folder: Path, *overrides: str) -> None:
+        self.folder, self.overrides, self.name = folder, overrides, folder.name
+
+
+FAKE = """
+import json, os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (say("interrupted"), os._exit(0)))
+def say(status):
+    print(json.dumps({"status": status, "error": None, "seconds": 0.0}), flush=True)
+for line in sys.stdin:
+    word = json.loads(line)["overrides"][0]
+    if word == "die": os._exit(9)
+    if word == "sleep": time.sleep(60)
+    say(word + " by " + str(os.getpid()))
+"""
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(pool.Worker, "command", [sys.executable, "-c", FAKE])
+
+
+def serve(jobs: list[Job], size: int) -> dict[str, pool.End]:
+    left, ends = list(jobs), {}
+    pool.Pool(
+        size,
+        lambda: left.pop(0) if left else None,  # pyright: ignore
+        lambda end: ends.setdefault(end.job.name, end),
+    ).run()
+    return ends
+
+
+def test_runs_share_a_process_and_one_that_dies_costs_its_own_run_only(fake, tmp_path):
+    words = ["ok", "ok", "die", "ok", "ok"]
+    ends = serve([Job(tmp_path / str(i), word) for i, word in enumerate(words)], 1)
+    assert ends["2"].status == "failed"
+    assert "process died (exit code 9)" in str(ends["2"].error)
+    served = [ends[str(i)].status.removeprefix("ok by ") for i in (0, 1, 3, 4)]
+    assert served[0] == served[1] != served[2] == served[3]
+
+
+def test_a_pool_waits_for_jobs_that_a_running_one_may_bring(fake, tmp_path):
+    ready, done = [Job(tmp_path / "first", "ok")], []
+
+    def ended(end):
+        done.append(end.job.name)
+        if end.job.name == "first":
+            ready.extend(Job(tmp_path / name, "ok") for name in ("second", "third"))
+
+    pool.Pool(3, lambda: ready.pop() if ready else None, ended).run()  # pyright: ignore
+    assert sorted(done) == ["first", "second", "third"]
+
+
+def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path):
+    ends: dict[str, str] = {}
+    jobs = [Job(tmp_path / str(i), "sleep") for i in range(4)]
+    running = pool.Pool(
+        2,
+        lambda: jobs.pop() if jobs else None,  # pyright: ignore
+        lambda end: ends.setdefault(end.job.name, end.status),
+    )
+    begin = time.perf_counter()
+    signal.setitimer(signal.ITIMER_REAL, 1.0)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            running.run()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.perf_counter() - begin < 20
+    assert list(ends.values()) == ["interrupted"] * 2
+    assert len(jobs) == 2  # nothing new was begun
+
+
+@pytest.mark.slow  # starts real processes
+def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
+    plan(**{"scales.small.budgets.steps.zo": ["train.steps=400", "train.evals=4"]})
+    code = (
+        "import pathlib, sys; from experiments import config, pool, suite; "
+        f"config.CONF = pathlib.Path({str(configuration.CONF)!r}); "
+        f"pool.Worker.command = {worker_with(configuration.CONF)!r}; "
+        "sys.exit(suite.main(sys.argv[1:]))"
+    )
+    words = ["tiny", "--scale", "small", "--jobs", "2", "--tasks", "sst2", f"out={tmp_path}"]
+    command = [sys.executable, "-c", code, *words]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    saved = tmp_path / "tiny-small-steps" / "pocket" / "sst2"
+    for _ in range(600):
+        if list(saved.glob("agzo+lr*/seed0/checkpoints/*")):
+            break
+        time.sleep(0.1)
+    os.kill(first.pid, signal.SIGINT)
+    _, err = first.communicate(timeout=120)
+    assert first.returncode == 130
+    assert "the same command goes on" in err
+    second = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert second.returncode == 0, second.stderr
+    results = [json.loads(p.read_text()) for p in saved.glob("agzo+lr*/seed0/result.json")]
+    assert any(result["resumed_at"] for result in results)
