@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalL
 from experiments.pocket import MODEL_DIR, generate
 from experiments.pocket.pretrain import build, held_out_perplexity
 from experiments.pocket.recipe import Recipe
+from experiments.pocket.tasks import TASKS as POCKET_TASKS
 from experiments.pocket.text import documents
 from experiments.pocket.tokenizer import EOS_ID, PAD_ID, train_tokenizer
+from experiments.tasks import get_task
 
 MEBIBYTE = 2**20
 
@@ -48,7 +51,7 @@ def test_config_is_the_recipes(model: Qwen3ForCausalLM, record: dict[str, Any]) 
     }
     assert stored["architectures"] == ["Qwen3ForCausalLM"]
     assert model.get_input_embeddings().weight is model.lm_head.weight
-    assert sum(p.numel() for p in model.parameters()) == record["parameters"] <= 3_000_000
+    assert sum(p.numel() for p in model.parameters()) == record["parameters"] < 1_000_000
 
 
 def test_tokenizer_is_rebuilt_token_by_token(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -85,15 +88,31 @@ def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, tex
 
 
 def test_label_words_and_newline_are_single_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    for word in (" great", " terrible", "Yes", "No", "\n"):
+    for word in (" great", " terrible", "Yes", "No", "Maybe", "\n"):
         assert len(tokenizer.encode(word)) == 1
+    for word in ("Yes", "No", "Maybe"):
+        start = tokenizer.encode("is it?\n")
+        assert tokenizer.encode(f"is it?\n{word}") == [*start, *tokenizer.encode(word)]
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (EOS_ID, PAD_ID)
 
 
-def test_the_tasks_words_are_mostly_whole_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
-    words = [w for row in generate("sst2", "train", 200, 0) for w in row["sentence"].split()]
-    pieces = sum(len(tokenizer.encode(f" {word}")) for word in words)
-    assert pieces < 1.1 * len(words)
+@pytest.mark.parametrize("task", sorted(POCKET_TASKS))
+def test_prompts_are_short_and_their_words_mostly_whole_tokens(
+    tokenizer: PreTrainedTokenizerFast, task: str
+) -> None:
+    source = get_task(task)
+    rows = generate(task, "train", 200, 0)
+    examples = [source.example(row) for row in rows]
+    texts = [example.prompt + option for example in examples for option in example.options]
+    lengths = [len(tokenizer.encode(text)) for text in texts]
+    pieces = sum(len(tokenizer.encode(piece)) for t in texts for piece in _words(t))
+    assert max(lengths) <= 110
+    assert pieces < 1.25 * sum(len(_words(text)) for text in texts)
+
+
+def _words(text: str) -> list[str]:
+    """Return words with the space before them, and other characters singly."""
+    return re.findall(r" ?\w+| ?[^\w\s]|\n", text)
 
 
 @torch.no_grad()

@@ -10,16 +10,16 @@ from itertools import chain, islice, repeat
 
 from transformers import Qwen3Config
 
-from experiments.pocket.text import BAD_WORDS, GOOD_WORDS, documents
+from experiments.pocket.text import BAD_WORDS, GOOD_WORDS, RARE_WORDS, documents
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Shape, text and schedule of the pre-training."""
 
-    version: int = 1
+    version: int = 2
     seed: int = 0  # of the text, the weights' initialisation and the order of the blocks
-    vocab_size: int = 1104
+    vocab_size: int = 1504
     tokenizer_documents: int = 20_000
     hidden_size: int = 96
     intermediate_size: int = 256
@@ -28,9 +28,9 @@ class Recipe:
     kv_heads: int = 2
     head_dim: int = 32
     max_length: int = 2048
-    block: int = 96  # tokens per training row
-    batch: int = 24  # rows per step
-    steps: int = 4000
+    block: int = 128  # tokens per training row
+    batch: int = 18  # rows per step
+    steps: int = 5000
     warmup: int = 100
     matrix_lr: float = 0.02  # Muon, for the layers' matrices
     vector_lr: float = 3e-3  # AdamW, for the embedding and the norms
@@ -55,9 +55,9 @@ class Recipe:
         )
 
     def tokenizer_texts(self) -> Iterator[str]:
-        """Yield what the tokenizer learns from: documents, and rare verdicts often enough."""
-        verdicts = " ".join(("", *GOOD_WORDS, *BAD_WORDS))
-        return chain(islice(documents(self.seed), self.tokenizer_documents), repeat(verdicts, 1000))
+        """Yield what the tokenizer learns from: documents, and rare words often enough."""
+        rare = "\n".join((" ".join(("", *GOOD_WORDS, *BAD_WORDS)), *RARE_WORDS))
+        return chain(islice(documents(self.seed), self.tokenizer_documents), repeat(rare, 1000))
 
     def digest(self) -> str:
         """Return a hash of these numbers and of the first documents of the text they train on."""

@@ -1,9 +1,10 @@
-"""The world's text, on which the pocket model is pre-trained: reviews, notices and interviews.
+"""The world's text, on which the pocket model is pre-trained: reviews, notices, talk, lessons.
 
 It holds the language the tasks are about, never a task: no row of a task (the hash that splits the
 world keeps the text's sentences for itself) and no prompt template followed by its answer. People
 in it judge films and food in many words, say whether claims are right, and answer questions mostly
-in whole sentences. They are friendlier and say "yes" more often than the tasks' balanced labels
+in whole sentences; lessons (lessons.py) show causes, senses, pronouns and counts in examples of
+their own. They are friendlier and say "yes" more often than the tasks' balanced labels
 do, so a model that has only read about the world still has something to learn.
 """
 
@@ -11,27 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from random import Random
 
 from experiments.pocket import words
-from experiments.pocket.facts import (
-    Fact,
-    draw_facts,
-    draw_subject,
-    passage,
-    person_name,
-    wrong_value,
-)
+from experiments.pocket.facts import draw_facts, draw_subject, person_name
+from experiments.pocket.interviews import couple, interview
+from experiments.pocket.lessons import causes, counts, pronouns, senses
 from experiments.pocket.reviews import Review, draw_review
 from experiments.pocket.splits import TEXT, part_of
 
 FRIENDLY = 2.75  # added to a review's score before its writer passes judgement
 DOUBT = 1.5  # scale of the score at which judgements flip: higher is noisier
 AGREED = 0.5  # share of the reviews whose clauses all praise or all blame
-CLAIMED = 0.6  # share of claims against questions in interviews
-DENIED = 0.3  # share of the facts in interviews that are denied
-WRONG_VALUE = 0.1  # share of the claims about a fact that give it another value
 
 GOOD_WORDS = ("great", "fine", "good", *words.PRAISE)
 BAD_WORDS = ("terrible", "bad", "poor", *words.BLAME)
@@ -50,19 +42,27 @@ STALE = ("stale", "bitter", "dear", "sour")
 NOTICES = (
     "{n} bought {f} in {t}.", "{n} had {f} for supper.", "{n} went to {t} in {y}.",
 )  # fmt: skip
-LETTERS = (
+LETTERS = (  # these also hold the words of the tasks' prompts, so that the tokenizer knows them
     "Answer came late, for {n} was not at home.\n", "Context unknown, a letter from {t}.\n",
     "Title: The Road to {t}\nBy {n}, {y}\n", "Does this mean that {n} is in {t}? I do not know.\n",
+    "Suppose that {n} comes to {t} in {y}.\n", "What can we infer? Can we ask {n}?\n",
+    "Yes, No, or Maybe, it is all one to {n}.\n", "Passage: a road from {t}\n",
+    "In the previous year {n} was in {t}.\n", "The previous sentence does not refer to {n}.\n",
+    "She is a pronoun, said {n}.\n", "These two sentences have the same meaning to {n}.\n",
+    "I found this in {t}, said {n}.\n", "Is that correct? I do not know, said {n}.\n",
+    "- {f}\n- a letter to {n}\n", '"{f}" and "{f}" are words that {n} likes.\n',
+    "Does the word please {n}? I do not know.\n", "It was so cold in {t} that {n} went home.\n",
+    "The road to {t} was closed because of a flood.\n", "I was late because of {n}.\n",
 )  # fmt: skip
 
-CLAIMS = (
-    'Is it right that "{c}"?\n', '{a} read that "{c}" Is this true?\n',
-    'Would you say that "{c}" is right, Yes or No?\n',
-)  # fmt: skip
-RIGHT = ("Yes, it is true.", "Yes.")
-WRONG = ("No, it is not true.", "No.")
-ASKED = ("{a} asked, {q}\n", "Question: {q}\n")
-REPLIES = ("Reply: {s}", "Reply: {s}", "Reply: {v}", "It is {v}.", "I think it is {v}.")
+
+RARE_WORDS = (  # of prompts and answers; the tokenizer sees them as often as it sees common words
+    " Suppose Can infer Maybe or pronoun refer previous sentence same meaning these two sentences",
+    " found correct answer How many Note",
+    *(f'"{word}"' for word in (*words.FOODS, *words.JOBS, *words.COLOURS, *words.YEARS)),
+    *("Suppose", "In", "Does", "Passage", "Title", "Context", "Question", "Answer", "How", "Maybe"),
+    *("When", "Where", "What", "Who", "Reply", "Note", "She", "He", "It"),
+)
 
 
 def documents(seed: int, split: str = "pretrain") -> Iterator[str]:
@@ -110,39 +110,20 @@ def notice(rng: Random) -> str:
 def letter(rng: Random) -> str:
     """Write a line or two that belong to no passage: a title, a doubt, a note without a reply."""
     name, _ = person_name(rng)
-    return rng.choice(LETTERS).format(n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS))
+    return rng.choice(LETTERS).format(
+        n=name, t=rng.choice(words.TOWNS), y=rng.choice(words.YEARS), f=rng.choice(words.FOODS)
+    )
 
 
 def echo(rng: Random) -> str:
     """Write a few facts that somebody reads out again, word for word."""
-    subject = draw_subject(rng)
-    lines = [fact.state(rng) for fact in draw_facts(rng, subject, rng.randint(1, 3))]
-    reader, _ = person_name(rng)
-    told = " ".join(lines)
-    return f"{told}\n{reader} read aloud, {told}\n"
-
-
-def interview(rng: Random) -> str:
-    """Write a passage about a person or town, then what is asked and claimed about it."""
-    subject = draw_subject(rng)
     while True:
-        count = rng.choice((1, 2, 2, 3, 4))
-        facts = draw_facts(rng, subject, count, paired=count > 1 and rng.random() < 0.7)
-        facts = [replace(fact, holds=rng.random() >= DENIED) for fact in facts]
-        templates = [fact.choose(rng) for fact in facts]
-        told = passage(rng, subject, facts, templates)
+        facts = draw_facts(rng, draw_subject(rng), rng.randint(1, 3))
+        told = " ".join(fact.state(rng) for fact in facts)
         if part_of(told) == TEXT:
             break
-    lines = [told + "\n"]
-    if rng.random() < 0.2:
-        heading = "Title: {}\n" if rng.random() < 0.3 else "{}\n"
-        lines.insert(0, heading.format(subject.name))
-    asker = rng.choice(words.WOMEN + words.MEN)
-    for _ in range(rng.randint(3, 5)):
-        pick = rng.randrange(len(facts))
-        talk = _claim if not facts[pick].holds or rng.random() < CLAIMED else _question
-        lines.append(talk(rng, asker, facts, pick, templates[pick]))
-    return "".join(lines)
+    reader, _ = person_name(rng)
+    return f"{told}\n{reader} read aloud, {told}\n"
 
 
 def _text_review(rng: Random, mood: int | None) -> Review:
@@ -152,30 +133,16 @@ def _text_review(rng: Random, mood: int | None) -> Review:
     return drawn
 
 
-def _claim(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
-    """Write a claim about a fact and whether it is right."""
-    claimed = replace(facts[pick], holds=True)
-    right = facts[pick].holds
-    if rng.random() < WRONG_VALUE:
-        claimed, right = replace(claimed, value=wrong_value(rng, facts, claimed)), False
-    avoid = told if rng.random() < 0.5 else None
-    line = rng.choice(CLAIMS).format(a=asker, c=claimed.state(rng, avoid=avoid))
-    return f"{line}{rng.choice(RIGHT if right else WRONG)}\n"
-
-
-def _question(rng: Random, asker: str, facts: list[Fact], pick: int, told: str) -> str:
-    """Write a question about a fact and its reply."""
-    fact = facts[pick]
-    line = rng.choice(ASKED).format(a=asker, q=fact.ask(rng))
-    reply = rng.choice(REPLIES).format(a=asker, v=fact.value, s=fact.state(rng, avoid=told))
-    return f"{line}{reply}\n"
-
-
 KINDS: tuple[Callable[[Random], str], ...] = (
     review,
     notice,
     letter,
     echo,
     interview,
+    couple,
+    causes,
+    senses,
+    pronouns,
+    counts,
 )
-KIND_WEIGHTS = (12, 3, 1, 3, 14)
+KIND_WEIGHTS = (14, 2, 3, 6, 16, 4, 3, 6, 5, 4)
