@@ -6,6 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+DEVICE ?= cpu
 
 # Of the tables: SCALE=paper|pocket|local (auto: paper on CUDA, pocket elsewhere), BUDGET=steps|forwards,
 # TASKS=sst2,rte (all), JOBS=2 (runs at once), DRY=1 (the plan alone), ARGS=model.path=... (of every run).
@@ -75,8 +76,9 @@ test-slow: $(READY) ## the tests that take minutes
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
-bench: $(READY) ## cost of a step in units of two plain forwards (ARGS="--device cuda" on a GPU)
-	@$(BIN)/python -m experiments.bench $(ARGS)
+bench: $(READY) ## cost of a step in plain forwards, and examples/s of evaluation (DEVICE=cuda on a GPU)
+	@$(BIN)/python -m experiments.bench --device $(DEVICE) $(ARGS)
+	@$(BIN)/python -m experiments.bench_evaluation --device $(DEVICE)
 
 pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (at most 15 minutes)
 	@$(BIN)/python -m experiments.pocket.pretrain $(ARGS)

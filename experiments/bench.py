@@ -17,7 +17,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -248,6 +248,23 @@ def text(row: Row) -> str:
     )
 
 
+def write(
+    path: Path, command: str, args: argparse.Namespace, device: torch.device, rows: Sequence[Any]
+) -> None:
+    """Write a benchmark's rows (dataclasses) and what they stand on as JSON."""
+    record = {
+        "command": command,
+        "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
+        "machine": about(device),
+        "versions": versions(),
+        "rows": [asdict(row) for row in rows],
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)
+    print(f"\nwritten: {path}")
+
+
 def main() -> None:
     """Run the benchmark and write its rows as JSON if asked."""
     parser = argparse.ArgumentParser(description="step cost in units of two plain forwards")
@@ -278,17 +295,7 @@ def main() -> None:
             dtype = getattr(torch, args.dtype)
             rows += measure(shape, dtype, device, args.batch, length, args.rounds)
     if args.out:
-        record = {
-            "command": "python -m experiments.bench",
-            "arguments": {key: str(value) for key, value in vars(args).items() if key != "out"},
-            "machine": about(device),
-            "versions": versions(),
-            "rows": [asdict(row) for row in rows],
-        }
-        temporary = args.out.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
-        temporary.replace(args.out)
-        print(f"\nwritten: {args.out}")
+        write(args.out, "python -m experiments.bench", args, device, rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from experiments import bench
+from experiments import bench, bench_evaluation
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 from tests.networks import mlp, weights
 
@@ -37,6 +37,20 @@ def test_every_method_gets_a_row(tmp_path, monkeypatch, capsys):
     assert "two plain forwards" in capsys.readouterr().out
 
 
+def test_every_kind_of_task_is_evaluated_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "60m", TINY)
+    out = tmp_path / "bench.json"
+    words = ["bench", "--shape", "60m", "--examples", "6", "--rounds", "1", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", words)
+    bench_evaluation.main()
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["kind"] for row in rows] == [kind.name for kind in bench_evaluation.KINDS]
+    for row in rows:
+        assert row["per_second"] > 0
+        assert (row["largest_difference"] is None) == (row["kind"] == "generation")
+        assert (row["largest_difference"] or 0) < 1e-5
+
+
 @pytest.mark.parametrize("textbook", [TextbookMeZO, TextbookLOZO, TextbookAGZO])
 def test_textbook_steps_lower_a_loss_and_restore_what_they_perturb(textbook):
     net = mlp(torch.float64)
@@ -57,6 +71,6 @@ def test_the_benchmark_and_the_library_need_no_experiment_packages():
     code = (
         "import sys\n"
         "for name in ('hydra', 'omegaconf', 'wandb', 'datasets'): sys.modules[name] = None\n"
-        "import agzo, baselines, experiments.bench\n"
+        "import agzo, baselines, experiments.bench, experiments.bench_evaluation\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

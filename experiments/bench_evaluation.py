@@ -1,0 +1,179 @@
+"""Throughput of evaluation, in examples per second against one row at a time: ``make bench``.
+
+The kinds of tasks that the protocol has, in random token ids: two options of one token (SST-2, RTE,
+BoolQ ...), three of a few tokens, two sentences (COPA), twenty sentences (ReCoRD) and generation
+(SQuAD). One at a time is how published code scores: each option alone behind its whole prompt, each
+prompt generated alone. Both are timed in turn, round by round; the scores' difference is shown.
+
+    python -m experiments.bench_evaluation                  # ~60M-parameter Qwen3, fp32
+    python -m experiments.bench_evaluation --shape pocket --examples 1000
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from experiments.bench import SHAPES, Clock, build, write
+from experiments.encode import Encoded, Encoder
+from experiments.evaluate import longest_first
+from experiments.generate import generate
+from experiments.scoring import option_scores
+
+SHAPES["pocket"] = {
+    "vocab_size": 1500,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Lengths in tokens of a kind of task: prompts between two bounds, options, their number."""
+
+    name: str
+    prompt: tuple[int, int]
+    options: int
+    option: tuple[int, int]  # 0: generation
+
+
+KINDS = (
+    Kind("2 options of 1 token", (20, 100), 2, (1, 1)),
+    Kind("3 options of 2 tokens", (40, 120), 3, (2, 2)),
+    Kind("2 sentences", (8, 16), 2, (5, 12)),
+    Kind("20 sentences", (150, 250), 20, (10, 30)),
+    Kind("generation", (80, 160), 1, (0, 0)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of task on one shape. Examples per second, and their ratio."""
+
+    shape: str
+    dtype: str
+    kind: str
+    examples: int
+    per_second: float
+    one_by_one: float
+    ratio: float
+    largest_difference: float | None  # of the scores
+
+
+def examples(kind: Kind, count: int, vocabulary: int) -> list[Encoded]:
+    """Return examples of random ids."""
+    rng = random.Random(0)
+
+    def ids(bounds: tuple[int, int]) -> list[int]:
+        return [rng.randrange(vocabulary) for _ in range(rng.randint(*bounds))]
+
+    made = []
+    for _ in range(count):
+        prompt, options = ids(kind.prompt), [ids(kind.option) for _ in range(kind.options)]
+        rows = tuple(prompt + option for option in options)
+        made.append(Encoded(rows, tuple(map(len, options)), 0, False))
+    return made
+
+
+def measure(
+    shape: str, model: nn.Module, kind: Kind, count: int, batch_size: int, rounds: int
+) -> Row:
+    """Time a kind of task in batches and one at a time (a tenth of the examples, for time)."""
+    device = next(model.parameters()).device
+    clock = Clock(device)
+    asked = examples(kind, count, next(model.parameters()).shape[0])
+    few = asked[: max(2, count // 10)]
+    # No text is involved: what a row says never holds a newline, so all rows run to the end.
+    silent = SimpleNamespace(eos_token_id=None, decode=lambda ids, skip_special_tokens: "")
+    encoder = cast(Encoder, SimpleNamespace(pad_id=0, tokenizer=silent, decode=lambda ids: ""))
+
+    def fast(some: list[Encoded]) -> Any:
+        if kind.option[1]:
+            return option_scores(model, some, 0, batch_size, device)
+        rows = [list(example.ids[0]) for example in some]
+        for chosen in longest_first(rows, batch_size):
+            generate(model, encoder, [rows[i] for i in chosen], NEW_TOKENS, device)
+        return None
+
+    def single(some: list[Encoded]) -> Any:
+        if kind.option[1]:
+            return option_scores(model, some, 0, 1, device, share=False)
+        for example in some:
+            generate(model, encoder, [list(example.ids[0])], NEW_TOKENS, device)
+        return None
+
+    together, alone = fast(few), single(few)
+    difference = None
+    if together is not None:
+        pairs = zip(together, alone, strict=True)
+        difference = max(float((one - other).abs().max()) for one, other in pairs)
+    times = [(clock(lambda: fast(asked)), clock(lambda: single(few))) for _ in range(rounds)]
+    rates = [(len(asked) / a, len(few) / b) for a, b in times]
+    return Row(
+        shape=shape,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        kind=kind.name,
+        examples=count,
+        per_second=statistics.median(a for a, _ in rates),
+        one_by_one=statistics.median(b for _, b in rates),
+        ratio=statistics.median(a / b for a, b in rates),
+        largest_difference=difference,
+    )
+
+
+def main() -> None:
+    """Run the benchmark and write its rows as JSON if asked."""
+    parser = argparse.ArgumentParser(description="examples per second, against one at a time")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--shape", nargs="*", choices=list(SHAPES))
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--examples", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=32, help="rows of a forward pass")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's default")
+    parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device here; allowed is cpu")
+    if min(args.rounds, args.batch, args.examples) < 1:
+        parser.error("--rounds, --batch and --examples: allowed are whole numbers >= 1")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    rows: list[Row] = []
+    for shape in args.shape or (["60m"] if args.device == "cpu" else ["0.6b"]):
+        model = build(shape, getattr(torch, args.dtype), device)
+        print(
+            f"\nevaluation, Qwen3 {shape}, {args.dtype}, {device.type}, "
+            f"{torch.get_num_threads()} threads, {args.rounds} rounds of {args.examples} examples\n"
+            f"{'kind':22} {'examples/s':>11} {'one by one':>11} {'ratio':>6} {'difference':>11}"
+        )
+        for kind in KINDS:
+            row = measure(shape, model, kind, args.examples, args.batch, args.rounds)
+            rows.append(row)
+            gap = "-" if row.largest_difference is None else f"{row.largest_difference:.1e}"
+            print(
+                f"{row.kind:22} {row.per_second:11.1f} {row.one_by_one:11.1f} {row.ratio:6.2f} "
+                f"{gap:>11}",
+                flush=True,
+            )
+        del model
+    if args.out:
+        write(args.out, "python -m experiments.bench_evaluation", args, device, rows)
+
+
+if __name__ == "__main__":
+    main()
