@@ -43,6 +43,8 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
             f"{_model(runs[0])}. Precision: {_precisions(runs)}. Device: {_devices(runs)}. "
             f"Code: {commits(rows)}.",
             *_truncated(suite, cells),
+            *_demonstrations(suite, cells),
+            *_local(rows),
         ]
     lines.append(paper)
     lines += _gaps(suite, cells)
@@ -105,6 +107,35 @@ def _tasks(suite: Suite, cells: Cells) -> str:
 def _mixed(rows: list[dict[str, Any]]) -> str:
     metrics = sorted({METRIC_NAMES[row["metric"]] for row in rows})
     return f" (of {' and '.join(metrics)} alike)" if len(metrics) > 1 else ""
+
+
+def _local(rows: list[dict[str, Any]]) -> list[str]:
+    """Warn where the splits may not be the official ones."""
+    if not any(row["data"] == "local" for row in rows):
+        return []
+    return [
+        "Data from local files: comparable with published scores only where the splits and their "
+        "sizes are the official ones."
+    ]
+
+
+def _demonstrations(suite: Suite, cells: Cells) -> list[str]:
+    """Say how many demonstrations in-context learning asked for, and how many it could use."""
+    told, asked = [], set()
+    for task in suite.tasks:
+        for column in suite.columns:
+            for run in list(cells[task, column.name].runs.values())[:1]:
+                used = run.record.get("demonstrations")
+                if used:
+                    asked.add(used["requested"])
+                    low, mean, high = (used["eval"][key] for key in ("min", "mean", "max"))
+                    told.append(f"{task} {mean:.1f} ({low} to {high})")
+    if not told:
+        return []
+    return [
+        f"Demonstrations in context: {_join(tuple(sorted(asked)))} asked for; used on average, as many as "
+        f"fit the maximal length: {', '.join(told)}."
+    ]
 
 
 def _truncated(suite: Suite, cells: Cells) -> list[str]:
