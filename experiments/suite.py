@@ -160,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
     tasks = [task for task in options.tasks.split(",") if task]
     plan = (options.plan, scale, options.budget, tasks, options.overrides)
     jobs = options.jobs or (1 if cuda else os.cpu_count() or 1)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had it ignored (nohup, &)
+        signal.signal(number, signal.default_int_handler)
     try:
         if options.where:
             print(read_suite(*plan).folder)
