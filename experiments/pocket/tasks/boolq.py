@@ -16,7 +16,7 @@ from experiments.pocket.tasks.base import PocketTask, Row, with_idx
 from experiments.pocket.tasks.rte import choose_claim
 
 KINDS = ("food", "object", "job", "year")
-DENIED = 0.7  # share of the wrong claims that the passage denies; the others' value is wrong
+DENIED = 0.85  # share of the wrong claims that the passage denies; the others' value is wrong
 
 
 def draw(rng: Random, label: int) -> Row:

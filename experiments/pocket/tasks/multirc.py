@@ -1,11 +1,13 @@
 """Pocket MultiRC: is an answer to a question about a paragraph right (1) or wrong (0)?
 
-Paragraphs are numbered and drawn from their number, so that several questions share one. A wrong
-answer is the value of another fact of the same kind, or one that the paragraph does not name.
+Paragraphs are numbered and drawn from their number, so that several questions share one. Answers
+are whole sentences. A wrong one is mostly denied by the paragraph; else its value is that of
+another fact of the same kind, or not in the paragraph. At least one fact is said and one denied.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from experiments.pocket.facts import Fact, draw_facts, draw_subject, passage, wrong_value
@@ -13,19 +15,23 @@ from experiments.pocket.tasks.base import PocketTask, Row
 
 PARAGRAPHS = 8000  # in all splits
 FACTS = 3
+DENIED = 0.85  # share of the wrong answers that the paragraph denies; the others' value is wrong
 
 
 def draw(rng: Random, label: int) -> Row:
     """Draw one of the paragraphs, a question about it, and an answer with this label."""
     number = rng.randrange(PARAGRAPHS)
     paragraph, facts = draw_paragraph(number)
-    asked = rng.randrange(FACTS)
+    denied = label == 0 and rng.random() < DENIED
+    asked = rng.choice([k for k, fact in enumerate(facts) if fact.holds != denied])
     phrasing = rng.randrange(len(facts[asked].relation.questions))
-    question = facts[asked].relation.questions[phrasing].format(s=facts[asked].subject)
+    claimed = replace(facts[asked], holds=True)
+    if label == 0 and not denied:
+        claimed = replace(claimed, value=wrong_value(rng, facts, claimed))
     return {
         "paragraph": paragraph,
-        "question": question,
-        "answer": facts[asked].value if label else wrong_value(rng, facts, facts[asked]),
+        "question": facts[asked].relation.questions[phrasing].format(s=facts[asked].subject),
+        "answer": claimed.state(rng),
         "idx": {"paragraph": number, "question": 2 * (FACTS * number + asked) + phrasing},
         "label": label,
     }
@@ -36,6 +42,8 @@ def draw_paragraph(number: int) -> tuple[str, list[Fact]]:
     rng = Random(f"pocket/multirc/paragraph/{number}")
     subject = draw_subject(rng)
     facts = draw_facts(rng, subject, FACTS, paired=True)
+    moods = rng.sample((True, False, rng.random() < 0.5), FACTS)
+    facts = [replace(fact, holds=holds) for fact, holds in zip(facts, moods, strict=True)]
     return passage(rng, subject, facts, [fact.choose(rng) for fact in facts]), facts
 
 
