@@ -11,7 +11,7 @@ words, a dev split that leaves nothing to train on) before the first long run.
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -27,36 +27,28 @@ STEPS = 3  # timed after one that is not
 EXAMPLES = 32  # evaluated
 
 
-@dataclass(frozen=True)
-class Cost:
-    """One run of a column: its forward passes and its seconds."""
-
-    forwards: int
-    seconds: float
-
-
-def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, Cost]:
-    """Measure the groups' runs; return the cost of one run of each, by the group's name.
+def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, float]:
+    """Measure the groups' runs; return the seconds of one run of each, by the group's name.
 
     Raises BadInput with every problem of every task.
     """
     by_task: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         by_task.setdefault((group.model, group.task), []).append(group)
-    costs: dict[str, Cost] = {}
+    seconds: dict[str, float] = {}
     problems: list[str] = []
     for (model, task), own in by_task.items():
         say(f"measuring {model}/{task}")
         try:
-            costs |= _measure(own)
+            seconds |= _measure(own)
         except (ValueError, OSError) as error:
             problems.append(f"{model}/{task}: {error}")
     if problems:
         raise BadInput("\n  ".join(["nothing was started:", *dict.fromkeys(problems)]))
-    return costs
+    return seconds
 
 
-def _measure(groups: list[Group]) -> dict[str, Cost]:
+def _measure(groups: list[Group]) -> dict[str, float]:
     config = groups[0].search[0].config
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
@@ -65,12 +57,12 @@ def _measure(groups: list[Group]) -> dict[str, Cost]:
     start_up = time.perf_counter() - begin
     try:
         example = _example_seconds(parts, config.train.eval_batch_size)
-        return {group.name: _cost(group, parts, start_up, example) for group in groups}
+        return {group.name: _seconds(group, parts, start_up, example) for group in groups}
     finally:
         torch.set_num_threads(before)
 
 
-def _cost(group: Group, parts: Parts, start_up: float, example: float) -> Cost:
+def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> float:
     config = group.search[0].config
     values = registry.settings(config.method, config.precision.rounding)
     if "lr" in values:
@@ -83,8 +75,7 @@ def _cost(group: Group, parts: Parts, start_up: float, example: float) -> Cost:
     if getattr(optimizer, "demonstrations", 0):
         example *= _lengthening(parts, config.train.max_length)
     step = _step_seconds(parts, optimizer, config.train.batch_size, config.seed) if trains else 0.0
-    forwards = prepare.forwards(optimizer, steps) if trains else 0
-    return Cost(forwards, start_up + steps * step + evaluated * example)
+    return start_up + steps * step + evaluated * example
 
 
 def _step_seconds(

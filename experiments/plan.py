@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import registry
+from experiments import prepare, registry
 from experiments.config import BadInput, RunConfig, compose
 from experiments.tasks import TASKS
 
@@ -77,6 +77,16 @@ class Group:
     def name(self) -> str:
         """The group's key in choice.json."""
         return f"{self.model}/{self.task}/{self.column.name}"
+
+    @property
+    def forwards(self) -> int:
+        """The forward passes of one of its runs (a backward counts two, evaluation none)."""
+        if self.column.kind == "untrained":
+            return 0
+        config = self.search[0].config
+        values = registry.settings(config.method, config.precision.rounding)
+        optimizer = registry.rehearse(config.method["name"], values)
+        return prepare.forwards(optimizer, prepare.steps(config, optimizer))
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,13 @@ class Pool:
         self._changed = threading.Condition()
         self._running = 0
         self._stopping = False
+        self._error: Exception | None = None
 
     def run(self) -> None:
-        """Work until nothing is left; a Ctrl-C lets the runs in progress save themselves first."""
+        """Work until nothing is left; a Ctrl-C lets the runs in progress save themselves first.
+
+        An error of `ended` lets them finish, and is raised.
+        """
         threads = [
             threading.Thread(target=self._serve, args=(worker,), daemon=True)
             for worker in self.workers
@@ -120,6 +124,8 @@ class Pool:
                 worker.stop()
             _wait_for(threads)
             raise
+        if self._error is not None:
+            raise self._error
 
     def _serve(self, worker: Worker) -> None:
         while True:
@@ -130,7 +136,10 @@ class Pool:
             end = worker.do(job)
             with self._changed:
                 self._running -= 1
-                self.ended(end)
+                try:
+                    self.ended(end)
+                except Exception as error:  # of the caller's: nothing new is begun, and it is told
+                    self._error, self._stopping = error, True
                 self._changed.notify_all()
 
     def _take(self) -> Job | None:

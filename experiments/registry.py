@@ -51,7 +51,7 @@ def method_keys(method: type[Optimizer]) -> dict[str, Any]:
 def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
     """Check a method's keys, types and values before a model is loaded; return its arguments.
 
-    The values are judged by the constructor itself, on a weightless layer wide enough for any rank.
+    The values are judged by the constructor itself.
     """
     name = config["name"]
     method = method_class(name)
@@ -68,10 +68,15 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
         values["rounding"] = rounding
     elif rounding != "nearest":
         raise BadInput(f"precision.rounding={rounding}: {name} allows nearest only")
+    rehearse(name, values)
+    return values
+
+
+def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
+    """Construct a method on a weightless layer, wide enough for any rank."""
     with torch.device("meta"):
         layer = nn.Sequential(nn.Linear(2**28, 2**28))
-    _construct(name, layer.eval(), values)
-    return values
+    return _construct(name, layer.eval(), values)
 
 
 def build(name: str, model: nn.Module, values: dict[str, Any], seed: int) -> Optimizer:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from experiments import record
-from experiments.estimate import Cost, measure
+from experiments.estimate import measure
 from experiments.plan import Suite, read_suite
 from experiments.pool import LOG, End, Pool
 from experiments.report import clock
@@ -54,14 +54,19 @@ def show_plan(progress: Progress) -> None:
     counts = Counter(progress.of(job).status for g in suite.groups for job in progress.wanted(g))
     missing = sum(progress.missing(group) for group in suite.groups)
     diverged = f", {counts['diverged']} diverged" if counts["diverged"] else ""
-    print(f"{counts['finished']} runs done{diverged}, {missing} missing")
+    forwards = sum(progress.missing(g) * g.forwards for g in suite.groups if progress.missing(g))
+    print(
+        f"{counts['finished']} runs done{diverged}, {missing} missing: {forwards:,} forward passes "
+        "(a backward counts two, evaluation none)",
+        flush=True,
+    )
 
 
 class Watcher:
     """Takes the ends of runs: keeps the states, the choice on disk, and the user informed."""
 
-    def __init__(self, progress: Progress, costs: dict[str, Cost], jobs: int) -> None:
-        self.progress, self.costs, self.jobs = progress, costs, jobs
+    def __init__(self, progress: Progress, seconds: dict[str, float]) -> None:
+        self.progress, self.seconds = progress, seconds
         self.begin = time.perf_counter()
         self.total = self.seconds_left()
         self.count = 0
@@ -69,9 +74,9 @@ class Watcher:
     def seconds_left(self) -> float:
         """Return the estimated seconds of all missing runs, one after the other."""
         return sum(
-            self.progress.missing(group) * self.costs[group.name].seconds
+            self.progress.missing(group) * self.seconds[group.name]
             for group in self.progress.suite.groups
-            if group.name in self.costs
+            if group.name in self.seconds
         )
 
     def ended(self, end: End) -> None:
@@ -100,15 +105,9 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     progress = Progress(suite)
     show_plan(progress)
     todo = [group for group in suite.groups if progress.missing(group)]
-    costs = measure(todo, lambda line: print(line, flush=True))
-    watcher = Watcher(progress, costs, jobs)
+    watcher = Watcher(progress, measure(todo, lambda line: print(line, flush=True)))
     if todo:
-        forwards = sum(progress.missing(group) * costs[group.name].forwards for group in todo)
-        print(
-            f"{forwards:,} forward passes to do, about {clock(watcher.total / jobs)} with {jobs} "
-            "at once (a backward counts two, evaluation none)",
-            flush=True,
-        )
+        print(f"about {clock(watcher.total / jobs)} with {jobs} at once", flush=True)
     if dry:
         return 0
     suite.folder.mkdir(parents=True, exist_ok=True)
