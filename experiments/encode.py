@@ -164,15 +164,15 @@ class Encoder:
             truncated |= len(ids) > self.max_length
             rows.append(self._cut(ids, self.max_length))
             lengths.append(length)
-        self._tell_apart(example, rows)
+        self._tell_apart(example, [row[-n:] for row, n in zip(rows, lengths, strict=True)])
         label = example.label or 0
         correct = example.correct or (label,)
         return Encoded(tuple(rows), tuple(lengths), label, truncated, correct)
 
-    def _tell_apart(self, example: Example, rows: list[list[int]]) -> None:
+    def _tell_apart(self, example: Example, options: list[list[int]]) -> None:
         right = {*example.correct, example.label or 0}
-        for number, row in enumerate(rows):
-            if number not in right and any(row == rows[one] for one in right):
+        for number, tokens in enumerate(options):
+            if number not in right and any(tokens == options[one] for one in right):
                 same = [example.options[one] for one in (number, *right)]
                 raise EncodeError(
                     f"options {same} are the same tokens to this tokenizer, needed: a right option "

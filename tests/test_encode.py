@@ -29,7 +29,7 @@ def test_option_tokens_are_the_last_ones():
 
 @given(
     prompt=TEXT,
-    options=st.lists(TEXT, min_size=1, max_size=4),
+    options=st.lists(TEXT, min_size=1, max_size=4, unique=True),
     max_length=st.integers(2, 60),
     bos=st.booleans(),
 )
@@ -105,3 +105,29 @@ def test_real_tokenizers(shared: Path):
             short = Encoder(tokenizer, max(encoded.option_lengths) + 2).encode(example)
             assert {row[0] for row in short.ids} == {tokenizer.bos_token_id}
             assert short.truncated
+
+
+def word_tokenizer(*known: str):
+    """A tokenizer of whole words; others are <unk>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(("<unk>", *known))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def test_options_the_tokenizer_cannot_write_are_refused():
+    encoder = Encoder(word_tokenizer("It", "was", "great"), 64)
+    with pytest.raises(EncodeError, match="' terrible' holds a token .* does not know .'<unk>'"):
+        encoder.encode(Example("It was", (" great", " terrible"), 0))
+
+
+def test_options_the_tokenizer_cannot_tell_apart_are_refused():
+    lowering = byte_tokenizer()
+    lowering.backend_tokenizer.normalizer = normalizers.Lowercase()
+    encoder = Encoder(lowering, 64)
+    with pytest.raises(EncodeError, match="'no', 'No'.* are the same tokens"):
+        encoder.encode(Example("Yes or No?", ("No", "no"), 0))
+    encoder.encode(Example("Yes or No?", ("No", "no", "yes"), 2))  # two wrong ones: no matter

@@ -300,6 +300,8 @@ def test_what_no_run_could_use_is_found_before_the_first(plan, tmp_path, capsys)
     assert not (tmp_path / "out").exists()
     assert main(tmp_path / "out", "train.num_dev=3000") == 2
     assert "train.num_dev=3000 leaves nothing to train on" in capsys.readouterr().err
+    assert main(tmp_path / "out", "train.num_dev=0") == 2  # a grid without a dev split
+    assert "train.num_dev=0: allowed is 1 or more" in capsys.readouterr().err
 
 
 def test_an_unreachable_hub_says_what_to_do(plan, tmp_path, capsys, monkeypatch):
