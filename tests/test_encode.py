@@ -120,7 +120,7 @@ def word_tokenizer(*known: str):
 
 def test_options_the_tokenizer_cannot_write_are_refused():
     encoder = Encoder(word_tokenizer("It", "was", "great"), 64)
-    with pytest.raises(EncodeError, match="' terrible' holds a token .* does not know .'<unk>'"):
+    with pytest.raises(EncodeError, match=r"' terrible' holds a token .* does not know .'<unk>'"):
         encoder.encode(Example("It was", (" great", " terrible"), 0))
 
 
@@ -128,6 +128,6 @@ def test_options_the_tokenizer_cannot_tell_apart_are_refused():
     lowering = byte_tokenizer()
     lowering.backend_tokenizer.normalizer = normalizers.Lowercase()
     encoder = Encoder(lowering, 64)
-    with pytest.raises(EncodeError, match="'no', 'No'.* are the same tokens"):
+    with pytest.raises(EncodeError, match=r"'no', 'No'.* are the same tokens"):
         encoder.encode(Example("Yes or No?", ("No", "no"), 0))
     encoder.encode(Example("Yes or No?", ("No", "no", "yes"), 2))  # two wrong ones: no matter
