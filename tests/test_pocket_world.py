@@ -26,6 +26,7 @@ from experiments.pocket.reviews import draw_review
 from experiments.pocket.senses import SENSES
 from experiments.pocket.splits import SPLITS, TEXT, part_of
 from experiments.pocket.tasks import TASKS
+from experiments.pocket.tasks.wic import WORDS as WIC_WORDS
 from experiments.pocket.text import documents
 from experiments.pocket.words import MEN, TOWNS, WOMEN
 
@@ -395,7 +396,7 @@ def test_words_of_wic_are_where_the_row_says_and_the_senses_give_the_label() -> 
         assert row["sentence2"][row["start2"] : row["end2"]] == row["word"]
         one, two = (sense(row["word"], use) for use in uses)
         assert (one == two) == (row["label"] == 1)
-    assert {row["word"] for row in rows} == set(SENSES)
+    assert {row["word"] for row in rows} == set(WIC_WORDS)
 
 
 def test_pronouns_of_wsc_stand_where_the_row_says_and_agree_in_gender() -> None:

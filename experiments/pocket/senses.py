@@ -114,9 +114,9 @@ class Uses:
         return " ".join(self.sentences)
 
 
-def draw_uses(rng: Random, same: bool) -> Uses:
+def draw_uses(rng: Random, same: bool, among: tuple[str, ...] = tuple(SENSES)) -> Uses:
     """Draw a word and two different sentences with it, in one sense or in two."""
-    word = rng.choice(tuple(SENSES))
+    word = rng.choice(among)
     first, second = rng.sample(SENSES[word], 2)
     if same:
         second = first
