@@ -9,9 +9,11 @@ ARGS   ?=
 DEVICE ?= cpu
 
 # Of the tables: SCALE=paper|pocket|local (auto: paper on CUDA, pocket elsewhere), BUDGET=steps|forwards,
-# TASKS=sst2,rte (all), JOBS=2 (runs at once), DRY=1 (the plan alone), ARGS=model.path=... (of every run).
+# TASKS=sst2,rte (all), MODELS=qwen3-0.6b-base (the plan's own), JOBS=2 (runs at once), DRY=1 (the plan
+# alone), ARGS=model.path=... (of every run).
 SCALE  ?= auto
-PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--tasks $(TASKS))
+PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--tasks $(TASKS)) \
+  $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 test lint types bench \
@@ -39,8 +41,8 @@ demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on the three pocket tasks:
 
 reproduce-table1 reproduce-table2: reproduce-%: $(READY)
 	@suite="$(BIN)/python -m experiments.suite $* $(PLAN) $(ARGS)"; code=0; \
-	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(DRY),--dry) || code=$$?; \
-	if [ $$code -le 1 ] && [ -z "$(DRY)" ]; then \
+	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) || code=$$?; \
+	if [ $$code -le 1 ] && [ -z "$(filter-out 0,$(DRY))" ]; then \
 	  $(BIN)/python -m analysis.table1 "$$($$suite --where)" || code=$$?; fi; \
 	exit $$code
 

@@ -32,18 +32,19 @@ def with_demonstrations(
 ) -> tuple[list[Example], list[int]]:
     """Put `count` demonstrations from `pool` before each example, fewer where they do not fit.
 
-    `max_length` is the room in tokens for demonstrations, prompt and option. Returns the new
-    examples and how many demonstrations each one got (at most the whole pool).
+    `max_length` is the room in tokens for demonstrations, prompt and option; where answers are
+    generated, without the option, which nobody may look at. Returns the new examples and how many
+    demonstrations each one got (at most the whole pool).
     """
     shown = [answered(example) + SEPARATOR for example in pool]
     lengths = encoder.count(shown)
-    own = [max(len(row) for row in e.ids) for e in encoder.encode_all(examples)]
+    own = [encoder.length(example) for example in examples]
     # One question's demonstrations must not depend on how many questions there are.
     orders = [np.random.RandomState([seed, index, 0x1C1]) for index in range(len(examples))]
     made, used = [], []
-    for example, length, order in zip(examples, own, orders, strict=True):
+    for example, taken, order in zip(examples, own, orders, strict=True):
         chosen = order.permutation(len(pool))[:count].tolist()
-        room, kept = max_length - length, 0
+        room, kept = max_length - taken, 0
         while kept < len(chosen) and lengths[chosen[kept]] <= room:
             room -= lengths[chosen[kept]]
             kept += 1
@@ -59,8 +60,7 @@ def _fitted(
     """Drop demonstrations until it fits: joined text may be a few tokens longer than its parts."""
     while shown:
         joined = replace(example, prompt="".join(shown) + example.prompt)
-        encoded = encoder.encode(joined)
-        if max(len(row) for row in encoded.ids) <= max_length and not encoded.truncated:
+        if encoder.length(joined) <= max_length:
             return joined, len(shown)
         shown = shown[:-1]
     return example, 0

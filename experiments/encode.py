@@ -128,6 +128,15 @@ class Encoder:
         ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [len(row) for row in ids]  # pyright: ignore
 
+    def length(self, example: Example) -> int:
+        """Return the tokens of an example's longest row before any cut.
+
+        Of a generation example its prompt's: the length of the gold answer is not to be known.
+        """
+        framed = self._framed(example)
+        options = framed.options if example.label is not None else ("",)
+        return max(map(len, self._tokenize([framed.prompt + option for option in options])))
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,13 +1,15 @@
 """How long a suite will take, from a short measurement of each of its tasks on this device.
 
-The measurement prepares every model and task that still has runs to do, exactly as a run does, so
-it also finds whatever would stop one (a data set that is not there, a tokenizer without the option
-words, a dev split that leaves nothing to train on) before the first long run.
+The measurement prepares every model and task that still has runs to do as a run does, so it also
+finds what would stop one (a data set that is not there, a tokenizer without the option words, a dev
+split that leaves nothing to train on) before the first long run. A method that cannot be timed, out
+of memory say, is left to its runs: its time counts as nothing.
 
     seconds of a run = start-up + steps x seconds of a step
                      + (dev evaluations x dev examples + evaluation examples) x seconds of one
 """
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -30,7 +32,7 @@ EXAMPLES = 32  # evaluated
 def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, float]:
     """Measure the groups' runs; return the seconds of one run of each, by the group's name.
 
-    Raises BadInput with every problem of every task.
+    Raises BadInput with every problem of every task. `say` is told what is going on.
     """
     by_task: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
@@ -40,26 +42,37 @@ def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, fl
     for (model, task), own in by_task.items():
         say(f"measuring {model}/{task}")
         try:
-            seconds |= _measure(own)
+            seconds |= _measure(own, say)
         except (ValueError, OSError) as error:
             problems.append(f"{model}/{task}: {error}")
     if problems:
-        raise BadInput("\n  ".join(["nothing was started:", *dict.fromkeys(problems)]))
+        told = ["nothing was started (TASKS= chooses tasks):", *dict.fromkeys(problems)]
+        raise BadInput("\n  ".join(told))
     return seconds
 
 
-def _measure(groups: list[Group]) -> dict[str, float]:
+def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float]:
     config = groups[0].search[0].config
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
-    begin = time.perf_counter()
-    parts = prepare.prepare(replace(config, method={"name": "zero_shot"}))
-    start_up = time.perf_counter() - begin
+    seconds: dict[str, float] = {}
     try:
+        begin = time.perf_counter()
+        parts = prepare.prepare(replace(config, method={"name": "zero_shot"}))
+        start_up = time.perf_counter() - begin
         example = _example_seconds(parts, config.train.eval_batch_size)
-        return {group.name: _seconds(group, parts, start_up, example) for group in groups}
+        for group in groups:
+            try:
+                seconds[group.name] = _seconds(group, parts, start_up, example)
+            except RuntimeError as error:  # out of memory among them
+                say(f"{group.name} cannot be timed: {str(error).splitlines()[0]}")
+        return seconds
     finally:
         torch.set_num_threads(before)
+        parts = None
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # the runs share the device with this process
 
 
 def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> float:

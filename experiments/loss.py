@@ -47,14 +47,14 @@ def mean_log_probs(log_probs: Tensor, rows: Rows) -> Tensor:
 
 def option_log_probs(model: nn.Module, rows: Rows) -> Tensor:
     """Return log p of each option token, (R, L, C), zero where a row's option is shorter."""
-    return target_log_probs(label_logits(model, rows), rows)
+    return target_log_probs(label_logits(model, rows), rows.targets, rows.target_mask)
 
 
-def target_log_probs(logits: Tensor, rows: Rows) -> Tensor:
-    """Return log p of each option token from the (R, L, vocabulary) logits at label positions."""
+def target_log_probs(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Return log p of `targets` (R, L, C), zero outside `mask` (R, L), from (R, L, V) logits."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_probs = logits.gather(2, rows.targets) - logits.logsumexp(dim=2, keepdim=True)
-    return log_probs * rows.target_mask[..., None]
+    log_probs = logits.gather(2, targets) - logits.logsumexp(dim=2, keepdim=True)
+    return log_probs * mask[..., None]
 
 
 def label_logits(model: nn.Module, rows: Rows) -> Tensor:

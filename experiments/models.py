@@ -5,6 +5,7 @@ the checkpoint's own) and put in eval() mode: active dropout would drown a finit
 the first-order baselines are run without it as well, so that all methods see one loss.
 """
 
+import functools
 import hashlib
 import json
 import sys
@@ -99,11 +100,22 @@ def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
     }
     if config.source == "hub":
         return about | {"path": where, "revision": config.revision, "commit": hub_commit(config)}
-    names = sorted({path for w in (*WEIGHTS, "*.json") for path in Path(where).glob(w)})
-    hashes = {path.name: file_sha256(path) for path in names}
-    joined = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     path = {} if config.source == "pocket" else {"path": where}
-    return about | path | {"sha256": joined}
+    return about | path | {"sha256": folder_sha256(config)}
+
+
+def folder_sha256(config: ModelConfig) -> str:
+    """Return one hash over the weights and JSON files of a model's folder."""
+    folder = Path(locate(config))
+    names = sorted({path for w in (*WEIGHTS, "*.json") for path in folder.glob(w)})
+    stamp = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names)
+    return _sha256_of(stamp)
+
+
+@functools.cache
+def _sha256_of(stamp: tuple[tuple[Path, int, int], ...]) -> str:
+    hashes = {path.name: file_sha256(path) for path, _, _ in stamp}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
 def hub_commit(config: ModelConfig) -> str:

@@ -17,7 +17,11 @@ from experiments import prepare, registry
 from experiments.config import BadInput, RunConfig, compose
 from experiments.tasks import TASKS
 
+LOG = "log.txt"  # in a run's folder: what it printed
 KINDS = ("zo", "first_order", "untrained")
+RESERVED = (
+    "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Suite:
-    """A whole plan at one scale and budget."""
+    """A whole plan at one scale and budget; `active` are the groups that are worked on now."""
 
-    name: str  # of the folder: <plan>-<scale>-<budget>
     about: dict[str, Any]  # what suite.json says
     folder: Path
     groups: tuple[Group, ...]
+    active: tuple[Group, ...]
 
 
 def read_suite(
@@ -105,56 +109,74 @@ def read_suite(
     budget: str | None = None,
     tasks: Sequence[str] = (),
     given: Sequence[str] = (),
+    models: Sequence[str] = (),
 ) -> Suite:
     """Read the plan of conf/experiment/<plan>.yaml.
 
-    `budget` and `tasks` default to the plan's own; `given` overrides hold for every run.
-    Raises BadInput for anything in it that no run could use.
+    `budget` and `models` default to the plan's own (other models get a folder of their own),
+    `tasks` to all; `given` overrides hold for every run. Raises BadInput for anything that no run
+    could use.
     """
-    preset = f"experiment={plan}"
-    node = compose([preset]).plan
+    for override in given:
+        if override.partition("=")[0].lstrip("+~") in RESERVED:
+            raise BadInput(f"{override}: the plan sets it; see --scale, --models, --tasks")
+    node = compose([f"experiment={plan}"]).plan
     if node is None:
-        raise BadInput(f"{preset}: it has no plan; a suite needs one (see experiment=table1)")
-    at = _named(node["scales"], "scale", scale)
-    budget = budget or str(at["default_budget"])
-    spent = _named(at["budgets"], "budget", budget)
-    planned = at.get("tasks", node["tasks"])
-    tasks = tuple(tasks or planned)
-    for task in tasks:
-        if task not in TASKS or task not in planned:
-            raise BadInput(f"tasks={task}: not in the plan; allowed are {', '.join(planned)}")
+        raise BadInput(f"experiment={plan}: it has no plan; a suite needs one (see table1)")
+    at = _named(_part(node, "scales", dict), "scale", scale)
+    chosen: str = budget or _part(at, "default_budget", str)
+    spent = _named(_part(at, "budgets", dict), "budget", chosen)
     columns = _columns(node, at)
-    name = f"{plan}-{scale}-{budget}"
+    planned = at.get("tasks", node.get("tasks", []))
+    wrong = [task for task in planned if task not in TASKS] + [t for t in tasks if t not in planned]
+    if wrong or not planned:
+        raise BadInput(
+            f"tasks={','.join(wrong)}: not in the plan; allowed are {', '.join(planned)}"
+        )
+    name = "-".join([plan, scale, chosen, *models])
     groups = []
-    for model, task, column in itertools.product(at["models"], tasks, columns):
+    for model, task, column in itertools.product(
+        models or _part(at, "models", list), dict.fromkeys(planned), columns
+    ):
         overrides = [
-            preset,
+            f"experiment={plan}",
             f"suite={name}",
             f"model={model}",
             f"task={task}",
             f"method={column.method}",
-            *at["overrides"],
+            *_part(at, "overrides", list),
             *at.get("task_overrides", {}).get(task, []),
-            *spent.get(column.kind, spent["zo"]),
+            *spent.get(column.kind, _part(spent, "zo", list)),
             *given,
         ]
         groups.append(_group(task, column, overrides))
+    _check_folders(groups)
     about = {
         "format": 1,
         "name": plan,
-        "title": node["title"],
-        "paper": node["paper"],
+        "title": _part(node, "title", str),
+        "paper": node.get("paper"),
         "scale": scale,
-        "budget": budget,
+        "budget": chosen,
+        "given": list(given),
         "models": list(dict.fromkeys(group.model for group in groups)),
-        "tasks": list(tasks),
-        "seeds": list(columns[0].seeds),
-        "search_seed": columns[0].seeds[0],
+        "tasks": list(planned),
+        "seeds": list(_seeds(node, at)),
+        "search_seed": _seeds(node, at)[0],
         "select_by": "dev_loss",
         "columns": [asdict(column) for column in columns],
     }
     first = groups[0].search[0].config
-    return Suite(name, about, Path(first.out, first.suite), tuple(groups))
+    active = [group for group in groups if not tasks or group.task in tasks]
+    return Suite(about, Path(first.out, first.suite), tuple(groups), tuple(active))
+
+
+def _part(node: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Return an entry of a plan, or say that it is missing or of another kind."""
+    value = node.get(key)
+    if not isinstance(value, kind) or not value:
+        raise BadInput(f"plan: {key} is {value!r}; needed: a {kind.__name__} with something in it")
+    return value
 
 
 def _named(entries: Mapping[str, Any], what: str, name: str) -> Any:
@@ -163,23 +185,31 @@ def _named(entries: Mapping[str, Any], what: str, name: str) -> Any:
     return entries[name]
 
 
+def _seeds(*nodes: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the seeds of the last node that has any."""
+    seeds = next((node["seeds"] for node in reversed(nodes) if "seeds" in node), None)
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) < len(seeds):
+        raise BadInput(f"plan.seeds={seeds}: allowed are one or more different whole numbers")
+    return tuple(seeds)
+
+
 def _columns(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ...]:
-    seeds = tuple(at.get("seeds", node["seeds"]))
+    entries = _part(node, "columns", dict)
+    grids = at.get("grid", {})
+    for name in grids:
+        _named(entries, "plan.grid", name)
     columns = []
-    for name, entry in node["columns"].items():
-        if entry["kind"] not in KINDS:
-            raise BadInput(f"plan.columns.{name}.kind={entry['kind']}: allowed are {KINDS}")
-        registry.method_class(entry["method"])
-        own = tuple(entry.get("seeds", seeds))
-        if not own or len(set(own)) < len(own):
-            raise BadInput(f"plan.seeds={list(own)}: allowed are one or more different numbers")
-        grid = at.get("grid", {}).get(name, {})
-        if entry["kind"] != "untrained" and not grid:
-            raise BadInput(
-                f"plan: the grid of column {name} is missing; needed: method.lr at least"
-            )
+    for name, entry in entries.items():
+        kind, method, label = (_part(entry, key, str) for key in ("kind", "method", "label"))
+        if kind not in KINDS:
+            raise BadInput(f"plan.columns.{name}.kind={kind}: allowed are {', '.join(KINDS)}")
+        registry.method_class(method)
+        grid = grids.get(name, {})
+        if kind != "untrained" and not grid:
+            raise BadInput(f"plan: the grid of column {name} is missing; needed: method.lr")
         cells = tuple(_cells(name, entry, grid))
-        columns.append(Column(name, entry["label"], entry["method"], entry["kind"], cells, own))
+        columns.append(Column(name, label, method, kind, cells, _seeds(node, at, entry)))
     return tuple(columns)
 
 
@@ -188,11 +218,27 @@ def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iter
     for key in (*fixed, *grid):
         if not key.startswith("method."):
             raise BadInput(f"plan: column {name} sets {key}; allowed are keys of method.*")
+    for key in grid:
+        _part(grid, key, list)
     words = [name] if name != entry["method"] and fixed else []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
         own = [f"{key.removeprefix('method.')}{_word(value)}" for key, value in point.items()]
         yield Cell("-".join([*words, *own]) or None, fixed | point)
+
+
+def _check_folders(groups: Sequence[Group]) -> None:
+    """Refuse a plan in which two runs would share a folder."""
+    seen: set[Path] = set()
+    for group in groups:
+        for job in (*group.search, *(job for jobs in group.others.values() for job in jobs)):
+            if job.folder in seen:
+                raise BadInput(
+                    f"plan: two runs of column {group.column.name} or its neighbours would share "
+                    f"{job.folder}; needed: grid values that differ in their first six digits, and "
+                    "columns that differ in method or settings"
+                )
+            seen.add(job.folder)
 
 
 def _word(value: Any) -> str:
@@ -201,8 +247,8 @@ def _word(value: Any) -> str:
 
 def _group(task: str, column: Column, overrides: list[str]) -> Group:
     base = compose(overrides)
-    made: dict[tuple[str | None, int], Job] = {}
-    for cell, seed in itertools.product(column.cells, column.seeds):
+
+    def job(cell: Cell, seed: int) -> Job:
         config = copy.deepcopy(base)
         config.variant, config.seed = cell.variant, seed
         for key, value in cell.settings.items():
@@ -211,13 +257,13 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         own = [f"{key}={value}" for key, value in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *own, *variant, f"seed={seed}")
-        model = str(base.model.name)
-        made[cell.variant, seed] = Job(model, task, column, cell, seed, words, config)
+        return Job(str(base.model.name), task, column, cell, seed, words, config)
+
     first, *rest = column.seeds
     return Group(
         str(base.model.name),
         task,
         column,
-        tuple(made[cell.variant, first] for cell in column.cells),
-        {cell.variant: tuple(made[cell.variant, s] for s in rest) for cell in column.cells},
+        tuple(job(cell, first) for cell in column.cells),
+        {cell.variant: tuple(job(cell, seed) for seed in rest) for cell in column.cells},
     )

@@ -10,7 +10,7 @@ memory is short it shows at once.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,38 +108,55 @@ def _one_row(
 def _cached(
     model: nn.Module, examples: Sequence[Encoded], pad_id: int, device: torch.device | str
 ) -> Tensor:
-    """Run the shared prompts, then what follows them, on their keys and values.
+    """Run the shared prompts, then what follows them, on copies of their keys and values.
 
-    What follows begins with the last shared token, whose logits predict an option's first. Its
-    padding lies between the two, masked, so that options still end at the right edge.
+    What follows begins with the last shared token, whose logits predict an option's first. Prompts
+    are padded on the left and what follows on the right, so that real tokens stand side by side:
+    some models measure distances in columns, not in positions.
     """
     accepted = accepted_keywords(type(model).forward)
     starts = [example.shared - 1 for example in examples]
     prompts = [e.ids[0][:start] for e, start in zip(examples, starts, strict=True)]
     ids, mask, positions = (t.to(device) for t in pad_left(prompts, pad_id))
-    one: dict[str, Any] = {"logits_to_keep": 1, "position_ids": positions}
-    one = {key: value for key, value in one.items() if key in accepted}
-    past = model(ids, attention_mask=mask.long(), use_cache=True, **one).past_key_values
-    owner = [i for i, example in enumerate(examples) for _ in example.ids]
-    rows = collate_rows(
-        [row[start:] for e, start in zip(examples, starts, strict=True) for row in e.ids],
-        [length for example in examples for length in example.option_lengths],
-        pad_id,
-        device,
-    )
-    of = torch.tensor(owner, device=ids.device)
-    past.batch_select_indices(of)
-    behind: dict[str, Any] = {
-        "position_ids": rows.position_ids + torch.tensor(starts, device=ids.device)[of][:, None],
-        "logits_to_keep": rows.label_positions,
-    }
+    keep: dict[str, Any] = {"logits_to_keep": 1, "position_ids": positions}
+    keep = {key: value for key, value in keep.items() if key in accepted}
+    past = model(ids, attention_mask=mask.long(), use_cache=True, **keep).past_key_values
+    if not all(hasattr(layer, "batch_select_indices") for layer in getattr(past, "layers", [past])):
+        return _plain(model, examples, pad_id, device)
+    rows = [row[start:] for e, start in zip(examples, starts, strict=True) for row in e.ids]
+    lengths = [length for example in examples for length in example.option_lengths]
+    owner = torch.tensor([i for i, e in enumerate(examples) for _ in e.ids], device=device)
+    past.batch_select_indices(owner)
+    behind = pad_right(rows, lengths, pad_id, device)
+    first = torch.tensor(starts, device=device)[owner][:, None]
+    keep = {"position_ids": first + torch.arange(behind.ids.shape[1], device=device)}
     logits = model(
-        rows.input_ids,
-        attention_mask=torch.cat([mask[of].long(), rows.attention_mask], dim=1),
+        behind.ids,
+        attention_mask=torch.cat([mask[owner].long(), behind.mask.long()], dim=1),
         past_key_values=past,
         use_cache=True,
-        **{key: value for key, value in behind.items() if key in accepted},
-    ).logits
-    if "logits_to_keep" not in accepted:
-        logits = logits[:, rows.label_positions]
-    return mean_log_probs(target_log_probs(logits, rows), rows)
+        **{key: value for key, value in keep.items() if key in accepted},
+    ).logits[:, :-1]
+    log_probs = target_log_probs(logits, behind.ids[:, 1:, None], behind.option)
+    return log_probs.sum(dim=1) / behind.option.sum(dim=1, keepdim=True)
+
+
+class Behind(NamedTuple):
+    """Rows padded on the right, T the longest."""
+
+    ids: Tensor  # (R, T) int64
+    mask: Tensor  # (R, T) bool, True at real tokens
+    option: Tensor  # (R, T - 1) bool, True where the next token is the option's
+
+
+def pad_right(
+    rows: Sequence[Sequence[int]], lengths: Sequence[int], pad_id: int, device: torch.device | str
+) -> Behind:
+    """Pad rows on the right; the last `lengths` tokens of each are its option's."""
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
+    ends = torch.tensor([len(row) for row in rows])[:, None]
+    columns = torch.arange(width)
+    begins = ends - torch.tensor(lengths)[:, None]
+    option = (columns[1:] >= begins) & (columns[1:] < ends)
+    return Behind(ids.to(device), (columns < ends).to(device), option.to(device))

@@ -5,13 +5,15 @@ play no part in it.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import record
+from experiments import models, record
 from experiments.config import BadInput, changes
-from experiments.plan import Group, Job, Suite
+from experiments.plan import LOG, Group, Job, Suite
+from experiments.tasks import TASKS
 
 
 @dataclass
@@ -23,26 +25,18 @@ class State:
     error: str | None = None
 
 
-@dataclass
-class Progress:
+class Standing:
     """The states of all runs of a suite, as they change."""
 
-    suite: Suite
-    states: dict[Path, State] = field(default_factory=dict)
-    tried: set[Path] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, suite: Suite) -> None:
         """Read what is there."""
-        for job in self.all_jobs():
-            self.states[job.folder] = look(job)
-
-    def all_jobs(self) -> list[Job]:
-        """Return every run that the plan may need, whatever is chosen."""
-        return [
-            job
-            for group in self.suite.groups
-            for job in (*group.search, *(j for own in group.others.values() for j in own))
-        ]
+        self.suite = suite
+        self.tried: set[Path] = set()
+        self.states = {
+            job.folder: look(job)
+            for group in suite.groups
+            for job in (*group.search, *(j for jobs in group.others.values() for j in jobs))
+        }
 
     def of(self, job: Job) -> State:
         """Return how a run stands."""
@@ -58,25 +52,46 @@ class Progress:
         losses = [(dev["loss"], job) for job in group.search if (dev := self.of(job).dev)]
         return min(losses, key=lambda pair: pair[0])[1] if losses else None
 
+    def hopeless(self, group: Group) -> bool:
+        """Return whether every cell of a group's grid diverged."""
+        return all(self.of(job).status == "diverged" for job in group.search)
+
     def wanted(self, group: Group) -> list[Job]:
         """Return the runs of a group that are needed as far as one can tell."""
         best = self.chosen(group)
         return [*group.search, *(group.others[best.cell.variant] if best else ())]
 
+    def planned(self, group: Group) -> int:
+        """Count the runs of a group, the other seeds of a choice to come among them."""
+        return len(group.search) + (0 if self.hopeless(group) else len(group.column.seeds) - 1)
+
     def missing(self, group: Group) -> int:
-        """Count the runs a group still needs, the other seeds of a choice to come among them."""
-        planned = len(group.search) + len(group.column.seeds) - 1
+        """Count the runs a group still needs."""
         done = [self.of(job).status in ("finished", "diverged") for job in self.wanted(group)]
-        return planned - sum(done)
+        return self.planned(group) - sum(done)
+
+    def total_missing(self) -> int:
+        """Count the runs that the groups worked on still need."""
+        return sum(map(self.missing, self.suite.active))
 
     def next_job(self) -> Job | None:
         """Return a run to do that was not tried yet, the first table cells first."""
-        for group in self.suite.groups:
+        for group in self.suite.active:
             for job in self.wanted(group):
                 if self.of(job).status == "missing" and job.folder not in self.tried:
                     self.tried.add(job.folder)
                     return job
         return None
+
+    def look_at_busy(self) -> bool:
+        """Look again at runs that another process held; return whether any has ended since."""
+        ended = False
+        for group in self.suite.active:
+            for job in self.wanted(group):
+                if self.of(job).status == "busy" and (now := look(job)).status != "missing":
+                    self.states[job.folder] = now
+                    ended = True
+        return ended
 
     def choice(self) -> dict[str, Any]:
         """Return the content of choice.json."""
@@ -93,15 +108,14 @@ class Progress:
     def problems(self) -> list[str]:
         """Return a line for every run that is needed and is not there, with its log."""
         lines = []
-        for group in self.suite.groups:
+        for group in self.suite.active:
             for job in self.wanted(group):
                 state = self.of(job)
                 searched = job in group.search and state.status == "diverged"
                 if state.status != "finished" and not searched:
-                    lines.append(f"{state.status}: {job.folder}: {state.error or 'not run'}")
-            if self.chosen(group) is None and all(
-                self.of(job).status == "diverged" for job in group.search
-            ):
+                    why = state.error or "not run"
+                    lines.append(f"{state.status}: {job.folder}: {why}; log: {job.folder / LOG}")
+            if self.hopeless(group):
                 lines.append(f"diverged: {group.name}: every cell of its grid; nothing to choose")
         return lines
 
@@ -109,12 +123,19 @@ class Progress:
 def look(job: Job) -> State:
     """Return how a run stands on disk.
 
-    Raises BadInput for a result that cannot be read, or one of another configuration.
+    Raises BadInput for a result that cannot be read, or one of another configuration, version of
+    its task, or model.
     """
     path = job.folder / record.RESULT
     if path.is_file():
         result = _read(path)
-        changed = changes(result.get("config", {}), job.config.as_dict())
+        changed = changes(result["config"], job.config.as_dict())
+        now: dict[str, Any] = {"task_version": TASKS[job.task].version}
+        if job.config.model.source != "hub":
+            now["model.sha256"] = models.folder_sha256(job.config.model)
+        before = {"task_version": result.get("task_version")}
+        before["model.sha256"] = result.get("model", {}).get("sha256")
+        changed += [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
         if changed:
             raise BadInput(
                 f"{path}: a result of another configuration stands in this cell:\n  "
@@ -127,19 +148,23 @@ def look(job: Job) -> State:
         failure = _read(path)
         same = not changes(failure.get("config", {}), job.config.as_dict())
         if same and failure.get("diverged"):
-            return State("diverged", error=failure["error"])
+            return State("diverged", error=str(failure.get("error")))
     return State("missing")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a result or a failure, checking what is used of it."""
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError("not an object")
-        if path.name == record.RESULT and not {"dev", "config"} <= found.keys():
-            raise ValueError("keys are missing")
-    except ValueError as error:
+        if path.name == record.RESULT:
+            if found.get("status") != "finished" or not isinstance(found.get("config"), dict):
+                raise ValueError("status or config is missing")
+            if not math.isfinite(found["dev"]["loss"]):
+                raise ValueError(f"dev.loss is {found['dev']['loss']}")
+    except (ValueError, TypeError, KeyError) as error:
         raise BadInput(
-            f"{path}: truncated or damaged ({error}); remove it to do this run again"
+            f"{path}: truncated or damaged ({error!r}); remove it to do this run again"
         ) from error
     return found

@@ -10,6 +10,7 @@ Reads a line of JSON per run, {"overrides": [...], "log": path}, and answers wit
     failed        anything else; the log has the stack
 """
 
+import gc
 import json
 import os
 import sys
@@ -18,23 +19,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from experiments.config import compose
-from experiments.record import Busy
-from experiments.runner import NonFiniteLoss
-from experiments.session import run
-
 
 def do(overrides: list[str]) -> dict[str, Any]:
     """Do one run and say how it ended."""
     begin = time.perf_counter()
     status, error = "finished", None
     try:
-        run(compose(overrides))
-    except KeyboardInterrupt as stopped:  # Interrupted, or a second Ctrl-C
+        _run(overrides)
+    except KeyboardInterrupt as stopped:  # Interrupted, or a second signal
         status, error = "interrupted", str(stopped) or type(stopped).__name__
     except Exception as failure:
-        kinds = {NonFiniteLoss: "diverged", Busy: "busy"}
-        status = kinds.get(type(failure), "failed")
+        kinds = {"NonFiniteLoss": "diverged", "Busy": "busy"}
+        status = kinds.get(type(failure).__name__, "failed")
         error = f"{type(failure).__name__}: {failure}"
         if status == "failed":
             traceback.print_exc()
@@ -43,18 +39,41 @@ def do(overrides: list[str]) -> dict[str, Any]:
     return {"status": status, "error": error, "seconds": time.perf_counter() - begin}
 
 
-def main() -> int:
-    """Serve until the input ends or a run was interrupted."""
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        order = json.loads(line)
+def _run(overrides: list[str]) -> None:
+    import torch
+
+    from experiments.config import compose
+    from experiments.session import run
+
+    try:
+        run(compose(overrides))
+    finally:
+        gc.collect()  # the model, before the next one comes
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def serve(order: dict[str, Any]) -> dict[str, Any]:
+    """Do the run of one order, its output in its log."""
+    try:
         with Path(order["log"]).open("a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        print("$ python -m experiments.run", *order["overrides"], flush=True)
-        answer = do(order["overrides"])
-        sys.stdout.flush()
-        sys.stderr.flush()
+    except OSError as error:
+        return {"status": "failed", "error": f"its log cannot be written: {error}", "seconds": 0.0}
+    print("$ python -m experiments.run", *order["overrides"], flush=True)
+    answer = do(order["overrides"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return answer
+
+
+def main() -> int:
+    """Serve until the input ends or a run was interrupted."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # before the imports of a run: what one prints must not be read as an answer
+    for line in sys.stdin:
+        answer = serve(json.loads(line))
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         if answer["status"] == "interrupted":

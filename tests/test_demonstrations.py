@@ -56,6 +56,18 @@ def test_no_more_than_the_pool_and_none_at_all():
     assert (made, used) == (QUESTIONS, [0, 0])
 
 
+def test_the_length_of_the_gold_answer_is_not_looked_at():
+    asked = [Example("Who?", (f" {'x' * n}\n",), None, ("x" * n,)) for n in (1, 60)]
+    pool = [Example(f"{n}?", (" y\n",), None, ("y",)) for n in range(40)]
+    made, used = with_demonstrations(asked, pool, 32, ENCODER, 100, seed=0)
+    for example in made:
+        assert ENCODER.length(example) <= 100
+    assert min(used) > 90 // (6 + 2) - 1
+    one, _ = with_demonstrations(asked[:1], pool, 32, ENCODER, 100, seed=0)
+    other, _ = with_demonstrations([asked[1]], pool, 32, ENCODER, 100, seed=0)
+    assert one[0].prompt == other[0].prompt
+
+
 def test_the_result_says_how_many_were_used(tmp_path):
     short = run(tiny_run.config(tmp_path, "method=icl"))
     assert short["demonstrations"]["requested"] == 32

@@ -22,7 +22,7 @@ from tests.test_batches import (
     textbook_loss,
     token_log_probs,
 )
-from tests.text_models import FAMILIES, VOCABULARY, byte_tokenizer, random_model
+from tests.text_models import FAMILIES, SCORED_FAMILIES, VOCABULARY, byte_tokenizer, random_model
 
 ENCODER = Encoder(byte_tokenizer(), 64)
 SST2, SQUAD = TASKS["sst2"], TASKS["squad"]
@@ -36,7 +36,7 @@ MIXED = [*EXAMPLES, *ONE_TOKEN, *TWO_OPTIONS, *EXAMPLES]
 
 
 @pytest.mark.parametrize("share", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SCORED_FAMILIES)
 def test_option_scores_in_batches_are_those_of_single_rows(family: str, share: bool):
     model, encoded = random_model(family), ENCODER.encode_all(MIXED)
     single = [
@@ -64,6 +64,7 @@ def test_the_prompt_is_computed_once(examples: list[Example], rows: list[int]):
     encoded = ENCODER.encode_all(examples)
     option_scores(model, encoded, ENCODER.pad_id, 64, "cpu")
     assert [shape[0] for shape in seen] == rows
+    assert max(seen[0]) < max(map(len, encoded[1].ids if len(encoded) > 1 else encoded[0].ids))
     if len(rows) == 2:  # behind the prompts: the longest option and the token before it
         assert seen[1][1] == 1 + max(max(example.option_lengths) for example in encoded)
 

@@ -9,19 +9,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from analysis.table1 import main as table1
 from experiments import config as configuration
-from experiments import estimate, pool, suite
+from experiments import estimate, pool, record, suite
 from experiments.config import CONF, BadInput
+from experiments.models import folder_sha256
 from experiments.plan import read_suite
-from experiments.standing import Progress, look
+from experiments.standing import Standing, State, look
+from experiments.tasks import TASKS
 
 PLAN = {
     "title": "Tiny table",
     "paper": None,
-    "tasks": ["sst2", "rte"],
+    "tasks": ["sst2"],
     "seeds": [0, 1],
     "columns": {
         "first_order": {"method": "sgd", "kind": "first_order", "label": "first order"},
@@ -76,7 +79,8 @@ def plan(tmp_path, monkeypatch):
     (conf / "experiment").mkdir()
     monkeypatch.setattr(configuration, "CONF", conf)
 
-    def write(**changes):
+    def write(**changes):  # one task, for time, unless more are asked for
+        changes = {"tasks": ["sst2"]} | changes
         new = OmegaConf.create(PLAN)
         for key, value in changes.items():
             OmegaConf.update(new, key, value, merge=False)
@@ -91,7 +95,11 @@ def read(tmp_path: Path, *given: str, budget: str | None = None, tasks=()):
     return read_suite("tiny", "small", budget, tasks, [f"out={tmp_path}", *given])
 
 
+TWO = ["sst2", "rte"]
+
+
 def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, tmp_path):
+    plan(tasks=TWO)
     found = read(tmp_path)
     groups = {group.name: group for group in found.groups}
     assert list(groups) == [
@@ -110,22 +118,24 @@ def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, t
     assert both.config.method["estimator"] == "two_sided"
     assert groups["pocket/sst2/first_order"].search[0].config.train.steps == 2
     assert groups["pocket/sst2/zero_shot"].others[None] == ()
-    assert [group.task for group in read(tmp_path, tasks=["rte"]).groups] == ["rte"] * 4
+    some = read(tmp_path, tasks=["rte"])
+    assert [group.task for group in some.active] == ["rte"] * 4
+    assert some.about == found.about  # what is worked on changes no plan
 
 
 def test_equal_forwards_make_a_third_forward_cost_steps(plan, tmp_path):
     for budget, wanted in (("forwards", [12, 14, 14, 0]), ("steps", [6, 10, 14, 0])):
         found = read(tmp_path, budget=budget, tasks=["sst2"])
-        assert [group.forwards for group in found.groups] == wanted
-    seconds = estimate.measure(found.groups, lambda line: None)
-    assert list(seconds) == [group.name for group in found.groups]
+        assert [group.forwards for group in found.active] == wanted
+    seconds = estimate.measure(found.active, lambda line: None)
+    assert list(seconds) == [group.name for group in found.active]
     assert all(value > 0 for value in seconds.values())
 
 
 BAD = {
     "an unknown scale": ({}, {"scale": "big"}, "scale=big: unknown; allowed are small"),
     "an unknown budget": ({}, {"budget": "time"}, "budget=time: unknown; allowed are steps, forw"),
-    "a task not planned": ({}, {"tasks": ["cb"]}, "tasks=cb: not in the plan; .* sst2, rte"),
+    "a task not planned": ({}, {"tasks": ["cb"]}, "tasks=cb: not in the plan; .* sst2"),
     "no grid": (
         {"scales.small.grid.agzo": {}}, {}, "grid of column agzo is missing; needed: method.lr",
     ),
@@ -142,6 +152,20 @@ BAD = {
     "an unknown kind": ({"columns.agzo.kind": "zero"}, {}, "columns.agzo.kind=zero: allowed"),
     "no seed": ({"seeds": []}, {}, "plan.seeds=.*one or more different"),
     "a seed twice": ({"seeds": [1, 1]}, {}, "plan.seeds=.*one or more different"),
+    "a seed below zero": ({"seeds": [-1]}, {}, "plan.seeds=.*one or more different"),
+    "a grid of another column": (
+        {"scales.small.grid.gazo": {}}, {}, "plan.grid=gazo: unknown; allowed are first_order",
+    ),
+    "an empty grid": ({"scales.small.grid.agzo": {"method.lr": []}}, {}, "method.lr is ..; needed"),
+    "one value twice": (
+        {"scales.small.grid.agzo": {"method.lr": [1e-3, 0.00100000001]}}, {},
+        "two runs .* would share .*agzo.lr0.001/seed0",
+    ),
+    "no budgets": ({"scales.small.budgets": {}}, {}, "plan: budgets is {}; needed"),
+    "no models": ({"scales.small.models": []}, {}, "plan: models is ..; needed"),
+    "no label": ({"columns.agzo.label": None}, {}, "plan: label is None; needed"),
+    "a method for all": ({}, {"given": ["method=mezo"]}, "method=mezo: the plan sets it"),
+    "another choice": ({}, {"given": ["train.select_by=dev_metric"]}, "the plan sets it"),
 }  # fmt: skip
 
 
@@ -159,16 +183,29 @@ def test_a_preset_without_a_plan(tmp_path):
         read_suite("demo", "small")
 
 
-@pytest.mark.parametrize("name", ["table1", "table2"])
-def test_the_committed_plans_at_every_scale_and_budget(name):
-    node = configuration.compose([f"experiment={name}"]).plan
-    assert node is not None
-    for scale, at in node["scales"].items():
-        given = ["model.path=m", "data.root=d"] if scale == "local" else []
-        for budget in at["budgets"]:
-            found = read_suite(name, scale, budget, tasks=["cb"], given=given)
-            folders = [job.folder for job in Progress(found).all_jobs()]
-            assert len(set(folders)) == len(folders)
+SCALES = [
+    (name, scale, budget)
+    for name in ("table1", "table2")
+    for scale, at in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").plan.scales.items()
+    for budget in at.budgets
+]
+FAST = [("table1", "paper", "steps"), ("table2", "pocket", "forwards")]
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "budget"),
+    [pytest.param(*at, marks=[] if at in FAST else pytest.mark.slow) for at in SCALES],
+)
+def test_the_committed_plans_at_every_scale_and_budget(name, scale, budget):
+    given = ["model.path=m", "data.root=d"] if scale == "local" else []
+    found = read_suite(name, scale, budget, tasks=["cb"], given=given)
+    assert len({group.name for group in found.groups}) == len(found.groups)
+    assert {group.task for group in found.active} == {"cb"}
+    spent = {g.forwards for g in found.groups if g.column.kind == "zo"}
+    assert len(spent) == 1  # equal steps or equal forwards: the same with two a step
+    if budget == "forwards":
+        spent |= {g.forwards for g in found.groups if g.column.kind == "first_order"}
+        assert max(spent) - min(spent) <= 2
 
 
 def main(tmp_path: Path, *words: str) -> int:
@@ -177,6 +214,7 @@ def main(tmp_path: Path, *words: str) -> int:
 
 @pytest.mark.slow  # a process and sixteen small runs
 def test_run_choose_export_and_find_again(plan, tmp_path, capsys, monkeypatch):
+    plan(tasks=TWO)
     monkeypatch.setattr(pool.Worker, "command", worker_with(configuration.CONF))
     assert main(tmp_path, "--dry") == 0
     out = capsys.readouterr().out
@@ -221,7 +259,11 @@ def finish(job, loss: float, **changes) -> None:
     """Write the result that a run would leave."""
     job.folder.mkdir(parents=True, exist_ok=True)
     dev = {"loss": loss, "accuracy": 0.5, "n": 8}
-    result = {"dev": dev, "config": job.config.as_dict(), "total_seconds": 1.0} | changes
+    result = {"status": "finished", "dev": dev, "config": job.config.as_dict()} | {
+        "task_version": TASKS[job.task].version,
+        "model": {"sha256": folder_sha256(job.config.model)},
+        **changes,
+    }
     (job.folder / "result.json").write_text(json.dumps(result))
 
 
@@ -238,12 +280,12 @@ def test_the_lowest_dev_loss_is_chosen_and_a_diverged_cell_never(plan, tmp_path)
     first, second, third = agzo.search
     finish(first, 0.6)
     finish(second, 0.5)
-    progress = Progress(found)
+    progress = Standing(found)
     assert progress.chosen(agzo) is None  # a cell is missing
     assert progress.wanted(agzo) == [first, second, third]
     assert progress.missing(agzo) == 2  # it, and the other seed of the choice to come
     diverge(third)
-    progress = Progress(found)
+    progress = Standing(found)
     assert progress.chosen(agzo) is second
     assert progress.wanted(agzo)[-1] is agzo.others[second.cell.variant][0]
     assert progress.missing(agzo) == 1
@@ -254,7 +296,7 @@ def test_the_lowest_dev_loss_is_chosen_and_a_diverged_cell_never(plan, tmp_path)
     for job in (first, second):
         (job.folder / "result.json").unlink()
         diverge(job)
-    progress = Progress(found)
+    progress = Standing(found)
     assert progress.chosen(agzo) is None
     assert any("every cell of its grid" in line for line in progress.problems())
 
@@ -279,7 +321,64 @@ def test_a_result_of_another_configuration_stops_the_suite(plan, tmp_path, capsy
     assert "train.batch_size: 2 -> 3" in err
 
 
-@pytest.mark.parametrize("text", ["", '{"dev": {"lo', "[]", '{"dev": {}}'])
+WRONG = [
+    "", '{"dev": {"lo', "[]", '{"dev": {}}',
+    '{"status": "running", "config": {}, "dev": {"loss": 1}}',
+    '{"status": "finished", "config": {}, "dev": {}}',
+    '{"status": "finished", "config": {}, "dev": {"loss": NaN}}',
+    '{"status": "finished", "config": {}, "dev": null}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"task_version": 0}, {"model": {"sha256": "0"}}])
+def test_a_result_of_another_task_version_or_model_stops_the_suite(plan, tmp_path, changes):
+    job = read(tmp_path).groups[0].search[0]
+    finish(job, 0.5, **changes)
+    with pytest.raises(BadInput, match=f"(?s)another configuration.*{next(iter(changes))}"):
+        look(job)
+
+
+def test_a_run_that_another_process_held_is_looked_at_again(plan, tmp_path):
+    found = read(tmp_path, tasks=["sst2"])
+    standing, (first, second) = Standing(found), found.groups[0].search
+    for job, status in ((first, "finished"), (second, "busy")):
+        standing.states[job.folder] = State(status, dev={"loss": 0.5})
+    assert not standing.look_at_busy()
+    assert standing.chosen(found.groups[0]) is None
+    finish(second, 0.4)
+    assert standing.look_at_busy()
+    assert standing.chosen(found.groups[0]) is second
+
+
+def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
+    folder = tmp_path / "tiny-small-steps"
+    folder.mkdir()
+    with record.lock(folder):
+        assert main(tmp_path, "--tasks", "sst2") == 2
+    assert "another process is running" in capsys.readouterr().err
+
+
+def test_no_worker_at_all_is_refused(plan, tmp_path, capsys):
+    assert main(tmp_path, "--jobs", "-1") == 2
+    assert "--jobs=-1: allowed is 1 or more" in capsys.readouterr().err
+
+
+def test_a_method_that_cannot_be_timed_is_left_to_its_runs(plan, tmp_path, monkeypatch):
+    said: list[str] = []
+    steps = estimate._step_seconds
+
+    def short_of_memory(parts, optimizer, *rest):
+        if type(optimizer).__name__ == "SGD":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return steps(parts, optimizer, *rest)
+
+    monkeypatch.setattr(estimate, "_step_seconds", short_of_memory)
+    seconds = estimate.measure(read(tmp_path, tasks=["sst2"]).active, said.append)
+    assert [name.rpartition("/")[2] for name in seconds] == ["agzo", "two_sided", "zero_shot"]
+    assert any("first_order cannot be timed: CUDA out of memory" in line for line in said)
+
+
+@pytest.mark.parametrize("text", WRONG)
 def test_a_truncated_result_stops_the_suite(plan, tmp_path, capsys, text):
     job = read(tmp_path).groups[0].search[0]
     finish(job, 0.5)
@@ -291,6 +390,7 @@ def test_a_truncated_result_stops_the_suite(plan, tmp_path, capsys, text):
 
 
 def test_what_no_run_could_use_is_found_before_the_first(plan, tmp_path, capsys):
+    plan(tasks=TWO)
     words = [f"data.root={tmp_path}", "data=local"]
     assert main(tmp_path / "out", *words) == 2
     err = capsys.readouterr().err
@@ -329,7 +429,7 @@ class Job:
 
 FAKE = """
 import json, os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (say("interrupted"), os._exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1.5), say("interrupted"), os._exit(0)))
 def say(status):
     print(json.dumps({"status": status, "error": None, "seconds": 0.0}), flush=True)
 for line in sys.stdin:
@@ -387,11 +487,26 @@ def test_an_error_in_taking_note_of_an_end_is_raised(fake, tmp_path):
     assert len(jobs) == 8
 
 
-def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path):
+def test_a_run_whose_folder_cannot_be_made_is_a_failure(fake, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    ends = serve([Job(tmp_path / "file" / "run", "ok"), Job(tmp_path / "other", "ok")], 2)
+    assert ends["run"].status == "failed"
+    assert "NotADirectoryError" in str(ends["run"].error)
+    assert ends["other"].status.startswith("ok")
+
+
+def test_a_stopped_worker_begins_nothing(fake, tmp_path):
+    worker = pool.Worker()
+    worker.stop()
+    assert worker.do(Job(tmp_path / "late", "ok")).status == "interrupted"  # pyright: ignore
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path, size):
     ends: dict[str, str] = {}
     jobs = [Job(tmp_path / str(i), "sleep") for i in range(4)]
     running = pool.Pool(
-        2,
+        size,
         lambda: jobs.pop() if jobs else None,  # pyright: ignore
         lambda end: ends.setdefault(end.job.name, end.status),
     )
@@ -404,8 +519,8 @@ def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path):
     finally:
         signal.signal(signal.SIGALRM, before)
     assert time.perf_counter() - begin < 20
-    assert list(ends.values()) == ["interrupted"] * 2
-    assert len(jobs) == 2  # nothing new was begun
+    assert list(ends.values()) == ["interrupted"] * size
+    assert len(jobs) == 4 - size  # nothing new was begun
 
 
 @pytest.mark.slow  # starts real processes

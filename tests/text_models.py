@@ -4,8 +4,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
@@ -53,8 +57,21 @@ def random_model(family: str, seed: int = 0, scale: float = 1.0) -> nn.Module:
     if family == "llama":
         config = LlamaConfig(**sizes, intermediate_size=48, num_key_value_heads=2)
         return LlamaForCausalLM(config).eval()
+    if family == "mistral":  # a sliding window
+        config = MistralConfig(
+            **sizes, intermediate_size=48, num_key_value_heads=1, head_dim=16, sliding_window=6
+        )
+        return MistralForCausalLM(config).eval()
+    if family == "gpt_neo":  # attention by columns, not positions; every other layer is local
+        config = GPTNeoConfig(
+            num_layers=sizes.pop("num_hidden_layers"), num_heads=sizes.pop("num_attention_heads"),
+            **sizes, intermediate_size=48, window_size=6,
+            attention_types=[[["global", "local"], 1]],
+        )  # fmt: skip
+        return GPTNeoForCausalLM(config).eval()
     sizes["init_std"] = sizes.pop("initializer_range")
     return OPTForCausalLM(OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=32)).eval()
 
 
 FAMILIES = ("qwen3", "llama", "opt")
+SCORED_FAMILIES = (*FAMILIES, "mistral", "gpt_neo")
