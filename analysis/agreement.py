@@ -21,6 +21,10 @@ DATA = (
     "task_version", "metric", "data.source", "data.commit", "data.world_seed", "data.train_sha256",
     "data.validation_sha256", "data.sizes.used", "data.examples_sha256", "dev.n", "eval.n",
 )  # fmt: skip
+PROTOCOL = (
+    "config.precision.dtype", "config.model.prompt", "config.train.batch_size",
+    "config.train.max_length",
+)  # fmt: skip
 MODEL = ("model.source", "model.parameters", "model.class", "model.commit", "model.sha256")
 
 Record = Mapping[str, Any]

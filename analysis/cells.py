@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.agreement import DATA, MODEL, check_column, check_shared
+from analysis.agreement import DATA, MODEL, PROTOCOL, check_column, check_shared
 from analysis.choice import Grid, Tried
 from analysis.load import RESULT, read_json
 from analysis.suite import CHOICE, Column, GridCell, Suite
@@ -69,7 +69,9 @@ def read_cells(suite: Suite, model: str) -> Cells:
             "columns of a task",
         )
         in_table += in_row
-    check_shared([(run.path, run.record) for run in in_table], MODEL, "runs of a model")
+    every = [(run.path, run.record) for run in in_table]
+    check_shared(every, MODEL, "runs of a model")
+    check_shared(every, PROTOCOL, "columns that are compared")
     return cells
 
 

@@ -133,7 +133,10 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
         raise ResultError(f"{path}: key eval holds the scores {metric}; expected one of {METRICS}")
     flat["metric"] = metric[0]
     for split in ("dev", "eval"):
-        flat[f"{split}_score"] = value(record, f"{split}.{metric[0]}", NUMBER, path)
+        score = value(record, f"{split}.{metric[0]}", NUMBER, path)
+        if not 0 <= score <= 1:
+            raise ResultError(f"{path}: key {split}.{metric[0]} is {score}; expected 0 to 1")
+        flat[f"{split}_score"] = score
     method = value(record, "config.method", (dict,), path)
     for key in ("lr", "eps"):
         flat[key] = value(method, key, OPTIONAL_NUMBER, path) if key in method else None

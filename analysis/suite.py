@@ -67,6 +67,7 @@ class Suite:
     columns: tuple[Column, ...]
     seeds: tuple[int, ...]
     paper: str | None
+    given: tuple[str, ...] = ()  # overrides that every run had beside the plan
 
     def run_folder(self, model: str, task: str, column: Column, cell: GridCell, seed: int) -> Path:
         """Return the folder of one run."""
@@ -111,6 +112,7 @@ def load_suite(folder: Path) -> Suite:
         columns,
         seeds,
         value(plan, "paper", (str, type(None)), path),
+        tuple(map(str, plan.get("given", ()))),
     )
     _distinct("columns", [column.name for column in columns], path)
     runs = [(column.method, cell.variant) for column in columns for cell in column.cells]

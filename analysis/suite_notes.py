@@ -37,6 +37,8 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
     ]
     if runs:
         trained = [row for row in rows if row["forwards"] > 0]
+        if suite.given:
+            lines.append(f"Overrides of the plan, for every run: {' '.join(suite.given)}.")
         lines += [
             f"Batch: {listed(trained, 'batch_size')}; embeddings: {listed(trained, 'embeddings')}; "
             f"dev: {listed(rows, 'dev_n')} examples. Evaluation: {_tasks(suite, cells)}.",
@@ -73,14 +75,18 @@ def _budget(suite: Suite, cells: Cells) -> list[str]:
     kinds = ("zo",) if suite.budget == "steps" else ("zo", "first_order")
     for task in suite.tasks:
         used = {
-            column.label: run.row[suite.budget]
+            column.label: [run.row[suite.budget] for run in cells[task, column.name].runs.values()]
             for column in suite.columns
             if column.kind in kinds
-            for run in cells[task, column.name].runs.values()
         }
+        every = [number for numbers in used.values() for number in numbers]
         slack = EQUAL if suite.budget == "forwards" else 0.0
-        if used and max(used.values()) - min(used.values()) > slack * max(used.values()):
-            told = ", ".join(f"{label} {number:,}" for label, number in used.items())
+        if every and max(every) - min(every) > slack * max(every):
+            told = ", ".join(
+                f"{label} {' and '.join(f'{number:,}' for number in sorted(set(numbers)))}"
+                for label, numbers in used.items()
+                if numbers
+            )
             lines.append(f"{task}: NOT at equal {suite.budget} ({told}): no comparison of methods.")
     return lines
 
@@ -133,8 +139,8 @@ def _demonstrations(suite: Suite, cells: Cells) -> list[str]:
     if not told:
         return []
     return [
-        f"Demonstrations in context: {_join(tuple(sorted(asked)))} asked for; used on average, as many as "
-        f"fit the maximal length: {', '.join(told)}."
+        f"Demonstrations in context: {_join(tuple(sorted(asked)))} asked for; used on average, as "
+        f"many as fit the maximal length: {', '.join(told)}."
     ]
 
 

@@ -61,7 +61,8 @@ def run(task: str, column: str, seed: int, variant: str | None = None) -> dict[s
         "machine": {"device": "cpu", "device_name": "a core"},
         "config": {
             "method": settings, "task": {"name": task, "revision": None},
-            "precision": {"dtype": "fp32"}, "train": {"batch_size": 16, "steps": steps},
+            "precision": {"dtype": "fp32"}, "model": {"prompt": "plain"},
+            "train": {"batch_size": 16, "steps": steps},
             "tracking": {"mode": "disabled"}, "seed": seed, "suite": "table1", "variant": variant,
             "out": "runs", "threads": 1 + seed, "traceback": False,
         },
@@ -392,8 +393,9 @@ def test_unequal_budgets_are_said(suite: Path) -> None:
 
 def to_hub(root: Path, **changes: Any) -> None:
     for path in root.rglob("result.json"):
+        size = 872 if "sst2" in path.parts else 100
         edit(
-            path, pocket=False, model__source="hub", model__path="Qwen/Qwen3-0.6B",
+            path, pocket=False, eval__n=size,  model__source="hub", model__path="Qwen/Qwen3-0.6B",
             data__source="hub", **changes,
         )  # fmt: skip
 
@@ -421,6 +423,8 @@ def test_the_paper_stands_beside_ours_only_on_its_own_model_and_data(suite: Path
         {"model__source": "local"},
         {"model__path": "Qwen/Qwen3-0.6B-Base"},
         {"data__source": "local"},
+        {"config__model__prompt": "chat"},
+        {"eval__n": 50},
     ],
 )
 def test_any_difference_hides_the_paper(suite: Path, changes: dict[str, Any]) -> None:
@@ -430,6 +434,29 @@ def test_any_difference_hides_the_paper(suite: Path, changes: dict[str, Any]) ->
     main, *_ = tables(suite)
     assert "[" not in "".join(cell for row in main.rows for cell in row)
     assert "are not shown" in main.text()
+
+
+def test_columns_under_another_protocol_are_not_compared(suite: Path) -> None:
+    for path in (suite / "pocket").rglob("mezo*/seed*/result.json"):
+        edit(path, config__train__batch_size=4)
+    with pytest.raises(ResultError, match=r"batch_size is 4, .*columns that are compared must"):
+        table1.documents(suite)
+
+
+def test_a_score_that_is_no_fraction_is_an_error(suite: Path) -> None:
+    edit(folder_of(suite, "sst2", "agzo", 1, "lr0.001") / "result.json", eval__accuracy=93.0)
+    with pytest.raises(ResultError, match=r"eval\.accuracy is 93\.0; expected 0 to 1"):
+        table1.documents(suite)
+
+
+def test_overrides_of_a_plan_are_told(suite: Path) -> None:
+    edit(suite / "suite.json", given=["train.num_eval=100"])
+    assert "Overrides of the plan, for every run: train.num_eval=100." in tables(suite)[0].text()
+
+
+def test_one_seed_with_other_steps_is_told(suite: Path) -> None:
+    edit(folder_of(suite, "sst2", "agzo", 1, "lr0.001") / "result.json", steps=5)
+    assert "sst2: NOT at equal steps (AGZO 5 and 399" in tables(suite)[0].text()
 
 
 def test_one_model_means_one_model_over_all_tasks(suite: Path) -> None:

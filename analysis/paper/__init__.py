@@ -68,7 +68,7 @@ class PaperTable:
     def unlike(self, record: Mapping[str, Any]) -> str | None:
         """Say in what a run's `result.json` is not what this table stands on; None if in nothing.
 
-        Compared are model, precision and data, not the budget, the seeds or the evaluation size.
+        Compared are model, precision, prompt, data and the evaluation size, not budget and seeds.
         """
         model, data = record["model"], record["data"]
         precision = record["config"].get("precision", {})
@@ -77,6 +77,8 @@ class PaperTable:
             ("model.path", model.get("path"), self.model),
             ("data.source", data.get("source"), "hub"),
             ("config.precision.dtype", precision.get("dtype"), self.dtype),
+            ("config.model.prompt", record["config"].get("model", {}).get("prompt"), "plain"),
+            ("eval.n", record["eval"]["n"], self.eval_n.get(record["task"], record["eval"]["n"])),
         )
         for key, ours, theirs in expected:
             if ours != theirs:
