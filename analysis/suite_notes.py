@@ -1,5 +1,7 @@
 """The notes under a suite's table: what its numbers stand on, and what is missing."""
 
+import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,7 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
             f"Code: {commits(rows)}.",
             *_truncated(suite, cells),
             *_demonstrations(suite, cells),
+            *_chance(suite, cells),
             *_local(rows),
         ]
     lines.append(paper)
@@ -113,6 +116,33 @@ def _tasks(suite: Suite, cells: Cells) -> str:
 def _mixed(rows: list[dict[str, Any]]) -> str:
     metrics = sorted({METRIC_NAMES[row["metric"]] for row in rows})
     return f" (of {' and '.join(metrics)} alike)" if len(metrics) > 1 else ""
+
+
+def _chance(suite: Suite, cells: Cells) -> list[str]:
+    """Give chance for each task, and name the tasks on which first order stays near it."""
+    told, near = [], []
+    for task in suite.tasks:
+        runs = [run for col in suite.columns for run in cells[task, col.name].runs.values()]
+        chance = next((c for run in runs if (c := run.record.get("chance")) is not None), None)
+        if chance is None:
+            continue
+        told.append(f"{task} {100 * chance:.1f}")
+        margin = 2 * math.sqrt(chance * (1 - chance) / runs[0].row["eval_n"])
+        first = [cells[task, c.name] for c in suite.columns if c.kind == "first_order"]
+        if any(
+            cell.complete and statistics.fmean(cell.scores.values()) < 100 * (chance + margin)
+            for cell in first
+        ):
+            near.append(task)
+    if not told:
+        return []
+    words = f"Chance, the best single answer for all examples: {', '.join(told)}."
+    if near:
+        words += (
+            f" First order stays within two standard errors of it on {', '.join(near)}: what the "
+            "zeroth-order methods do there says nothing."
+        )
+    return [words]
 
 
 def _local(rows: list[dict[str, Any]]) -> list[str]:

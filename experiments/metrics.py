@@ -15,6 +15,12 @@ def accuracy(predictions: Sequence[int], correct: Sequence[Sequence[int]]) -> fl
     return hits / len(correct)
 
 
+def best_constant(correct: Sequence[Sequence[int]]) -> float:
+    """Return the accuracy of the best single option number for all: what knows nothing reaches."""
+    numbers = {number for allowed in correct for number in allowed}
+    return max(accuracy([number] * len(correct), correct) for number in numbers)
+
+
 def normalise(answer: str) -> list[str]:
     """Return an answer's words: lower case, no punctuation, no a/an/the, single spaces."""
     bare = answer.lower().translate(_PUNCTUATION)

@@ -18,6 +18,7 @@ import torch
 from experiments import checkpoint, machine, record, registry, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
+from experiments.metrics import best_constant
 from experiments.prepare import Parts, prepare
 from experiments.runner import NonFiniteLoss, Runner
 from experiments.tracking import Tracker
@@ -152,6 +153,7 @@ def _result(
         "start_dev": progress.start_dev,
         "truncated": parts.truncated,
         "demonstrations": parts.demonstrations,
+        "chance": _chance(parts),
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
         **runner.memory.about(),
@@ -163,6 +165,13 @@ def _result(
         "config": config.as_dict(),
         "metrics": progress.rows,
     }
+
+
+def _chance(parts: Parts) -> float | None:
+    """Return the evaluation accuracy of one and the same answer, None where answers are texts."""
+    if parts.task.metric != "accuracy":
+        return None
+    return best_constant([example.correct for example in parts.eval.encoded])
 
 
 def _finished(folder: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from experiments.encode import Encoder
 from experiments.evaluate import evaluate, questions
 from experiments.generate import generate
-from experiments.metrics import accuracy, best_f1, token_f1
+from experiments.metrics import accuracy, best_constant, best_f1, token_f1
 from experiments.scoring import batches, option_scores
 from experiments.tasks import TASKS, DataError, Example
 from tests.test_batches import (
@@ -299,3 +299,4 @@ def test_best_f1_and_accuracy():
     assert best_f1("Paris", ("London", "in Paris")) == pytest.approx(2 / 3)
     assert accuracy([0, 1, 1], [(0,), (1,), (0,)]) == pytest.approx(2 / 3)
     assert accuracy([0, 2], [(1, 2), (1, 2)]) == 0.5
+    assert best_constant([(0,), (1,), (0, 1), (2,)]) == 0.5

@@ -29,6 +29,7 @@ def test_every_method_runs_to_a_complete_result(tmp_path, method):
     assert result["eval"]["n"] == result["dev"]["n"] == 8
     assert result["status"] == "finished"
     assert result["pocket"] is False
+    assert 0.5 <= result["chance"] <= 1
     assert result["embeddings"]
     assert result["rounding"] == "nearest"
     assert result["data"]["source"] == "local"

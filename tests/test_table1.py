@@ -449,6 +449,14 @@ def test_a_score_that_is_no_fraction_is_an_error(suite: Path) -> None:
         table1.documents(suite)
 
 
+def test_tasks_on_which_first_order_stays_at_chance_are_told(suite: Path) -> None:
+    for task, chance in (("sst2", 0.509), ("copa", 0.7)):
+        edit(folder_of(suite, task, "zero_shot", 0) / "result.json", chance=chance)
+    told = tables(suite)[0].text()
+    assert "Chance, the best single answer for all examples: sst2 50.9, copa 70.0." in told
+    assert "standard errors of it on copa: what" in told  # first order: 96 and 72 of 100
+
+
 def test_overrides_of_a_plan_are_told(suite: Path) -> None:
     edit(suite / "suite.json", given=["train.num_eval=100"])
     assert "Overrides of the plan, for every run: train.num_eval=100." in tables(suite)[0].text()
