@@ -148,6 +148,11 @@ class Encoder:
         return replace(example, prompt=self._frame.wrap(example.prompt), options=options)
 
     def _rows(self, example: Example, prompt: list[int], tokens: Iterator[list[int]]) -> Encoded:
+        if not prompt:
+            raise EncodeError(
+                f"the prompt of options {example.options} is no token to this tokenizer, needed: "
+                "at least one to predict an option from"
+            )
         rows, lengths, truncated = [], [], False
         for option in example.options:
             ids = next(tokens)

@@ -78,6 +78,12 @@ def test_an_option_without_a_token_is_an_error():
         Encoder(tokenizer, 64).encode(Example("Yes or No?", ("\n",), 0))
 
 
+def test_a_prompt_without_a_token_is_an_error():
+    with pytest.raises(EncodeError, match="is no token to this tokenizer"):
+        Encoder(PLAIN, 64).encode(Example("", ("Yes", "No"), 0))
+    assert Encoder(WITH_BOS, 64).encode(Example("", ("Yes", "No"), 0)).option_lengths == (3, 2)
+
+
 def test_special_tokens_behind_the_text_are_an_error():
     with pytest.raises(EncodeError, match="special tokens before the text only"):
         Encoder(byte_tokenizer(eos_behind=True), 64)
