@@ -439,7 +439,7 @@ def test_any_difference_hides_the_paper(suite: Path, changes: dict[str, Any]) ->
 def test_columns_under_another_protocol_are_not_compared(suite: Path) -> None:
     for path in (suite / "pocket").rglob("mezo*/seed*/result.json"):
         edit(path, config__train__batch_size=4)
-    with pytest.raises(ResultError, match=r"batch_size is 4, .*columns that are compared must"):
+    with pytest.raises(ResultError, match=r"batch_size is 4, .*columns of a task must"):
         table1.documents(suite)
 
 
