@@ -7,7 +7,7 @@ Where all options are single tokens a row is the prompt alone, and its last logi
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -146,6 +146,26 @@ def collate(
         labels=torch.tensor(labels).to(device, non_blocking=True),
         ragged=min(counts) != most,
     )
+
+
+def longest_first(
+    lengths: Sequence[int], batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Yield batches of item numbers in order of falling length, at most `batch_size` rows each.
+
+    `rows` says how many rows each item brings, one without it; an item is never divided.
+    """
+    batch: list[int] = []
+    taken = 0
+    for item in sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        own = 1 if rows is None else rows[item]
+        if batch and taken + own > batch_size:
+            yield batch
+            batch, taken = [], 0
+        batch.append(item)
+        taken += own
+    if batch:
+        yield batch
 
 
 def sample_batch(n_train: int, batch_size: int, seed: int, step: int) -> list[int]:

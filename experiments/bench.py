@@ -36,6 +36,15 @@ from experiments.machine import PeakMemory, about, versions
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "pocket": {
+        "vocab_size": 1500,
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
     "60m": {
         "vocab_size": 32_768,
         "hidden_size": 512,

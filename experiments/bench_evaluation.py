@@ -22,21 +22,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from experiments.batches import longest_first
 from experiments.bench import SHAPES, Clock, build, write
 from experiments.encode import Encoded, Encoder
-from experiments.evaluate import longest_first
 from experiments.generate import generate
 from experiments.scoring import option_scores
 
-SHAPES["pocket"] = {
-    "vocab_size": 1500,
-    "hidden_size": 96,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
 NEW_TOKENS = 16
 
 
@@ -104,7 +95,7 @@ def measure(
         if kind.option[1]:
             return option_scores(model, some, 0, batch_size, device)
         rows = [list(example.ids[0]) for example in some]
-        for chosen in longest_first(rows, batch_size):
+        for chosen in longest_first(list(map(len, rows)), batch_size):
             generate(model, encoder, [rows[i] for i in chosen], NEW_TOKENS, device)
         return None
 

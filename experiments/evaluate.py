@@ -15,6 +15,7 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
+from experiments.batches import longest_first
 from experiments.encode import Encoded, Encoder
 from experiments.generate import generate
 from experiments.metrics import accuracy, best_f1
@@ -39,8 +40,8 @@ class Evaluation(TypedDict):
 class Questions:
     """The examples of a split, encoded once for all the evaluations of a run.
 
-    `prompts` and `answers` are of generation tasks, empty otherwise; `truncated` counts examples
-    that lost tokens.
+    `prompts` are what a generation task continues, none otherwise; `answers` has the golds of each
+    example; `truncated` counts examples that lost tokens.
     """
 
     encoded: list[Encoded]
@@ -94,7 +95,7 @@ def evaluate(
     with _evaluating(model):
         scores = option_scores(model, encoded, encoder.pad_id, batch_size, device, report)
         texts = [""] * len(prompts)
-        for chosen in longest_first(prompts, batch_size):
+        for chosen in longest_first(list(map(len, prompts)), batch_size):
             rows = [prompts[i] for i in chosen]
             made = generate(model, encoder, rows, asked.max_new_tokens, device)
             for index, text in zip(chosen, made, strict=True):
@@ -113,13 +114,6 @@ def evaluate(
         predictions = [int(own.argmax()) for own in scores]
         result["accuracy"] = accuracy(predictions, [example.correct for example in encoded])
     return result
-
-
-def longest_first(rows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers, rows in order of falling length."""
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
 
 
 def _loss(task: Task, scores: Tensor, label: int) -> float:

@@ -29,7 +29,7 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     log_probs = option_log_probs(model, batch)
     if batch.loss == "lm":
         return -log_probs.sum() / batch.target_mask.sum()
-    return classification_losses(mean_log_probs(log_probs, batch), batch).mean()
+    return classification_losses(mean_log_probs(log_probs, batch.target_mask), batch).mean()
 
 
 def classification_losses(scores: Tensor, batch: Batch) -> Tensor:
@@ -40,9 +40,9 @@ def classification_losses(scores: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(options, batch.labels, reduction="none")
 
 
-def mean_log_probs(log_probs: Tensor, rows: Rows) -> Tensor:
-    """Average token log-probabilities over each row's option: (R, L, C) to (R, C)."""
-    return log_probs.sum(dim=1) / rows.target_mask.sum(dim=1, keepdim=True)
+def mean_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Average log-probabilities (R, L, C), zero outside `mask` (R, L), over L: to (R, C)."""
+    return log_probs.sum(dim=1) / mask.sum(dim=1, keepdim=True)
 
 
 def option_log_probs(model: nn.Module, rows: Rows) -> Tensor:

@@ -83,6 +83,11 @@ class Group:
         return f"{self.model}/{self.task}/{self.column.name}"
 
     @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Every run that may be needed, whatever is chosen."""
+        return (*self.search, *(job for jobs in self.others.values() for job in jobs))
+
+    @property
     def forwards(self) -> int:
         """The forward passes of one of its runs (a backward counts two, evaluation none)."""
         if self.column.kind == "untrained":
@@ -231,7 +236,7 @@ def _check_folders(groups: Sequence[Group]) -> None:
     """Refuse a plan in which two runs would share a folder."""
     seen: set[Path] = set()
     for group in groups:
-        for job in (*group.search, *(job for jobs in group.others.values() for job in jobs)):
+        for job in group.jobs:
             if job.folder in seen:
                 raise BadInput(
                     f"plan: two runs of column {group.column.name} or its neighbours would share "

@@ -8,14 +8,14 @@ All three give the score of one row at a time. Examples run longest first: littl
 memory is short it shows at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from experiments.batches import collate_prompts, collate_rows, pad_left
+from experiments.batches import collate_prompts, collate_rows, longest_first, pad_left
 from experiments.encode import Encoded
 from experiments.loss import (
     accepted_keywords,
@@ -47,34 +47,16 @@ def option_scores(
     for index, example in enumerate(encoded):
         ways[_way(model, example) if share else _plain].append(index)
     for way, indices in ways.items():
-        for chosen in batches(indices, encoded, batch_size, rows_each=way is not _one_row):
-            examples = [encoded[index] for index in chosen]
+        lengths = [max(map(len, encoded[index].ids)) for index in indices]
+        rows = None if way is _one_row else [len(encoded[index].ids) for index in indices]
+        for chosen in longest_first(lengths, batch_size, rows):
+            examples = [encoded[indices[item]] for item in chosen]
             counts = [len(example.ids) for example in examples]
             found = way(model, examples, pad_id, device).flatten().double().cpu()
-            for index, own in zip(chosen, found.split(counts), strict=True):
-                scores[index] = own
+            for item, own in zip(chosen, found.split(counts), strict=True):
+                scores[indices[item]] = own
             report(sum(counts))
     return scores
-
-
-def batches(
-    indices: Sequence[int], encoded: Sequence[Encoded], batch_size: int, rows_each: bool
-) -> Iterator[list[int]]:
-    """Yield batches of examples in order of falling length, at most `batch_size` rows each.
-
-    A row is an option (`rows_each`) or an example; an example is never divided.
-    """
-    batch: list[int] = []
-    rows = 0
-    for index in sorted(indices, key=lambda i: -max(map(len, encoded[i].ids))):
-        own = len(encoded[index].ids) if rows_each else 1
-        if batch and rows + own > batch_size:
-            yield batch
-            batch, rows = [], 0
-        batch.append(index)
-        rows += own
-    if batch:
-        yield batch
 
 
 def _way(model: nn.Module, example: Encoded) -> Callable[..., Tensor]:
@@ -92,7 +74,7 @@ def _plain(
     ids = [row for example in examples for row in example.ids]
     lengths = [length for example in examples for length in example.option_lengths]
     rows = collate_rows(ids, lengths, pad_id, device)
-    return mean_log_probs(option_log_probs(model, rows), rows)
+    return mean_log_probs(option_log_probs(model, rows), rows.target_mask)
 
 
 def _one_row(
@@ -101,7 +83,7 @@ def _one_row(
     parts = []
     for _, same in groupby(examples, key=lambda example: len(example.ids)):
         rows = collate_prompts(list(same), pad_id, device)
-        parts.append(mean_log_probs(option_log_probs(model, rows), rows).flatten())
+        parts.append(mean_log_probs(option_log_probs(model, rows), rows.target_mask).flatten())
     return torch.cat(parts)
 
 
@@ -138,7 +120,7 @@ def _cached(
         **{key: value for key, value in keep.items() if key in accepted},
     ).logits[:, :-1]
     log_probs = target_log_probs(logits, behind.ids[:, 1:, None], behind.option)
-    return log_probs.sum(dim=1) / behind.option.sum(dim=1, keepdim=True)
+    return mean_log_probs(log_probs, behind.option)
 
 
 class Behind(NamedTuple):

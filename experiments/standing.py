@@ -32,11 +32,7 @@ class Standing:
         """Read what is there."""
         self.suite = suite
         self.tried: set[Path] = set()
-        self.states = {
-            job.folder: look(job)
-            for group in suite.groups
-            for job in (*group.search, *(j for jobs in group.others.values() for j in jobs))
-        }
+        self.states = {job.folder: look(job) for group in suite.groups for job in group.jobs}
 
     def of(self, job: Job) -> State:
         """Return how a run stands."""

@@ -104,11 +104,11 @@ def test_a_padded_row_scores_as_alone(family: str):
     together = collate_rows(ids, lengths, ENCODER.pad_id)
     assert together.padded
     with torch.no_grad():
-        scores = mean_log_probs(option_log_probs(model, together), together)
+        scores = mean_log_probs(option_log_probs(model, together), together.target_mask)
         for row, length, score in zip(ids, lengths, scores, strict=True):
             alone = collate_rows([row], [length], ENCODER.pad_id)
             assert not alone.padded
-            own = mean_log_probs(option_log_probs(model, alone), alone)
+            own = mean_log_probs(option_log_probs(model, alone), alone.target_mask)
             torch.testing.assert_close(own[0], score, rtol=0, atol=1e-5)
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.batches import longest_first
 from experiments.encode import Encoder
 from experiments.evaluate import evaluate, questions
 from experiments.generate import generate
 from experiments.metrics import accuracy, best_constant, best_f1, token_f1
-from experiments.scoring import batches, option_scores
+from experiments.scoring import option_scores
 from experiments.tasks import TASKS, DataError, Example
 from tests.test_batches import (
     EXAMPLES,
@@ -78,11 +79,12 @@ def test_a_model_without_a_cache_scores_the_plain_way():
 
 def test_batches_hold_whole_examples_longest_first():
     encoded = ENCODER.encode_all(EXAMPLES)
-    found = list(batches(range(3), encoded, 4, rows_each=True))
-    assert found == [[1], [2], [0]]
-    assert list(batches(range(3), encoded, 5, rows_each=True)) == [[1, 2], [0]]
-    assert list(batches(range(3), encoded, 1, rows_each=True)) == [[1], [2], [0]]
-    assert list(batches(range(3), encoded, 2, rows_each=False)) == [[1, 2], [0]]
+    lengths = [max(map(len, example.ids)) for example in encoded]
+    rows = [len(example.ids) for example in encoded]
+    assert list(longest_first(lengths, 4, rows)) == [[1], [2], [0]]
+    assert list(longest_first(lengths, 5, rows)) == [[1, 2], [0]]
+    assert list(longest_first(lengths, 1, rows)) == [[1], [2], [0]]
+    assert list(longest_first(lengths, 2)) == [[1, 2], [0]]
 
 
 def test_report_of_an_option_task():
