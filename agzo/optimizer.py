@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
-from agzo.estimator import ESTIMATORS, forwards_per_step, measure
+from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
 from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
 from agzo.progress import Progress
 from agzo.rng import Noise, stream_version
@@ -150,24 +150,48 @@ class ZeroOrderOptimizer(Progress):
         check_mask(token_mask)
         if zo["step"] == 0:
             self._check(closure)
-        noise = Noise(self.seed, zo["step"])
-        capture = self._look.capture(noise, token_mask)
+        measurement, finite = self._measure(closure, token_mask, zo["step"])
+        self.projected_grad = torch.stack([g for _, g in measurement.queries])
+        zo["alive"] &= finite & torch.isfinite(self.projected_grad).all()
+        zo["alive"] &= torch.isfinite(measurement.loss)
+        self._move(measurement.queries, Noise(self.seed, zo["step"]))
+        zo["step"] += 1
+        return measurement.loss
+
+    @torch.no_grad()
+    def estimate(
+        self, closure: Closure, token_mask: Tensor | None = None, step: int | None = None
+    ) -> Measurement:
+        """Measure as step number `step` (default: the next one) would, and move nothing.
+
+        For looking at a method: the directions and projected gradients are those of `step`. Weights
+        and the counts of steps and forwards stay; a method's bases are those taken here.
+        """
+        self._refuse_dropout()
+        check_mask(token_mask)
+        forwards = self._zo["forwards"]
+        try:
+            at = self._zo["step"] if step is None else step
+            return self._measure(closure, token_mask, at)[0]
+        finally:
+            self._zo["forwards"] = forwards
+
+    def _measure(
+        self, closure: Closure, token_mask: Tensor | None, step: int
+    ) -> tuple[Measurement, Tensor]:
+        """Return what a step measures, and whether its bases are finite (0-dim bool)."""
+        capture = self._look.capture(Noise(self.seed, step), token_mask)
         measurement = measure(
             self.estimator,
             lambda: self._forward(closure),
-            lambda query: self._directions(Noise(self.seed, zo["step"], query)),
+            lambda query: self._directions(Noise(self.seed, step, query)),
             self.queries,
             self.eps,
             self._execution,
             capture,
         )
-        if capture is not None:
-            zo["alive"] &= capture.finite()
-        self.projected_grad = torch.stack([g for _, g in measurement.queries])
-        zo["alive"] &= torch.isfinite(self.projected_grad).all() & torch.isfinite(measurement.loss)
-        self._move(measurement.queries, noise)
-        zo["step"] += 1
-        return measurement.loss
+        finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
+        return measurement, finite if capture is None else capture.finite()
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += 1

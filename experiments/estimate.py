@@ -18,7 +18,6 @@ from dataclasses import replace
 import torch
 
 from experiments import prepare, registry
-from experiments.batches import collate, sample_batch
 from experiments.config import BadInput
 from experiments.evaluate import Questions, evaluate
 from experiments.loss import loss
@@ -96,10 +95,8 @@ def _step_seconds(
 ) -> float:
     taken = []
     for step in range(STEPS + 1):
-        chosen = sample_batch(len(parts.train), batch_size, seed, step)
-        examples = [parts.train[i] for i in chosen]
         begin = _now(parts)
-        batch = collate(examples, parts.task, parts.encoder.pad_id, parts.device)
+        batch = parts.batch(batch_size, seed, step)
         optimizer.step(lambda batch=batch: loss(parts.model, batch), token_mask=batch.token_mask)  # pyright: ignore
         taken.append(_now(parts) - begin)
     return statistics.median(taken[1:])

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from agzo.progress import Progress
 from experiments import models, registry
+from experiments.batches import Batch, collate, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
 from experiments.demonstrations import with_demonstrations
@@ -40,6 +41,11 @@ class Parts:
     truncated: dict[str, int]
     demonstrations: dict[str, Any] | None  # of in-context learning: how many were used
     origin: dict[str, Any]  # of data and model, and the device: must be the same on resume
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        """Return the training batch of a step of the run with this seed."""
+        chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
+        return collate(chosen, self.task, self.encoder.pad_id, self.device)
 
 
 def prepare(config: RunConfig) -> Parts:

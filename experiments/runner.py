@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from experiments import checkpoint, machine, record, report
-from experiments.batches import collate, sample_batch
 from experiments.config import RunConfig
 from experiments.evaluate import Questions, evaluate
 from experiments.interrupt import Interrupted, StopRequest
@@ -126,10 +125,7 @@ class Runner:
     def _advance(self) -> None:
         begin = time.perf_counter()
         parts, train = self.parts, self.config.train
-        indices = sample_batch(len(parts.train), train.batch_size, self.config.seed, self.at)
-        batch = collate(
-            [parts.train[i] for i in indices], parts.task, parts.encoder.pad_id, parts.device
-        )
+        batch = parts.batch(train.batch_size, self.config.seed, self.at)
         factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
         for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from experiments import checkpoint, runner, session
+from experiments import checkpoint, prepare, runner, session
 from experiments.config import BadInput
 from experiments.interrupt import Interrupted
 from experiments.registry import METHODS
@@ -17,8 +17,8 @@ from experiments.session import run
 
 # Where the process is killed: a function of the package, and at which of its calls.
 KILLS = {
-    "at the first step": (runner, "sample_batch", 1),
-    "in mid-training": (runner, "sample_batch", 7),
+    "at the first step": (prepare, "sample_batch", 1),
+    "in mid-training": (prepare, "sample_batch", 7),
     "while files are hashed": (checkpoint, "file_sha256", 2),
     "in the second checkpoint": (checkpoint, "_flush", 8),
     "before old checkpoints go": (checkpoint, "prune", 3),
@@ -77,8 +77,8 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
-    run_and_die(config, runner, "sample_batch", 7)
-    run_and_die(config, runner, "sample_batch", 5)
+    run_and_die(config, prepare, "sample_batch", 7)
+    run_and_die(config, prepare, "sample_batch", 5)
     result = run(config)
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
@@ -90,13 +90,13 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
 def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
     overrides = ("method=lozo", f"precision={precision}")
     config = tiny_run.config(tmp_path, *overrides)
-    run_and_die(config, runner, "sample_batch", 7)
+    run_and_die(config, prepare, "sample_batch", 7)
     tiny_run.assert_same(config, run(config), *undisturbed(*overrides))
 
 
 def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undisturbed, monkeypatch):
     config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
-    real = runner.sample_batch
+    real = prepare.sample_batch
     calls = []
 
     def interrupt(*arguments):
@@ -105,7 +105,7 @@ def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undist
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "sample_batch", interrupt)
+    monkeypatch.setattr(prepare, "sample_batch", interrupt)
     with pytest.raises(Interrupted, match="checkpoint of step 6 is kept; the same command goes on"):
         run(config)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -142,7 +142,7 @@ def test_a_process_killed_at_any_moment_goes_on_exactly(tmp_path, undisturbed):
 def test_data_that_changed_since_the_start_are_refused(tmp_path):
     tiny_run.write_data(tmp_path / "data")
     config = tiny_run.config(tmp_path, "method=sgd", f"data.root={tmp_path / 'data'}")
-    run_and_die(config, runner, "sample_batch", 7)
+    run_and_die(config, prepare, "sample_batch", 7)
     path = tmp_path / "data" / "sst2" / "train.jsonl"
     path.write_text(path.read_text().replace("film", "book"))
     with pytest.raises(BadInput, match=r"another origin\.json:\n  data\.examples_sha256: "):
@@ -151,7 +151,7 @@ def test_data_that_changed_since_the_start_are_refused(tmp_path):
 
 def test_a_damaged_checkpoint_stops_the_run_with_its_name(tmp_path):
     config = tiny_run.config(tmp_path, "method=sgd")
-    run_and_die(config, runner, "sample_batch", 10)
+    run_and_die(config, prepare, "sample_batch", 10)
     path = config.folder / "checkpoints" / checkpoint.name(8) / checkpoint.WEIGHTS
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors: damaged"):

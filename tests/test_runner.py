@@ -9,7 +9,7 @@ import pytest
 import tiny_run
 import torch
 
-from experiments import checkpoint, record, registry, runner, session
+from experiments import checkpoint, prepare, record, registry, runner, session
 from experiments.config import BadInput
 from experiments.registry import METHODS
 from experiments.run import main
@@ -159,13 +159,13 @@ def test_only_one_process_at_a_time(tmp_path):
 
 def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run", "-m", *tiny_run.arguments(tmp_path, "seed=0,1")])
-    real = runner.sample_batch
+    real = prepare.sample_batch
 
     def interrupt(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(runner, "sample_batch", interrupt)
+    monkeypatch.setattr(prepare, "sample_batch", interrupt)
     assert main() == 130
     assert "checkpoint of step 1 is kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]

@@ -1,0 +1,87 @@
+"""How well a random direction aligns with the gradient: measured, and as the theory predicts it.
+
+For one parameter or several taken together, with G the gradient and Delta the direction:
+
+    cosine            <Delta, G> / (|Delta| |G|)                           (AGZO Eq. 21)
+    beta_D            E|U_1|, U uniform on the unit sphere of R^D          (Eqs. 24, 25)
+    expected_cosine   beta_D |G A| / |G|, D = sum over layers of d_out r   (Theorem 5.4)
+
+A dense Gaussian direction is the case A = I: D counts its coordinates and |G A| = |G|
+(Corollary 5.5). Several parameters, of either kind, count as one long vector, because |R A^T| = |R|
+for orthonormal A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from agzo.direction import LowRank
+from agzo.perturb import Directions
+
+Gradients = Mapping[nn.Parameter, Tensor]
+
+
+def beta(dimension: int) -> float:
+    """Return beta_D = Gamma(D/2) / (sqrt(pi) Gamma((D+1)/2)), about sqrt(2 / (pi D))."""
+    if dimension < 1:
+        raise ValueError(f"dimension={dimension}: allowed are 1 and more")
+    if dimension > 10**8:  # the difference of two log-gammas loses digits: Stirling's series
+        return math.sqrt(2.0 / (math.pi * dimension)) * (1.0 + 0.25 / dimension)
+    return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(
+        math.pi
+    )
+
+
+def norm(gradients: Gradients) -> Tensor:
+    """Return |G| over all parameters together (0-dim float64)."""
+    return torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
+
+
+def inner(directions: Directions, gradients: Gradients) -> Tensor:
+    """Return <Delta, G> over the parameters of `gradients` (0-dim float64)."""
+    return torch.stack([directions[p].inner(g).double() for p, g in gradients.items()]).sum()
+
+
+def cosine(directions: Directions, gradients: Gradients) -> Tensor:
+    """Return the cosine of a direction and the gradient over the parameters of `gradients`.
+
+    Its sign is that of the exact slope <Delta, G>; an estimate ``projected_grad * Delta`` has the
+    same cosine with the sign of ``projected_grad * <Delta, G>``.
+    """
+    lengths = torch.stack([directions[p].norm() for p in gradients])
+    return inner(directions, gradients) / (lengths.norm() * norm(gradients))
+
+
+def captured(gradient: Tensor, basis: Tensor) -> Tensor:
+    """Return |G A| / |G|, the cosine of G and its projection G A A^T (0-dim float64).
+
+    Args:
+        gradient: G, (d_out, d_in).
+        basis: A, (d_in, r) with orthonormal columns.
+    """
+    g = gradient.double()
+    return (g @ basis.double()).norm() / g.norm()
+
+
+def expected_cosine(directions: Directions, gradients: Gradients) -> float:
+    """Return E|cos| of Theorem 5.4 for directions of this kind, over `gradients` together.
+
+    Exact for dense and for AGZO's directions (right factors orthonormal). LOZO's V is not: for it
+    this is the value for the orthonormal basis of V's span, close to but not exactly its own.
+    """
+    dimension, kept = 0, []
+    for parameter, gradient in gradients.items():
+        direction = directions[parameter]
+        if isinstance(direction, LowRank):
+            basis = torch.linalg.qr(direction.right.double()).Q
+            kept.append((gradient.double() @ basis).square().sum())
+            dimension += direction.left.numel()
+        else:
+            kept.append(gradient.double().square().sum())
+            dimension += gradient.numel()
+    share = torch.stack(kept).sum().sqrt() / norm(gradients)
+    return beta(dimension) * share.item()

@@ -1,0 +1,90 @@
+"""What a probe looks at: the model, the batches and the optimizer of a run, as the runner has them.
+
+The only module of the package that reads a configuration, and so needs hydra and datasets.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.batches import Batch
+from experiments.config import BadInput, RunConfig, compose
+from experiments.loss import loss
+from experiments.prepare import Parts, prepare
+
+
+@dataclass
+class Scene:
+    """A run that can be looked at along its way."""
+
+    config: RunConfig
+    parts: Parts
+
+    @property
+    def model(self) -> nn.Module:
+        """The model as it is now."""
+        return self.parts.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.parts.device
+
+    def batch(self, step: int) -> Batch:
+        """Return the training batch of a step of the run."""
+        return self.parts.batch(self.config.train.batch_size, self.config.seed, step)
+
+    def closure(self, batch: Batch) -> Callable[[], Tensor]:
+        """Return the loss of a batch as a function of the weights."""
+        return lambda: loss(self.model, batch)
+
+    def walk(self, steps: Sequence[int]) -> Iterator[int]:
+        """Train along the run with its own method; yield before each of `steps`, ascending."""
+        here = 0
+        for step in steps:
+            while here < step:
+                batch = self.batch(here)
+                self.parts.optimizer.step(self.closure(batch), token_mask=batch.token_mask)
+                here += 1
+            if not bool(self.parts.optimizer.finite):
+                raise ValueError(
+                    f"the run diverged before step {step} (method={self.config.method}); "
+                    "a smaller method.lr is the usual cure"
+                )
+            yield step
+
+    def about(self) -> dict[str, Any]:
+        """Return model, data and configuration for the record of a probe."""
+        return {
+            "model": self.parts.origin["model"],
+            "data": self.parts.origin["data"],
+            "task": self.config.task.name,
+            "seed": self.config.seed,
+            "stream_version": self.parts.origin["stream_version"],
+            "config": self.config.as_dict(),
+        }
+
+
+def load(overrides: list[str]) -> Scene:
+    """Compose a run's configuration as `experiments.run` does, and build it."""
+    config = compose(overrides)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    parts = prepare(config)
+    if not getattr(parts.optimizer, "trains", False):
+        raise BadInput(f"method={config.method['name']}: allowed is a method that trains")
+    return Scene(config, parts)
+
+
+def whole_numbers(key: str, text: str, least: int = 0) -> list[int]:
+    """Read a list such as 0,100,200, ascending."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or numbers != sorted(set(numbers)) or numbers[0] < least:
+        raise BadInput(f"{key}={text}: allowed are ascending whole numbers from {least} on: 1,2,5")
+    return numbers
