@@ -16,8 +16,8 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 test lint types bench \
-  pocket-model test-slow test-gpu clean
+.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 figures figure1 figure2 figure3 \
+  figure4 eps-window update-arrival theory test lint types bench pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -60,6 +60,31 @@ table1 table2: $(READY)
 
 table1: ## Table 1 again from result files alone (RESULTS=folder, or the newest suite in runs/)
 table2: ## Table 2 again from result files alone
+
+# Figures: of the pocket model, or of ARGS="model=local model.path=... data=local data.root=...", into
+# FIGURES=folder. What is measured already is not measured again. RESULTS=folder draws from the
+# measurements there and measures nothing.
+FIGURES ?= runs/figures/pocket
+DRAWN   := $(or $(RESULTS),$(FIGURES))
+measure  = $(if $(RESULTS),,$(BIN)/python -m experiments.probe $(1) --out $(FIGURES)/$(1) $(2) $(ARGS) &&) \
+  $(BIN)/python -m analysis.$(3) $(DRAWN)/$(1) --out $(DRAWN)/$(4)
+
+figures: figure1 figure2 eps-window update-arrival figure3 figure4 ## all figures (FIGURES=folder ARGS=run)
+
+figure1: $(READY) ## gradients lie in the span of the activations
+	@$(call measure,structure,method=sgd,singular_spectrum,figure1)
+
+figure2: $(READY) ## cosine of the estimates with the gradient, and the theory's value
+	@$(call measure,alignment,,gradient_alignment,figure2)
+
+eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for each method
+	@$(call measure,slope,,eps_window,eps_window)
+
+update-arrival: $(READY) ## the share of an update that survives rounding
+	@$(call measure,arrival,,update_arrival,update_arrival)
+
+theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict
+	@$(BIN)/python -m experiments.theory --out runs/theory
 
 test: lint types ## lint, types and the fast tests
 	@$(BIN)/python -m pytest -q $(ARGS)

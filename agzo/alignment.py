@@ -29,8 +29,10 @@ def beta(dimension: int) -> float:
     """Return beta_D = Gamma(D/2) / (sqrt(pi) Gamma((D+1)/2)), about sqrt(2 / (pi D))."""
     if dimension < 1:
         raise ValueError(f"dimension={dimension}: allowed are 1 and more")
-    if dimension > 10**8:  # the difference of two log-gammas loses digits: Stirling's series
-        return math.sqrt(2.0 / (math.pi * dimension)) * (1.0 + 0.25 / dimension)
+    if dimension > 1000:  # a difference of two large log-gammas loses digits: Stirling's series
+        x = 1.0 / dimension  # terms: a fourth power is below 1e-14 here
+        series = 1.0 + x * (1 / 4 + x * (1 / 32 - x * (5 / 128 + x * (21 / 2048))))
+        return math.sqrt(2.0 / (math.pi * dimension)) * series
     return math.exp(math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)) / math.sqrt(
         math.pi
     )
@@ -70,18 +72,26 @@ def captured(gradient: Tensor, basis: Tensor) -> Tensor:
 def expected_cosine(directions: Directions, gradients: Gradients) -> float:
     """Return E|cos| of Theorem 5.4 for directions of this kind, over `gradients` together.
 
-    Exact for dense and for AGZO's directions (right factors orthonormal). LOZO's V is not: for it
-    this is the value for the orthonormal basis of V's span, close to but not exactly its own.
+    With B the right factor of a low-rank direction (I for a dense one) and D the number of
+    Gaussian numbers drawn:
+
+        beta_D sqrt(D) sqrt(sum |G B|^2) / (|G| sqrt(E |Delta|^2)),   E |Delta|^2 = sum d_out |B|^2
+
+    Exact for dense and for AGZO's directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V
+    is not: <G, Delta> is exactly Gaussian there too, but |Delta| only concentrates around its
+    root mean square, so for few numbers drawn the value is an approximation.
     """
-    dimension, kept = 0, []
+    drawn, length, kept = 0, [], []
     for parameter, gradient in gradients.items():
         direction = directions[parameter]
         if isinstance(direction, LowRank):
-            basis = torch.linalg.qr(direction.right.double()).Q
-            kept.append((gradient.double() @ basis).square().sum())
-            dimension += direction.left.numel()
+            right = direction.right.double()
+            drawn += direction.left.numel()
+            length.append(right.square().sum() * direction.left.shape[0])
+            kept.append((gradient.double() @ right).square().sum())
         else:
+            drawn += gradient.numel()
+            length.append(gradient.new_tensor(gradient.numel(), dtype=torch.float64))
             kept.append(gradient.double().square().sum())
-            dimension += gradient.numel()
-    share = torch.stack(kept).sum().sqrt() / norm(gradients)
-    return beta(dimension) * share.item()
+    share = (torch.stack(kept).sum() / torch.stack(length).sum()).sqrt() / norm(gradients)
+    return beta(drawn) * math.sqrt(drawn) * share.item()

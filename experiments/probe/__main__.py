@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
-PROBES = ("structure", "alignment", "memory", "slope", "arrival")
+PROBES = ("structure", "alignment")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -52,8 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{options.out}: measured already")
             return 0
         about, tables = options.run(options, say)
-        record = {"command": f"python -m experiments.probe {' '.join(given)}", **about}
-        tidy.write(options.out, record | {"seconds": time.perf_counter() - begin}, tables)
+        about |= {
+            "command": f"python -m experiments.probe {' '.join(given)}",
+            "settings": settings(options),
+            "seconds": time.perf_counter() - begin,
+        }
+        tidy.write(options.out, about, tables)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,239 @@
+"""Figure 1: gradients and activations of each linear layer, from what the structure probe measured.
+
+(a) |G A| / |G| per layer for r = 1, 10 and the full rank; (b), (c) singular values of gradients and
+inputs of a few layers; (d) the same as (a) with a basis of another minibatch or of the first step;
+(e) the share of a layer's activation energy in its first direction, and in that direction's
+strongest position.
+
+    python -m analysis.singular_spectrum FOLDER --out STEM
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from analysis.load import ResultError
+from analysis.probe import Probe, Table, command_line, load_probe, sentence, write_figure
+from analysis.style import RC, TEXT_INCHES
+
+COLUMNS = {
+    "cosines": ("step", "layer", "basis", "rank", "columns", "cosine", "random"),
+    "spectra": ("step", "layer", "of", "index", "value"),
+    "energy": (
+        "step", "layer", "tokens", "width", "rank", "share", "position", "position_share",
+        "position_tokens", "token", "token_share",
+    ),
+}  # fmt: skip
+RANKS = {"full": "#D9D9D9", "10": "#8FB8D8", "1": "#1F4E79"}  # light to dark, also in grey
+BASES = {
+    "same": ("this minibatch", "#000000", "-", "o"),
+    "power": ("power iteration, K = 3", "#D55E00", (0, (4, 1.5)), "s"),
+    "other": ("another minibatch", "#56B4E9", (0, (4, 1, 1, 1)), "^"),
+    "first": ("first minibatch, first weights", "#009E73", (0, (1, 1)), "D"),
+}
+LAYER_COLOURS = ("#000000", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
+MOST_LABELS = 40  # layers that can be named under a panel
+
+
+def draw(folder: Path, stem: Path) -> list[Path]:
+    """Draw the figure; return the paths of the PNG, the PDF and the caption."""
+    probe = load_probe(folder, "structure", COLUMNS)
+    probe.tables["cosines"]["rank"] = probe.tables["cosines"]["rank"].astype(str)
+    last = int(probe.tables["cosines"]["step"].max())
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(TEXT_INCHES, 6.6), layout="constrained")
+        panels = figure.subplot_mosaic(
+            [["a", "a"], ["b", "c"], ["d1", "d10"], ["e", "e"]], height_ratios=[1.15, 1, 1, 1.15]
+        )
+        _captured(panels["a"], probe.tables["cosines"], last)
+        _spectra(panels["b"], probe.tables["spectra"], "gradient", "(b) gradient $G$")
+        _spectra(panels["c"], probe.tables["spectra"], "activation", "(c) input $X$")
+        for rank in ("1", "10"):
+            _carried(panels[f"d{rank}"], probe.tables["cosines"], rank)
+        _energy(panels["e"], probe.tables["energy"], last)
+        return write_figure(figure, stem, caption(probe, last))
+
+
+def _captured(axes: Axes, cosines: Table, last: int) -> None:
+    """Draw nested bars per layer at the last step, with the range over steps."""
+    layers = list(dict.fromkeys(cosines["layer"]))
+    here = cosines[cosines["step"] == last]
+    for rank, colour in RANKS.items():
+        own = _by_layer(here[(here["basis"] == "same") & (here["rank"] == rank)], layers, "cosine")
+        axes.bar(range(len(layers)), own, width=0.8, color=colour, zorder=2)
+        random = here[(here["basis"] == "same") & (here["rank"] == rank)]
+        if rank != "full":
+            level = _by_layer(random, layers, "random")
+            axes.plot(
+                range(len(layers)), level, color="#B22222", linestyle="none", marker="_",
+                markersize=4, markeredgewidth=0.9, zorder=4,
+            )  # fmt: skip
+    ranges = cosines[(cosines["basis"] == "same") & (cosines["rank"] == "1")].groupby("layer")
+    low, high = ranges["cosine"].min(), ranges["cosine"].max()
+    axes.vlines(
+        range(len(layers)), [low.get(x) for x in layers], [high.get(x) for x in layers],
+        color="white", linewidth=1.6, zorder=3,
+    )  # fmt: skip
+    axes.vlines(
+        range(len(layers)), [low.get(x) for x in layers], [high.get(x) for x in layers],
+        color="black", linewidth=0.7, zorder=3,
+    )  # fmt: skip
+    _name_layers(axes, layers)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel(r"$\|GA\|\,/\,\|G\|$")
+    axes.set_title("(a) gradient in its input's span", loc="left")
+    handles: list[Patch | Line2D] = [
+        Patch(color=colour, label="$r$ = full" if rank == "full" else f"$r$ = {rank}")
+        for rank, colour in reversed(RANKS.items())
+    ]
+    handles += [
+        Line2D([], [], color="black", linewidth=0.7, label="$r$ = 1, range over steps"),
+        Line2D([], [], color="#B22222", linestyle="none", marker="_", label="random $A$"),
+    ]
+    _legend_above(axes, handles, 5)
+
+
+def _spectra(axes: Axes, spectra: Table, of: str, title: str) -> None:
+    """Draw singular values over their index, relative to the largest of each matrix."""
+    own = spectra[spectra["of"] == of]
+    if own.empty:
+        raise ResultError(f"spectra.csv: has no rows of {of}")
+    steps = sorted(own["step"].unique())
+    shown = sorted({steps[0], steps[-1]})
+    for layer, colour in zip(dict.fromkeys(own["layer"]), LAYER_COLOURS, strict=False):
+        for step, line in zip(shown, ("-", (0, (2, 1.2))), strict=False):
+            values = own[(own["layer"] == layer) & (own["step"] == step)].sort_values("index")
+            axes.plot(
+                values["index"], values["value"] / values["value"].max(), color=colour,
+                linestyle=line, label=f"{short(layer)}, step {step}", linewidth=0.9,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(1e-6, 1.5)
+    axes.set_xlabel("index $i$")
+    axes.set_ylabel(r"$\sigma_i\,/\,\sigma_1$")
+    axes.set_title(title, loc="left")
+    if of == "activation":  # where the curves leave room
+        axes.legend(frameon=False, fontsize=5.5, loc="lower left", handlelength=2.2)
+
+
+def _carried(axes: Axes, cosines: Table, rank: str) -> None:
+    """Draw, for one rank and each source of the basis, the mean over layers against the step."""
+    own = cosines[cosines["rank"] == rank]
+    for basis, (label, colour, line, marker) in BASES.items():
+        mean = own[own["basis"] == basis].groupby("step")["cosine"].mean()
+        axes.plot(mean.index, mean, color=colour, linestyle=line, marker=marker, label=label)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(r"mean $\|GA\|\,/\,\|G\|$")
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_title(f"(d) whose basis, $r$ = {rank}", loc="left")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.75 * (high - low))  # room for the legend
+    if rank == "1":
+        axes.legend(frameon=False, fontsize=5.5, loc="upper left", handlelength=2.6)
+
+
+def _energy(axes: Axes, energy: Table, last: int) -> None:
+    """Draw the first direction's share of the energy, and its strongest position's part of that."""
+    here = energy[energy["step"] == last]
+    layers = list(here["layer"])
+    part = here["share"] * here["position_share"]
+    axes.bar(range(len(layers)), here["share"], width=0.8, color=RANKS["10"], zorder=2)
+    axes.bar(range(len(layers)), part, width=0.8, color=RANKS["1"], zorder=3)
+    for x, (share, position) in enumerate(zip(here["share"], here["position"], strict=True)):
+        if len(layers) <= MOST_LABELS:
+            axes.text(x, share + 0.015, str(position), ha="center", va="bottom", fontsize=5)
+    _name_layers(axes, layers)
+    axes.set_ylim(0, 1.08)
+    axes.set_ylabel(r"$\sigma_1^2\,/\,\sum_i\sigma_i^2$")
+    axes.set_title("(e) activation energy in the first direction", loc="left")
+    handles = [
+        Patch(color=RANKS["10"], label="all positions"),
+        Patch(color=RANKS["1"], label="its strongest position (numbered above the bar)"),
+    ]
+    _legend_above(axes, handles, 2)
+
+
+def _by_layer(rows: Table, layers: Sequence[str], column: str) -> list[float]:
+    values = dict(zip(rows["layer"], rows[column], strict=True))
+    return [values.get(layer, float("nan")) for layer in layers]
+
+
+def _legend_above(axes: Axes, handles: Sequence[Patch | Line2D], columns: int) -> None:
+    axes.legend(
+        handles=handles, frameon=False, ncols=columns, fontsize=5.5, loc="lower right",
+        bbox_to_anchor=(1.0, 0.97), borderaxespad=0.0, handlelength=1.2, columnspacing=1.0,
+    )  # fmt: skip
+
+
+def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
+    """Name each layer, or each block where there are many."""
+    if len(layers) <= MOST_LABELS:
+        axes.set_xticks(range(len(layers)), [short(x) for x in layers], rotation=90, fontsize=5)
+    else:
+        first = {block: x for x, block in reversed(list(enumerate(map(_block, layers))))}
+        axes.set_xticks(list(first.values()), [str(block) for block in first], fontsize=5)
+        axes.set_xlabel("block")
+    axes.set_xlim(-0.7, len(layers) - 0.3)
+
+
+def _block(layer: str) -> str:
+    number = re.search(r"\.(\d+)\.", layer)
+    return number.group(1) if number else ""
+
+
+def short(layer: str) -> str:
+    """Shorten a weight's name: model.layers.3.self_attn.q_proj.weight to 3.q_proj."""
+    kind = layer.removesuffix(".weight").rpartition(".")[2]
+    return f"{_block(layer)}.{kind}" if _block(layer) else kind
+
+
+def caption(probe: Probe, last: int) -> list[str]:
+    """Say what is shown, from what, and where a value is trivial."""
+    cosines, energy = probe.tables["cosines"], probe.tables["energy"]
+    here = energy[energy["step"] == last]
+    full = here[here["rank"] >= here["width"]]
+    least = cosines[(cosines["basis"] == "same") & (cosines["rank"] == "full")]["cosine"].min()
+    firsts = int((here["position"] == 0).sum())
+    top = here.loc[here["share"].idxmax()]
+    return [
+        "Gradients and activations of each linear layer. The paper's Figure 1 shows GPT-2 on "
+        "SST-2; its values are not published as numbers.",
+        f"(a) Cosine of the gradient G of one minibatch and its projection on the leading r right "
+        f"singular directions A of the layer's input, |GA|/|G|, at step {last}; black: range of "
+        f"r = 1 over steps {listed(cosines['step'])}; red: expected root mean square for a random "
+        f"A, sqrt(r/width). At full rank the smallest value over all layers and steps is "
+        f"{least:.6f}. In {len(full)} of {len(here)} layers the minibatch spans the whole width, "
+        "which makes the full-rank value 1 for any gradient: there only r = 1 and 10 tell.",
+        "(b), (c) Singular values over the largest one, of gradients and inputs.",
+        "(d) Mean over layers of (a) with the basis of this minibatch (exact, and by the power "
+        "iteration that AGZO uses), of the next minibatch at the same weights, and of the first "
+        "minibatch at the first weights.",
+        f"(e) Share of the input's energy in its first direction, and the part of it that the "
+        f"strongest position carries (0 is a row's first token): position 0 in {firsts} of "
+        f"{len(here)} layers. The largest share is {top['share']:.2f} in {short(top['layer'])}, of "
+        f"which position {top['position']} carries {top['position_share']:.2f} and the token "
+        f"{top['token']!r} {top['token_share']:.2f}.",
+        sentence(probe),
+    ]
+
+
+def listed(steps: Table) -> str:
+    """Name the steps of a table."""
+    return ", ".join(str(step) for step in sorted(steps.unique()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the figure of a folder and print the paths of what was written."""
+    return command_line(draw, "singular_spectrum", __doc__, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,225 @@
+"""Figure 2: how well does a zeroth-order estimate align with the backpropagated gradient?
+
+At steps along one training run, at the same weights and on the same minibatch for all methods, each
+method's own optimizer measures queries (`ZeroOrderOptimizer.estimate`). Tables:
+
+* `whole`: for each scope and group of queries the mean cosine of one-query estimates, and what
+  Theorem 5.4 (in its concatenated form) predicts from the measured bases. A scope is what is
+  perturbed and compared: "linear", the weights of linear layers, or "all".
+* `averaged`: the cosine of the mean over as many queries as a number of forwards pays for.
+* `layers`: for each linear layer the cosine when that layer is perturbed `alone`, where the theorem
+  holds, and when it is perturbed `together` with all others, where one projected gradient serves
+  all layers and the cosine can be negative.
+
+A group has its own seed, so its own directions and, for AGZO, its own test matrix; queries
+of a group share the base forward, as in a step with several queries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agzo import ZeroOrderOptimizer, alignment
+from agzo.estimator import Measurement, forwards_per_step
+from agzo.perturb import Closure, Directions
+from agzo.select import Tuned, select
+from agzo.spectrum import gradients
+from experiments.probe import tidy
+from experiments.probe.structure import linear_layers
+
+HELP = "figure 2: cosine of estimates with the gradient, against the theory"
+SCOPES = ("linear", "all")
+Make = Callable[..., ZeroOrderOptimizer]  # (queries=, params=, seed=) -> optimizer
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of the run: what the loss is then, and its exact gradient."""
+
+    step: int
+    closure: Closure
+    token_mask: Tensor
+    gradient: Mapping[nn.Parameter, Tensor]
+
+
+def signed_cosine(
+    directions: Directions, projected_grad: Tensor, gradient: Mapping[nn.Parameter, Tensor]
+) -> float:
+    """Return the cosine of the estimate ``projected_grad * Delta`` and the gradient."""
+    cosine = alignment.cosine(directions, gradient)
+    return (torch.sign(projected_grad.double()) * cosine).item()
+
+
+def averaged_cosines(
+    measured: Measurement, gradient: Mapping[nn.Parameter, Tensor], counts: Sequence[int]
+) -> dict[int, float]:
+    """Return, for each count, the cosine of the mean of that many queries' estimates.
+
+    Holds one sum of directions, as large as the tuned weights.
+    """
+    total = {p: torch.zeros_like(g) for p, g in gradient.items()}
+    length = alignment.norm(gradient)
+    found = {}
+    for done, (directions, g) in enumerate(measured.queries, start=1):
+        for parameter, mean in total.items():
+            for start, stop, values in directions[parameter].rows():
+                rows = mean if mean.dim() == 0 else mean[start:stop]
+                rows.add_(values.to(rows.dtype) * g.to(rows.dtype))
+        if done in counts:
+            product = torch.stack([(total[p] * g).sum().double() for p, g in gradient.items()])
+            found[done] = (product.sum() / (alignment.norm(total) * length)).item()
+    return found
+
+
+def affordable(optimizer: ZeroOrderOptimizer, forwards: int) -> int:
+    """Return the queries that one step of so many forwards can measure."""
+    captures = optimizer._captures(0)
+    queries = 0
+    while forwards_per_step(optimizer.estimator, queries + 1, captures) <= forwards:
+        queries += 1
+    return queries
+
+
+def whole_rows(
+    moment: Moment, scope: str, methods: Mapping[str, Make], groups: int, budgets: Sequence[int]
+) -> tuple[list[tidy.Row], list[tidy.Row], list[tidy.Row]]:
+    """Return rows of `whole`, of `averaged`, and of `layers` perturbed together (scope linear)."""
+    whole, averaged, layers = [], [], []
+    chosen = list(moment.gradient)
+    for method, make in methods.items():
+        together: dict[nn.Parameter, list[float]] = {p: [] for p in chosen}
+        names: dict[nn.Parameter, str] = {}
+        for group in range(groups):
+            one = make(params=chosen, seed=group)
+            counts = {f: n for f in budgets if (n := affordable(one, f)) > 0}
+            optimizer = make(params=chosen, seed=group, queries=max(counts.values()))
+            names = {each.parameter: each.name for each in optimizer.tuned}
+            measured = optimizer.estimate(moment.closure, moment.token_mask, moment.step)
+            cosines = [signed_cosine(d, g, moment.gradient) for d, g in measured.queries]
+            if scope == "linear":
+                for p, gradient in moment.gradient.items():
+                    together[p] += [signed_cosine(d, g, {p: gradient}) for d, g in measured.queries]
+            expected = alignment.expected_cosine(measured.queries[0][0], moment.gradient)
+            at = {"step": moment.step, "scope": scope, "method": method, "group": group}
+            whole.append({
+                **at, "estimator": optimizer.estimator, "eps": optimizer.eps,
+                "queries": len(cosines), "cosine": statistics.fmean(cosines),
+                "wrong_sign": sum(c < 0 for c in cosines), "expected": expected,
+            })  # fmt: skip
+            by_count = averaged_cosines(measured, moment.gradient, set(counts.values()))  # pyright: ignore[reportArgumentType]
+            averaged += [
+                {**at, "forwards": f, "queries": n, "cosine": by_count[n]}
+                for f, n in counts.items()
+            ]
+        if scope == "linear":
+            layers += [
+                _layer_row(moment.step, method, names[p], "together", values, None)
+                for p, values in together.items()
+            ]
+    return whole, averaged, layers
+
+
+def alone_rows(
+    moment: Moment, layers: Sequence[Tuned], methods: Mapping[str, Make], queries: int
+) -> list[tidy.Row]:
+    """Return rows of `layers` for each layer perturbed alone."""
+    rows = []
+    for method, make in methods.items():
+        for layer in layers:
+            optimizer = make(params=[layer.parameter], seed=0, queries=queries)
+            measured = optimizer.estimate(moment.closure, moment.token_mask, moment.step)
+            own = {layer.parameter: moment.gradient[layer.parameter]}
+            cosines = [signed_cosine(d, g, own) for d, g in measured.queries]
+            expected = alignment.expected_cosine(measured.queries[0][0], own)
+            rows.append(_layer_row(moment.step, method, layer.name, "alone", cosines, expected))
+    return rows
+
+
+def _layer_row(
+    step: int, method: str, layer: str, perturbed: str, cosines: list[float], expected: float | None
+) -> tidy.Row:
+    return {
+        "step": step, "method": method, "layer": layer, "perturbed": perturbed,
+        "n": len(cosines), "cosine": statistics.fmean(cosines),
+        "deviation": statistics.stdev(cosines), "expected": expected,
+    }  # fmt: skip
+
+
+def makers(names: Sequence[str], overrides: Sequence[str], model: nn.Module) -> dict[str, Make]:
+    """Return a constructor for each method, with the settings that conf/ gives it for this run."""
+    from experiments import registry
+    from experiments.config import BadInput, compose
+
+    shared = [each for each in overrides if not each.startswith(("method", "+method"))]
+    made: dict[str, Make] = {}
+    for name in names:
+        config = compose([*shared, f"method={name}"])
+        values = registry.settings(config.method, "nearest")
+        if not issubclass(registry.method_class(name), ZeroOrderOptimizer):
+            raise BadInput(f"--methods={name}: allowed are zeroth-order methods")
+
+        def make(
+            seed: int, params: Any, queries: int = 1, name: str = name, values: Any = values
+        ) -> ZeroOrderOptimizer:
+            given = values | {"params": params, "queries": queries, "embeddings": "tuned"}
+            optimizer = registry.build(name, model, given, seed)
+            assert isinstance(optimizer, ZeroOrderOptimizer)
+            return optimizer
+
+        made[name] = make
+    return made
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the probe's own options."""
+    parser.add_argument("--steps", default="0,50,100,200,400", help="of the run, to look at")
+    parser.add_argument("--methods", default="agzo,mezo,lozo", help="the estimates to compare")
+    parser.add_argument("--groups", type=int, default=8, help="of queries, each with its seed")
+    parser.add_argument("--forwards", default="2,4,8,16,32", help="to spend on averaged queries")
+    parser.add_argument("--layer-queries", type=int, default=16, help="per layer; 0: none alone")
+    parser.add_argument("--layer-steps", default="", help="steps with layers alone; the last")
+
+
+def run(
+    options: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[dict[str, Any], tidy.Tables]:
+    """Look at a run as the options say; see the module's text for the tables."""
+    from experiments.config import BadInput
+    from experiments.probe import scene as scenes
+
+    steps = scenes.whole_numbers("--steps", options.steps)
+    budgets = scenes.whole_numbers("--forwards", options.forwards, least=2)
+    layer_steps = scenes.whole_numbers("--layer-steps", options.layer_steps or str(steps[-1]))
+    if not set(layer_steps) <= set(steps):
+        raise BadInput(f"--layer-steps={options.layer_steps}: allowed are some of --steps")
+    if options.groups < 2:
+        raise BadInput(f"--groups={options.groups}: allowed is 2 or more, for a confidence band")
+    if options.layer_queries < 2:
+        raise BadInput(f"--layer-queries={options.layer_queries}: allowed is 2 or more")
+    scene = scenes.load(options.overrides)
+    methods = makers(options.methods.split(","), options.overrides, scene.model)
+    everything = select(scene.model, None, "tuned")[0]
+    linear = linear_layers(scene.model)
+    tables: tidy.Tables = {"whole": [], "averaged": [], "layers": []}
+    for step in scene.walk(steps):
+        batch = scene.batch(step)
+        closure = scene.closure(batch)
+        for scope, tuned in (("linear", linear), ("all", everything)):
+            moment = Moment(step, closure, batch.token_mask, gradients(closure, tuned))
+            whole, averaged, layers = whole_rows(moment, scope, methods, options.groups, budgets)
+            tables["whole"] += whole
+            tables["averaged"] += averaged
+            tables["layers"] += layers
+            say(f"step {step}, {scope}: {len(tuned)} parameters, {len(whole)} groups of queries")
+            if scope == "linear" and step in layer_steps:
+                tables["layers"] += alone_rows(moment, linear, methods, options.layer_queries)
+                say(f"step {step}: each of {len(linear)} layers alone")
+    about = tidy.about("alignment", {}, scene.device)
+    return about | scene.about(), tables

@@ -1,0 +1,205 @@
+"""Figure 1: do gradients lie in the span of the activations, and in how few of its directions?
+
+Tables, each at every step of `--steps` along a training run:
+
+* `cosines`: for each linear layer |G A| / |G|, the cosine of the gradient G and its projection on
+  the leading r right directions A of an input: of the same minibatch (exact, and by AGZO's own
+  power iteration), of another minibatch, and of the run's first minibatch at its first weights.
+  `random` is what a random A gives, sqrt(r / d_in). The full rank is trivial, and `random` 1, where
+  a minibatch has as many tokens as the layer is wide.
+* `spectra`: singular values of G and of the input X for a few layers.
+* `energy`: the share of |X|^2 in the first direction, and whose it is: the position (0 is a row's
+  first token) and the token that carry most of it.
+
+Padding is left out: its own gradient is zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from agzo.alignment import captured
+from agzo.perturb import Closure
+from agzo.rng import Noise
+from agzo.select import Tuned, select
+from agzo.spectrum import Spectrum, gradients, inputs, spectrum
+from agzo.subspace import subspace_extract
+from experiments.probe import tidy
+
+if TYPE_CHECKING:
+    from experiments.batches import Rows
+
+HELP = "figure 1: gradients and activations of each linear layer"
+RANKS = (1, 10)
+POWER_STEPS = 3  # K of the paper
+
+
+def linear_layers(model: nn.Module) -> list[Tuned]:
+    """Return the weights of the linear layers; a head tied to the embedding is none of them."""
+    return [each for each in select(model, None, "tuned")[0] if each.role == "linear"]
+
+
+def real_tokens(x: Tensor, mask: Tensor) -> Tensor:
+    """Return the rows of a layer's input that are no padding, (tokens, d_in).
+
+    An input that has not the mask's shape, such as a head's label positions, is taken whole.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    return flat[mask.reshape(-1)] if x.shape[:-1] in (mask.shape, (mask.numel(),)) else flat
+
+
+def spectra_of(closure: Closure, rows: Rows, layers: list[Tuned]) -> dict[str, Spectrum]:
+    """Return the spectrum of each layer's input on one batch; equal inputs are decomposed once."""
+    by_input: dict[int, Spectrum] = {}
+    found: dict[str, Spectrum] = {}
+    for name, x in inputs(closure, layers).items():
+        if id(x) not in by_input:
+            by_input[id(x)] = spectrum(real_tokens(x, rows.token_mask))
+        found[name] = by_input[id(x)]
+    return found
+
+
+def power_basis(layer: Spectrum, rank: int, name: str, step: int) -> Tensor:
+    """Return what Algorithm 1 finds for this input, (d_in, rank)."""
+    x = ((layer.left * layer.values) @ layer.right.T).float()  # X again: (tokens, d_in)
+    omega = Noise(0, step).table(x.shape[0], 1, rank, x.device, name).view(-1, rank)
+    return subspace_extract(x, omega, POWER_STEPS)
+
+
+def cosine_rows(
+    step: int,
+    layers: list[Tuned],
+    gradient: Mapping[nn.Parameter, Tensor],
+    sources: Mapping[str, Mapping[str, Spectrum]],
+) -> list[tidy.Row]:
+    """Return |G A| / |G| for each layer, source of the basis ("same" among them) and rank."""
+    rows = []
+    for layer in layers:
+        g = gradient[layer.parameter]
+        width = g.shape[1]
+        bases: list[tuple[str, str, Tensor]] = []
+        for source, spectra in sources.items():
+            found = spectra[layer.name]
+            bases += [(source, str(r), found.basis(r)) for r in RANKS if r <= found.rank]
+            bases.append((source, "full", found.basis(found.rank)))
+        same = sources["same"][layer.name]
+        bases += [
+            ("power", str(r), power_basis(same, r, layer.name, step))
+            for r in RANKS
+            if r <= same.rank
+        ]
+        rows += [
+            {
+                "step": step, "layer": layer.name, "basis": source, "rank": rank,
+                "columns": basis.shape[1], "cosine": captured(g, basis).item(),
+                "random": (basis.shape[1] / width) ** 0.5,
+            }
+            for source, rank, basis in bases
+        ]  # fmt: skip
+    return rows
+
+
+def spectrum_rows(
+    step: int,
+    chosen: list[Tuned],
+    gradient: Mapping[nn.Parameter, Tensor],
+    spectra: Mapping[str, Spectrum],
+) -> list[tidy.Row]:
+    """Return the singular values of gradient and input of the chosen layers, from index 1."""
+    rows = []
+    for layer in chosen:
+        values = {
+            "gradient": torch.linalg.svdvals(gradient[layer.parameter].double()),
+            "activation": spectra[layer.name].values,
+        }
+        rows += [
+            {"step": step, "layer": layer.name, "of": of, "index": i, "value": value}
+            for of, all_values in values.items()
+            for i, value in enumerate(all_values.tolist(), start=1)
+        ]
+    return rows
+
+
+def energy_rows(
+    step: int,
+    layers: list[Tuned],
+    spectra: Mapping[str, Spectrum],
+    rows: Rows,
+    text: Callable[[int], str],
+) -> list[tidy.Row]:
+    """Return, per layer, the first direction's share of the energy and who carries it."""
+    mask = rows.token_mask
+    positions, ids = rows.position_ids[mask], rows.input_ids[mask]  # (tokens,) each
+    found = []
+    for layer in layers:
+        own = spectra[layer.name]
+        if own.left.shape[0] != positions.shape[0]:
+            continue  # a head that sees label positions alone: its tokens have no such positions
+        carried = own.left[:, 0].square()  # sums to 1 over tokens
+        by_position = torch.bincount(positions, carried)
+        by_token = torch.bincount(ids, carried)
+        position, token = int(by_position.argmax()), int(by_token.argmax())
+        found.append({
+            "step": step, "layer": layer.name, "tokens": len(positions),
+            "width": own.right.shape[0], "rank": own.rank,
+            "share": own.energy()[0].item(),
+            "position": position, "position_share": by_position[position].item(),
+            "position_tokens": (positions == position).double().mean().item(),
+            "token": text(token), "token_share": by_token[token].item(),
+            "token_tokens": (ids == token).double().mean().item(),
+        })  # fmt: skip
+    return found
+
+
+def choose(layers: list[Tuned], names: Sequence[str]) -> list[Tuned]:
+    """Return the layers whose names hold one of `names`; without names first, middle and last."""
+    if not names:
+        return [layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1})]
+    chosen = [each for each in layers if any(name in each.name for name in names)]
+    unknown = [name for name in names if not any(name in each.name for each in layers)]
+    if unknown:
+        listed = ", ".join(each.name for each in layers[:8])
+        raise ValueError(f"--layers={','.join(unknown)}: in no layer's name; some are {listed}")
+    return chosen
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the probe's own options."""
+    parser.add_argument("--steps", default="0,100,400", help="of the run, to look at: 0,100,400")
+    parser.add_argument("--layers", default="", help="parts of names, for the spectra: 0.self_attn")
+
+
+def run(
+    options: argparse.Namespace, say: Callable[[str], None]
+) -> tuple[dict[str, Any], tidy.Tables]:
+    """Look at a run as the options say; see the module's text for the tables."""
+    from experiments.probe import scene as scenes
+
+    steps = scenes.whole_numbers("--steps", options.steps)
+    scene = scenes.load(options.overrides)
+    layers = linear_layers(scene.model)
+    chosen = choose(layers, [name for name in options.layers.split(",") if name])
+    tables: tidy.Tables = {"cosines": [], "spectra": [], "energy": []}
+    first = None
+    for step in scene.walk(steps):
+        batch, other = scene.batch(step), scene.batch(step + 1)
+        same = spectra_of(scene.closure(batch), batch, layers)
+        first = first or same
+        sources = {
+            "same": same,
+            "other": spectra_of(scene.closure(other), other, layers),
+            "first": first,
+        }
+        gradient = gradients(scene.closure(batch), layers)
+        tables["cosines"] += cosine_rows(step, layers, gradient, sources)
+        tables["spectra"] += spectrum_rows(step, chosen, gradient, same)
+        text = scene.parts.tokenizer.convert_ids_to_tokens
+        tables["energy"] += energy_rows(step, layers, same, batch, text)
+        say(f"step {step}: {len(layers)} layers")
+    about = tidy.about("structure", {"steps": steps}, scene.device)
+    return about | scene.about(), tables
