@@ -62,7 +62,9 @@ class Noise:
         fields = (stream_version(device), self.seed, self.step, self.query, *address)
         return "\x1f".join(str(field) for field in fields).encode()
 
-    def _generator(self, device: torch.device, *address: str | int) -> torch.Generator:
+    def _generator(self, device: torch.device, *address: str | int) -> torch.Generator | None:
+        if device.type == "meta":
+            return None  # tensors without values: only their sizes are asked for
         key = self._key(device, *address)
         generator = torch.Generator(device=device)
         if device.type == "cpu":

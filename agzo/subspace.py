@@ -4,14 +4,17 @@ A linear layer's weight gradient is ``Q^T X`` with X (tokens, d_in) its input an
 the upstream gradient, so its rows lie in the span of the rows of X. A few power iterations on
 ``X^T X``, which is never formed, find the directions that carry most of X.
 
-In the paper's letters H = X^T (d_in, m). Memory: m x r and d_in x r in float32, and a float32 copy
-of X where X has another dtype.
+In the paper's letters H = X^T (d_in, m). Memory: m x r and d_in x r in float32, and where X has
+another dtype a float32 copy of at most `COPY` values of it: a larger X is read in parts.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+COPY = 1 << 23
+"""Values in the largest float32 copy that is made of an input of another dtype (32 MiB)."""
 
 
 def subspace_extract(
@@ -27,15 +30,30 @@ def subspace_extract(
 
     Source: AGZO (arXiv 2601.17261), Algorithm 1: Y = H Omega; K times Q = qr(Y), Y = H (H^T Q).
     """
-    h = x.float()  # the rows of x are the columns of the paper's H
+    tokens, width = x.shape
+    size = max(1, tokens if x.dtype == torch.float32 else COPY // width)
+    if tokens <= size:
+        x = x.float()  # once, and no copy at all of a float32 x
 
-    def mask(coefficients: Tensor) -> Tensor:
-        # Zeroing a token's coefficients takes it out of every product without a copy of x.
-        return coefficients if keep is None else coefficients.masked_fill(~keep[:, None], 0.0)
+    def part(start: int, q: Tensor | None) -> Tensor:
+        block = slice(start, start + size)
+        h = x[block].float()  # its rows are columns of the paper's H
+        coefficients = omega[block] if q is None else h @ q
+        if keep is not None:
+            # Zeroing a token's coefficients takes it out of every product without a copy of x.
+            coefficients = coefficients.masked_fill(~keep[block, None], 0.0)
+        return h.T @ coefficients
 
-    y = h.T @ mask(omega)  # (d_in, r)
+    def product(q: Tensor | None) -> Tensor:
+        """Return H (H^T Q), (d_in, r); H Omega where there is no Q yet."""
+        y = part(0, q)
+        for start in range(size, tokens, size):
+            y += part(start, q)
+        return y
+
+    y = product(None)
     for _ in range(power_steps):
-        y = h.T @ mask(h @ orthonormal(y))
+        y = product(orthonormal(y))
     return orthonormal(y)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agzo import AGZO, subspace_extract
+from agzo import AGZO, subspace, subspace_extract
 from agzo.activations import ActivationCapture
 from agzo.rng import Noise
 from agzo.select import select
@@ -49,6 +49,20 @@ def test_columns_are_orthonormal(tokens, width, rank):
     assert basis.shape == (width, rank)
     assert basis.dtype == torch.float32
     torch.testing.assert_close(basis.T @ basis, torch.eye(rank), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_input_read_in_parts_gives_the_same_basis(dtype, masked, monkeypatch):
+    x = activations(50, 20, decay=0.7).to(dtype)
+    omega = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    keep = torch.arange(50) % 3 != 0 if masked else None
+    whole = subspace_extract(x, omega, 3, keep)
+    assert torch.equal(whole, subspace_extract(x.float(), omega, 3, keep))
+    for copy in (7 * 20, 49 * 20, 1):  # parts of 7, 49 and one token
+        monkeypatch.setattr(subspace, "COPY", copy)
+        parts = subspace_extract(x, omega, 3, keep)
+        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
 
 
 def test_masked_tokens_do_not_count():
