@@ -1,8 +1,14 @@
 """What only a CUDA device can show: executions agree there, and a step never waits for it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from agzo import AGZO
+from agzo.spectrum import gradients
+from experiments.probe.alignment import Moment, whole_rows
+from experiments.probe.structure import cosine_rows, linear_layers, spectra_of
 from tests.methods import EXECUTIONS, METHODS, Method
 from tests.networks import Network, qwen3, weights
 
@@ -77,3 +83,24 @@ def test_resume_on_cuda_is_bit_exact(method: Method):
         rest.step(second.closure, second.token_mask)
     for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
         assert a.equal(b)
+
+
+def test_probes_measure_on_cuda():
+    net = on_cuda(torch.float32)
+    layers = linear_layers(net.model)
+    rows = SimpleNamespace(token_mask=net.token_mask)
+    spectra = spectra_of(net.closure, rows, layers)  # pyright: ignore[reportArgumentType]
+    gradient = gradients(net.closure, layers)
+    found = cosine_rows(0, layers, gradient, {"same": spectra})
+    full = [row["cosine"] for row in found if row["rank"] == "full"]
+    assert full == pytest.approx([1.0] * len(layers), abs=1e-5)
+
+    def make(seed: int, params: list, queries: int = 1) -> AGZO:
+        return AGZO(net.model, lr=0.0, eps=1e-3, seed=seed, params=params, queries=queries)
+
+    assert net.token_mask is not None
+    moment = Moment(0, net.closure, net.token_mask, gradient)
+    whole, _, _ = whole_rows(moment, "linear", {"agzo": make}, groups=30, budgets=[9])
+    cosines = torch.tensor([row["cosine"] for row in whole])
+    expected = sum(row["expected"] for row in whole) / 30
+    assert abs(cosines.mean() - expected) < 5 * cosines.std() / 30**0.5 + 0.02 * expected

@@ -7,7 +7,7 @@ Tables, each at every step of `--steps` along a training run:
   power iteration), of another minibatch, and of the run's first minibatch at its first weights.
   `random` is what a random A gives, sqrt(r / d_in). The full rank is trivial, and `random` 1, where
   a minibatch has as many tokens as the layer is wide.
-* `spectra`: singular values of G and of the input X for a few layers.
+* `spectra`: singular values of G and of the input X for a few layers, at the first and last step.
 * `energy`: the share of |X|^2 in the first direction, and whose it is: the position (0 is a row's
   first token) and the token that carry most of it.
 
@@ -197,7 +197,8 @@ def run(
         }
         gradient = gradients(scene.closure(batch), layers)
         tables["cosines"] += cosine_rows(step, layers, gradient, sources)
-        tables["spectra"] += spectrum_rows(step, chosen, gradient, same)
+        if step in (steps[0], steps[-1]):
+            tables["spectra"] += spectrum_rows(step, chosen, gradient, same)
         text = scene.parts.tokenizer.convert_ids_to_tokens
         tables["energy"] += energy_rows(step, layers, same, batch, text)
         say(f"step {step}: {len(layers)} layers")
