@@ -1,30 +1,29 @@
-"""The theory's expectations, within five standard errors, on a loss whose gradient is known."""
+"""The theory: samplers within five standard errors, every claim of experiments.theory at a coarse
+precision, and wrong code on purpose, which the claims must catch.
+"""
 
+import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from agzo.direction import Direction
+from agzo import AGZO, ZeroOrderOptimizer
+from agzo.alignment import beta
+from agzo.direction import Direction, LowRank
+from agzo.estimator import Measurement
 from agzo.rng import Noise
 from agzo.sampler import ActivationSubspace, Gaussian, RandomSubspace
 from agzo.select import Tuned
+from baselines import MeZO
+from experiments.theory import __main__ as command
+from experiments.theory import activations, batches, bias, cosine, page
+from experiments.theory.claims import CLAIMS
+from experiments.theory.evidence import Claim, Context, Row, collect, level
 
 D_OUT, D_IN, SAMPLES = 6, 8, 4000
-
-
-def beta(dimension: int) -> float:
-    """E|U_1| for U uniform on the sphere (AGZO Eq. 25)."""
-    log = math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)
-    return math.exp(log) / math.sqrt(math.pi)
-
-
-@pytest.mark.parametrize(
-    ("dimension", "value"), [(2, 0.6366198), (3, 0.5), (128, 0.07066157), (344064, 1.360256e-3)]
-)
-def test_beta_matches_known_values(dimension, value):
-    assert beta(dimension) == pytest.approx(value, rel=1e-6)
 
 
 def gradient_and_basis(rank: int) -> tuple[Tensor, Tensor]:
@@ -108,3 +107,198 @@ def test_agzo_direction_has_norm_of_its_left_factor():
     _, basis = gradient_and_basis(2)
     squares = torch.stack([d.norm() ** 2 for d in directions(agzo_sampler(basis))])
     assert abs(squares.mean() - D_OUT * 2) < 5 * squares.std() / SAMPLES**0.5
+
+
+def coarse(**changes) -> Context:
+    return Context(level(0.999, CLAIMS), **{"precision": 0.07, **changes})
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.measure.__name__)
+def test_claim(claim: Claim):
+    rows = collect(claim, coarse())
+    assert rows
+    assert [f"{row.says}: {row.verdict}" for row in rows if not row.good] == []
+
+
+# --- wrong code, which a check worth its name catches
+
+
+class ScaledSampler(ActivationSubspace):
+    """R ten per cent too large: the mean estimate is 1.21 times what it should be."""
+
+    def sample(self, tuned, noise):
+        direction = super().sample(tuned, noise)
+        if isinstance(direction, LowRank):
+            return LowRank(1.1 * direction.left, direction.right)
+        return direction
+
+
+class Scaled(AGZO):
+    def _sampler(self):
+        super()._sampler()
+        linear = [each for each in self.tuned if each.role == "linear"]
+        self._subspace = ScaledSampler(
+            linear, self.rank, self.power_steps, self.refresh_every, self.include_padding
+        )
+        return self._subspace
+
+
+class OtherDirection(AGZO):
+    """Reports another direction than the one it evaluated."""
+
+    def estimate(self, closure, token_mask=None, step=None):
+        found = super().estimate(closure, token_mask, step)
+        directions = [d for d, _ in found.queries]
+        turned = directions[1:] + directions[:1]
+        return Measurement(
+            found.loss, [(d, g) for d, (_, g) in zip(turned, found.queries, strict=True)]
+        )
+
+
+class SameSign(ZeroOrderOptimizer):
+    """Loses the sign of the measured difference."""
+
+    def estimate(self, closure, token_mask=None, step=None):
+        found = super().estimate(closure, token_mask, step)
+        return Measurement(found.loss, [(d, g.abs()) for d, g in found.queries])
+
+
+class SameSignAGZO(SameSign, AGZO):
+    pass
+
+
+class SameSignMeZO(SameSign, MeZO):
+    pass
+
+
+def wider(model, rank, **options):
+    return AGZO(model, rank=rank + 1, **options)
+
+
+def larger_eps(model, eps, **options):
+    return AGZO(model, eps=3 * eps, **options)
+
+
+def as_mezo(model, rank, **options):
+    return MeZO(model, estimator="one_sided", **options)
+
+
+@pytest.mark.parametrize(
+    ("measure", "methods"),
+    [
+        (batches.given_the_batch, {"agzo": Scaled}),
+        (batches.given_the_batch, {"agzo": OtherDirection}),
+        (batches.given_the_batch, {"agzo": SameSignAGZO}),
+        (cosine.one_layer_cosines, {"agzo": wider}),
+        (cosine.mezo, {"mezo": SameSignMeZO}),
+        (bias.kink, {"agzo": larger_eps}),
+        (activations.leading, {"agzo": as_mezo, "mezo": partial(AGZO, rank=2)}),
+        (activations.power_iteration, {"agzo": partial(AGZO, power_steps=0)}),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "-".join(map(str, value)),
+)
+def test_wrong_code_fails(measure, methods):
+    rows = measure(coarse(cap=5000, **methods))
+    assert "FAILS" in {row.verdict for row in rows}
+
+
+def test_the_log_gamma_formula_alone_breaks_the_lemma(monkeypatch):
+    """Large log-gammas lose digits: why agzo.alignment.beta uses a series."""
+
+    def by_log_gamma(dimension: int) -> float:
+        log = math.lgamma(dimension / 2) - math.lgamma((dimension + 1) / 2)
+        return math.exp(log) / math.sqrt(math.pi)
+
+    monkeypatch.setattr(cosine, "beta", by_log_gamma)
+    assert [row.verdict for row in cosine.beta_bounds(coarse())[:2]] == ["FAILS", "FAILS"]
+
+
+def test_a_wrong_beta_fails(monkeypatch):
+    monkeypatch.setattr(cosine, "beta", lambda dimension: 1.1 * beta(dimension))
+    assert cosine.mezo(coarse())[0].verdict == "FAILS"
+
+
+# --- the evidence itself
+
+
+def verdict(**fields) -> str:
+    return Row("name", "says", "setting", **{"claimed": 1.0, "measured": 1.0, **fields}).verdict
+
+
+def test_verdicts():
+    assert verdict(low=0.9, high=1.1) == "holds"
+    assert verdict(low=1.1, high=1.2) == "FAILS"
+    assert verdict(low=1.1, high=1.2, expected=False) == "fails as expected"
+    assert verdict(low=0.9, high=1.1, expected=False) == "HOLDS, should fail"
+    assert verdict(low=0.5, high=1.5, half_width=0.1) == "UNDECIDED"
+    assert verdict(low=0.5, high=0.9, relation="<=") == "holds"
+    assert verdict(low=0.5, high=1.1, relation="<=") == "UNDECIDED"
+    assert verdict(low=1.1, high=1.2, relation="<=") == "FAILS"
+    assert verdict(low=1.1, high=1.2, relation=">=") == "holds"
+    assert verdict(low=0.9, high=1.2, relation=">") == "UNDECIDED"
+    assert verdict(low=0.8, high=0.9, relation=">") == "FAILS"
+    assert verdict(relation=">", tolerance=1e-12) == "FAILS"
+    assert verdict(measured=1.0 + 1e-9, tolerance=1e-6) == "holds"
+    assert verdict(measured=1.1, tolerance=1e-6) == "FAILS"
+    assert verdict(measured=float("nan")) == "FAILS"
+    assert verdict(measured=float("nan"), low=float("nan"), high=float("nan")) == "FAILS"
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Of 400 intervals at level 0.1 about 360 hold the truth; those of lengths are wider."""
+    context = Context(0.1)
+    generator = torch.Generator().manual_seed(0)
+    means = lengths = 0
+    for _ in range(400):
+        x = torch.randn(300, 6, dtype=torch.float64, generator=generator) ** 2  # skewed, mean 1
+        found = context.mean(x[:, 0])
+        means += found["low"] <= 1.0 <= found["high"]
+        found = context.length(x, 1.0)
+        lengths += found["low"] <= 6**0.5 <= found["high"]
+    assert 335 <= means <= 380
+    assert lengths >= 360
+
+
+def test_sample_size_gives_the_wanted_half_width():
+    context = Context(1e-4)
+    pilot = torch.randn(600, dtype=torch.float64)
+    n = context.size(pilot, 0.05)
+    found = context.mean(torch.randn(n, dtype=torch.float64), 0.05)
+    assert (found["high"] - found["low"]) / 2 == pytest.approx(0.05, rel=0.1)
+    assert context.size(pilot, 1e-6) == context.cap
+    assert "cap" in context.sized(1e-6, context.cap)
+
+
+def test_undeclared_intervals_are_an_error():
+    with pytest.raises(RuntimeError, match="it made 1 intervals and declares 2"):
+        collect(Claim(cosine.mezo, 2), coarse())
+
+
+def test_the_page_has_every_claim_once():
+    named = [name for section in page.SECTIONS for name in section.claims]
+    assert sorted(named) == sorted(claim.measure.__name__ for claim in CLAIMS)
+
+
+def test_command_writes_the_page_and_tells_by_its_status(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "CLAIMS", [Claim(activations.edges, 1)])
+    assert command.main(["--out", str(tmp_path / "theory"), "--precision", "0.06"]) == 0
+    found = json.loads((tmp_path / "theory" / "theory.json").read_text())
+    assert {row["verdict"] for row in found["rows"]} == {"holds", "fails as expected"}
+    assert found["about"]["confidence"] == 0.999
+    text = (tmp_path / "theory" / "theory.md").read_text()
+    assert "AGZO is worse than MeZO" in text
+    assert "none is otherwise" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "theory").iterdir()) == ["theory.json", "theory.md"]
+
+    wrong = Row("name", "says", "setting", 1.0, 2.0)
+    monkeypatch.setattr(command, "measure", lambda context, say: {"edges": [wrong]})
+    assert command.main([]) == 1
+    assert "1 are not as they should be" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argument", ["--confidence=1", "--precision=0.5"])
+def test_command_refuses_bad_arguments(argument, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main([argument])
+    assert stopped.value.code == 2
+    assert argument.split("=")[0] in capsys.readouterr().err
