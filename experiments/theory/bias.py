@@ -141,7 +141,7 @@ def kink(context: Context) -> list[Row]:
         Row(name, "length of the bias, share of C mu: 1/sqrt(2 pi), whatever mu is",
             "half squared relu at W = 0, rank 1, mu 0.1", claimed,
             **context.mean(draws.estimates @ along / bound, half),
-            note="so C mu is the right order for losses with a Lipschitz gradient only"),
+            note="a gradient that is Lipschitz and no more: the power 1 of the bound is reached"),
     ]  # fmt: skip
 
 

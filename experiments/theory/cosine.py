@@ -216,7 +216,9 @@ def beta_bounds(context: Context) -> list[Row]:
         for d in dimensions
     )
     rising = sum(values[d + 1] >= values[d] for d in dimensions)
-    # Not in the paper: beta_D sqrt(D) falls too, so "s < n" is not needed in Theorem 5.7.
+    # Not in the paper: beta_D sqrt(D) falls too, so Theorem 5.7 does not need "s < n". Proof: let
+    # c_D = D beta_D^2. From beta_D beta_(D+1) = 2/(pi D), c_D / c_(D+2) = 1 + 1/(D (D+2)), which
+    # falls in D, and c tends to 2/pi; so c_D / c_(D+1) is a product of factors above 1.
     scaled = [d for d in dimensions if d <= 10**6]
     growing = sum(
         values[d + 1] * math.sqrt(d + 1) >= values[d] * math.sqrt(d) for d in scaled
