@@ -33,7 +33,9 @@ class MethodStyle:
 # The order here is the order of rows in tables and of entries in legends.
 METHODS: dict[str, MethodStyle] = {
     "zero_shot": MethodStyle("zero-shot", "#7F7F7F", (0, (1, 2)), ""),
+    "inference": MethodStyle("inference", "#BBBBBB", (0, (1, 1)), ""),
     "sgd": MethodStyle("SGD", "#000000", "-", "s"),
+    "sgd_checkpointed": MethodStyle("SGD, checkpointed", "#117733", (0, (3, 1, 1, 1)), "D"),
     "adamw": MethodStyle("AdamW", "#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P"),
     "mezo": MethodStyle("MeZO", "#E69F00", (0, (4, 1.5)), "^"),
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from agzo import AGZO
 from agzo.rng import Noise
@@ -150,6 +151,42 @@ def test_counts_agree_with_the_resident_set():
     resident = found["peak_gib"] - found["baseline_gib"]
     assert counted > 0.1
     assert resident == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("method", "batch", "length"),
+    [
+        ("inference", 8, 64),
+        ("sgd", 8, 64),
+        ("sgd", 1, 16),
+        ("agzo", 1, 16),
+        *(
+            pytest.param(method, *size, marks=pytest.mark.slow)
+            for method in METHODS
+            for size in ((1, 64), (16, 128))
+        ),
+    ],
+)
+def test_counts_agree_with_torchs_own_record_of_allocations(method, batch, length):
+    """Outside any mode of ours: the profiler hears of every block of the CPU's allocator."""
+    one = point(method=method, batch=batch, length=length)
+    model = memory_point.build(one.shape, one.dtype, torch.device("cpu"))
+    ids = memory_point.rows(one, 1000, torch.device("cpu"))
+    held = LiveBytes("cpu", [*model.parameters(), *model.buffers(), ids]).now
+    with (
+        fused_attention(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record,
+    ):
+        memory_point.steps(one, model, ids)
+    assert record.profiler is not None
+    assert record.profiler.kineto_results is not None
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = held
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    assert len(events) > 500
+    assert count(one, torch.device("meta"))[0] == pytest.approx(peak, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
-PROBES = ("structure", "alignment")
+PROBES = ("structure", "alignment", "memory")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
