@@ -93,7 +93,7 @@ def leading(context: Context) -> list[Row]:
     return [
         Row("Thm. 5.7", "smallest (|GA|^2 / |G|^2) / (r/s), exact leading directions", setting,
             1.0, excess, ">", tolerance=1e-12, samples=PROBLEMS, sized="all problems"),
-        Row("Thm. 5.7", "smallest E cos AGZO / E cos MeZO, exact leading directions", setting,
+        Row("Thm. 5.7", "smallest E cos AGZO / E cos MeZO by Eqs. 23 and 26, exact leading directions", setting,
             1.0, advantage, ">", tolerance=1e-12, samples=PROBLEMS, sized="all problems"),
         Row("Thm. 5.7", "E cos AGZO - E cos MeZO, both measured, AGZO's own basis (K = 3)",
             f"the first {MEASURED} of them", 0.0, relation=">", **context.mean(found, half)),
@@ -121,7 +121,7 @@ def edges(context: Context) -> list[Row]:
         if r < n
     )
     says = "(|GA|^2 / |G|^2) / (r/s), strictly above 1"
-    better = "E cos AGZO / E cos MeZO"
+    better = "E cos AGZO / E cos MeZO by Eqs. 23 and 26"
     over = beta(OUT * RANK) / beta(OUT * WIDTH)
     equal = "equal singular values and equal B_ii"
     rows = [
@@ -186,7 +186,7 @@ def power_iteration(context: Context) -> list[Row]:
                     samples=PILOT, **starts),
                 Row("Algorithm 1", "overlap with the exact leading directions (1: the same span)",
                     setting, 1.0, **but(context.mean(overlap), **starts), expected=False,
-                    note="equal singular values: no span leads, any A is as good"),
+                    note="equal singular values: no span leads"),
             ]  # fmt: skip
         else:
             rows += [

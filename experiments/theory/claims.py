@@ -13,7 +13,7 @@ CLAIMS = [
     Claim(bias.kink, 1),
     Claim(bias.spanning, 2),
     Claim(cosine.one_layer_cosines, 4),
-    Claim(cosine.whole_network, 2),
+    Claim(cosine.whole_network, 3),
     Claim(cosine.mezo, 1),
     Claim(cosine.lozo, 3),
     Claim(cosine.beta_bounds, 3),

@@ -78,8 +78,8 @@ SECTIONS = (
         ("spanning",),
         "If the rows of every batch's gradient lie in the span of A, the mean estimate is within "
         "C μ of the true gradient.",
-        "A fixed A that spans the rows of the gradient of all batches, so r at least the rank of "
-        "everything that enters the layer.",
+        "A fixed A that spans the rows of the gradient of all batches, for which r "
+        "must be at least the rank of those rows together (the rank of all inputs is enough).",
         "A layer whose inputs have rank 2 in every batch, at r = 2 and at r = 1.",
         "With the paper's r = 1 the assumption fails on any batch whose gradient has rank above "
         "one. The bias is then |G(I - AAᵀ)| however small μ is: AGZO is a biased estimator.",
@@ -98,10 +98,11 @@ SECTIONS = (
         "2609.35257) gives and which follows in two lines: ⟨G, Δ⟩Δ has mean GAAᵀ and mean square "
         "(d_out r + 2)|GA|².",
         "The theorem is about one layer perturbed alone. In a step all layers share one number g, "
-        "so one layer's part of the estimate has a much smaller cosine with that layer's "
-        "gradient, negative on many steps. Cosines reported per layer must say which of the two "
-        "they are. The error also shows why a good direction is still a noisy estimate: it is "
-        "d_out r + 1 times the energy that is kept.",
+        "so the sign of one layer's part is decided by all: its cosine with that layer's gradient "
+        "has the theorem's size, but is often negative, and its mean is far smaller. Cosines "
+        "reported per layer must say which of these they are. The squared error shows why a "
+        "direction that keeps much is still a noisy estimate: it is d_out r + 1 times the energy "
+        "that is kept.",
     ),
     Section(
         "Corollary 5.5: MeZO, and LOZO read the same way",
@@ -167,9 +168,9 @@ IN_SHORT = (
     "No statement was contradicted where its assumptions hold.",
     "AGZO takes its basis from the batch that it measures; Proposition 5.1 takes it as given. "
     "Averaged over batches AGZO's mean step is another one, which can keep more of the gradient or "
-    "lose all of it.",
+    "lose all of it (two examples built to show this).",
     "A basis that does not span the gradient leaves a bias of |G(I - AAᵀ)|, however small μ is. At "
-    "r = 1 that is the rule.",
+    "r = 1 only a gradient of rank one can avoid it.",
     "Theorem 5.4 is about one layer alone, or all of them together; one layer's part of a "
     "whole-model estimate points far less well.",
     "Theorem 5.7 stands on its condition: gradients in the input's weak directions make AGZO worse "
