@@ -24,10 +24,10 @@ KINDS = {
 
 def caption(sweeps: list[Sweep]) -> list[str]:
     """Say what is shown, how it was found, and where curves run out of memory."""
+    figures = [f"({s.paper.source['where']} of the paper)" for s in sweeps if s.paper is not None]
     lines = [
         "Peak memory of one training step, weights included (inference: of one forward), against "
-        "sequence length and batch size"
-        + (" (the paper's Figures 3 and 4)." if any(s.paper for s in sweeps) else "."),
+        f"sequence length and batch size{' '.join(dict.fromkeys(['', *figures]))}.",
         "Solid: this library's optimizers, logits at the label positions alone. Dashed: as "
         "published code runs, in-place steps, logits of all positions, a shifted copy of them and "
         "their log-softmax over the vocabulary, key/value caches kept. SGD's step is the same in "
@@ -56,7 +56,7 @@ def caption(sweeps: list[Sweep]) -> list[str]:
 
 def _beside_the_paper(sweep: Sweep) -> list[str]:
     """Compare the published series with the paper's points."""
-    if not sweep.paper:
+    if not sweep.printed:
         return []
     lines = [
         "Open markers: the paper's points as far as they are known, in its GB, drawn as GiB (which "
@@ -66,7 +66,7 @@ def _beside_the_paper(sweep: Sweep) -> list[str]:
     for method in sweep.methods:
         both = [
             (ours, point)
-            for point in sweep.paper
+            for point in sweep.printed
             if point.method == method
             and point.peak is not None
             and (ours := sweep.peaks.get(("published", method, point.batch, point.length)))
@@ -93,9 +93,16 @@ def _attention(sweep: Sweep) -> str:
         return "torch's choice of kernel."
     if sweep.probe.get("settings.attention", str) == "math":
         return "the kernel that writes out all scores."
-    return (
+    fused = (
         "counted as a fused kernel (flash in half precision, memory-efficient in float32 with "
         "key/value heads repeated)."
+    )
+    if sweep.dtype != "float32":
+        return fused
+    return fused + (
+        " Where transformers leaves repeating the heads to torch, CUDA has no fused kernel for "
+        "float32 and writes out the scores: a measurement is then higher, for every method "
+        "(--attention math counts that)."
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.load import ResultError
-from analysis.paper.memory import PaperPoint
+from analysis.paper.memory import PaperMemory, PaperPoint
 from analysis.paper.memory import load as load_paper
 from analysis.probe import Probe, load_probe
 from analysis.style import label, ordered
@@ -48,10 +48,15 @@ class Sweep:
         return [name for name in SERIES if any(key[0] == name for key in self.peaks)]
 
     @property
-    def paper(self) -> list[PaperPoint]:
-        """The paper's points for this model and precision."""
+    def paper(self) -> PaperMemory | None:
+        """The paper's figure of this model and precision."""
         name = PAPER.get((self.probe.get("settings.shape", str), self.dtype))
-        return [] if name is None or self.kind == "resident" else load_paper(name).points
+        return None if name is None or self.kind == "resident" else load_paper(name)
+
+    @property
+    def printed(self) -> list[PaperPoint]:
+        """The paper's points."""
+        return [] if self.paper is None else self.paper.points
 
     @property
     def dtype(self) -> str:
@@ -122,7 +127,7 @@ def table(sweep: Sweep) -> Table:
             shown = ["out" if cell is None else f"{cell:.3f}" for cell in cells]
             printed = [
                 f"{label(point.method)} {'OOM' if point.peak is None else point.peak}"
-                for point in sweep.paper
+                for point in sweep.printed
                 if (point.batch, point.length) == (batch, length)
             ]
             rows.append([series, str(batch), str(length), *shown, ", ".join(printed)])

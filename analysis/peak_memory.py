@@ -19,7 +19,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from matplotlib.typing import LineStyleType
 
 from analysis.load import ResultError
@@ -32,7 +32,7 @@ LINES: dict[str, tuple[LineStyleType, float]] = {
     "ours": ("-", 1.0),
     "published": ((0, (3, 1.5)), 0.75),
 }
-OUT = 1.22 * LIMIT  # height of the paper's points that ran out of memory
+OUT = 1.42 * LIMIT  # height of the paper's points that ran out of memory
 # Three methods lie on one another: their points stand a little apart, in octaves.
 ASIDE = {"mezo": -0.075, "lozo": 0.0, "agzo": 0.075}
 
@@ -80,7 +80,7 @@ def _panel(axes: Axes, sweep: Sweep, points: list[tuple[int, int]], along: int) 
                         [x], [LIMIT], color=look.colour, marker="x", markersize=6,
                         markeredgewidth=1.3, zorder=6, clip_on=False,
                     )  # fmt: skip
-    for point in sweep.paper:
+    for point in sweep.printed:
         if (point.batch, point.length) in points:
             look = looks.get(point.method)
             if look is not None:
@@ -103,8 +103,11 @@ def _panel(axes: Axes, sweep: Sweep, points: list[tuple[int, int]], along: int) 
             xytext=(0, 2), textcoords="offset points",
         )  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator([pair[along] for pair in points]))
-    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = [pair[along] for pair in points]
+    named = [x for x in ticks if x & (x - 1) == 0] or ticks  # powers of two: room for the words
+    axes.xaxis.set_major_locator(FixedLocator(named))
+    axes.xaxis.set_minor_locator(FixedLocator([x for x in ticks if x not in named]))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(ScalarFormatter())
 
 
@@ -143,7 +146,7 @@ def _legend(figure: Figure, sweeps: list[Sweep], methods: list[str]) -> None:
     for name in series:
         line = LINES[name][0]
         handles.append(Line2D([], [], color="#555555", linestyle=line, label=SERIES[name]))
-    if any(sweep.paper for sweep in sweeps):
+    if any(sweep.printed for sweep in sweeps):
         handles.append(
             Line2D(
                 [],

@@ -370,5 +370,6 @@ def test_on_cuda_counts_agree_with_the_allocator():
         found = memory.child(one)
         assert found["status"] == "ok", found
         counted = count(replace(one, attention="fused"), torch.device("meta"))[0] / GIB
-        assert found["peak_gib"] == pytest.approx(counted, rel=0.05)
+        # Beside kernels' workspaces: cuBLAS alone keeps up to 32 MiB.
+        assert found["peak_gib"] == pytest.approx(counted, rel=0.05, abs=64 * MIB / GIB)
         assert found["reserved_gib"] >= found["peak_gib"]

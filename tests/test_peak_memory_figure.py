@@ -73,6 +73,7 @@ def test_the_figure_is_drawn_twice_the_same_and_says_what_it_is(tmp_path, capsys
         assert first.read_bytes() == second.read_bytes()
     caption = " ".join((tmp_path / "a" / "figure.txt").read_text().split())
     for words in (
+        "batch size (Figure 3 of the paper).",
         "Counted: bytes of live tensors",
         "without kernels' workspaces, the allocator's fragmentation and the CUDA context",
         "random weights of the shape of Qwen3-0.6B, 596,049,920 parameters, float32",
@@ -94,7 +95,7 @@ def test_other_kinds_and_several_folders(tmp_path):
     resident = rows("resident", "60m")
     sweep = load_sweep(write(tmp_path / "resident", resident))
     assert sweep.peaks["ours", "sgd", 4, 256] == pytest.approx(18.0 - 0.25)  # less the baseline
-    assert sweep.paper == []
+    assert sweep.printed == []
     cuda = rows("cuda", "pangu-1b", "bfloat16")
     for row in cuda:
         if row["method"] == "sgd" and row["length"] == 512:
