@@ -93,7 +93,8 @@ def leading(context: Context) -> list[Row]:
     return [
         Row("Thm. 5.7", "smallest (|GA|^2 / |G|^2) / (r/s), exact leading directions", setting,
             1.0, excess, ">", tolerance=1e-12, samples=PROBLEMS, sized="all problems"),
-        Row("Thm. 5.7", "smallest E cos AGZO / E cos MeZO by Eqs. 23 and 26, exact leading directions", setting,
+        Row("Thm. 5.7", "smallest E cos AGZO / E cos MeZO by Eqs. 23 and 26, exact leading "
+            "directions", setting,
             1.0, advantage, ">", tolerance=1e-12, samples=PROBLEMS, sized="all problems"),
         Row("Thm. 5.7", "E cos AGZO - E cos MeZO, both measured, AGZO's own basis (K = 3)",
             f"the first {MEASURED} of them", 0.0, relation=">", **context.mean(found, half)),

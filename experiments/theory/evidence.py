@@ -161,6 +161,15 @@ class Context:
             "half_width": half_width,
         }
 
+    def difference(self, first: Tensor, second: Tensor) -> Fields:
+        """Return the difference of two means of independent samples, and its interval."""
+        self.intervals += 1
+        measured = (first.mean() - second.mean()).item()
+        parts = [x.var().item() / x.numel() for x in (first, second)]
+        reach = self.z * math.sqrt(sum(parts))
+        interval = {"low": measured - reach, "high": measured + reach}
+        return {"measured": measured, **interval, "samples": first.numel() + second.numel()}
+
     def length(
         self, vectors: Tensor, scale: float, offset: Tensor | None = None, sized: str = ""
     ) -> Fields:
