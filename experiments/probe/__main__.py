@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
-PROBES = ("structure", "alignment", "memory")
+PROBES = ("structure", "alignment", "memory", "slope", "arrival")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
