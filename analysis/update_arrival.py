@@ -146,9 +146,9 @@ def caption(probe: Probe, table: list[Run], scope: str) -> list[str]:
         "and the exact slope along them, all at the start of a run. Shares are drawn within "
         f"{BOUNDS[0]:g} and {BOUNDS[1]:g}.",
         "A master copy is float32 and keeps each update (as the fp32 line); shown is what the "
-        "rounded weights, which the model runs with, have followed of it; one update arrives as with "
-        "nearest, so it has no line at the top. Stochastic rounding is "
-        "right on average: its price is the noise below.",
+        "rounded weights, which the model runs with, have followed of it. One update arrives as "
+        "with nearest, so it has no line at the top. Stochastic rounding is right on average: its "
+        "price is the noise below.",
         f"At learning rate 1, |g| and the update's length relative to the weights' (rms): {sizes}; "
         "times the learning rate they carry over to other models.",
         f"Methods: {options}.",
