@@ -21,16 +21,14 @@ from torch import nn
 from agzo.check import check_count
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.sampler import ActivationSubspace
-from agzo.select import Params
 
 
 class AGZO(ZeroOrderOptimizer):
     """Perturb each linear layer inside the leading directions of its input.
 
     Args:
-        model, lr, eps, queries, embeddings, weight_decay, execution, rounding, seed, params: see
-            `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r) smaller than MeZO's, so lr and
-            eps must be tuned apart from MeZO's.
+        model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
+            smaller than MeZO's, so lr and eps must be tuned apart from MeZO's.
         rank: r, directions per layer input; above a layer's width is an error.
         power_steps: K, power iterations.
         refresh_every: steps between new bases; 1 is the paper.
@@ -56,14 +54,8 @@ class AGZO(ZeroOrderOptimizer):
         power_steps: int = 3,
         refresh_every: int = 1,
         estimator: str = "one_sided",
-        queries: int = 1,
         include_padding: bool = False,
-        embeddings: str = "tuned",
-        weight_decay: float = 0.0,
-        execution: str = "side_branch",
-        rounding: str = "nearest",
-        seed: int = 0,
-        params: Params = None,
+        **shared: Any,
     ) -> None:
         check_count("rank", rank)
         check_count("power_steps", power_steps, minimum=0)
@@ -72,19 +64,7 @@ class AGZO(ZeroOrderOptimizer):
         self.power_steps = power_steps
         self.refresh_every = refresh_every
         self.include_padding = include_padding
-        super().__init__(
-            model,
-            lr=lr,
-            eps=eps,
-            estimator=estimator,
-            queries=queries,
-            embeddings=embeddings,
-            weight_decay=weight_decay,
-            execution=execution,
-            rounding=rounding,
-            seed=seed,
-            params=params,
-        )
+        super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _sampler(self) -> ActivationSubspace:
         linear = [each for each in self.tuned if each.role == "linear"]

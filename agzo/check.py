@@ -28,11 +28,18 @@ def check_mask(token_mask: Tensor | None) -> None:
 
 
 def check_number(
-    key: str, value: float, *, above: float | None = None, minimum: float | None = None
+    key: str,
+    value: float,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
 ) -> None:
     """Raise ValueError unless `value` is finite and in range."""
     allowed = f"> {above}" if above is not None else f">= {minimum}"
     in_range = (above is None or value > above) and (minimum is None or value >= minimum)
+    if below is not None:
+        allowed, in_range = f"{allowed} and < {below}", in_range and value < below
     if not (math.isfinite(value) and in_range):
         raise ValueError(f"{key}={value}: allowed are finite numbers {allowed}")
 

@@ -8,7 +8,7 @@ Nothing in `step` waits for the device. Everything a resumed run needs is in `st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,12 +18,15 @@ from torch.overrides import TorchFunctionMode
 from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
+from agzo.moments import KEPT, UPDATES, Moments
 from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
 from agzo.progress import Progress
 from agzo.rng import Noise, stream_version
 from agzo.sampler import DirectionSampler, Gaussian
 from agzo.select import Params, Tuned, select
 from agzo.update import ROUNDINGS, is_low_precision, move
+
+LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
 
 
 class ZeroOrderOptimizer(Progress):
@@ -38,6 +41,9 @@ class ZeroOrderOptimizer(Progress):
         estimator: "one_sided" or "two_sided".
         queries: directions measured and averaged per step, >= 1.
         embeddings: "tuned" or "frozen" (a head tied to the embedding included).
+        update: "sgd", "momentum" or "adam", see `agzo.moments`.
+        momentum, beta2: decay rates of the first and second moment, in [0, 1).
+        large_state: allow moments of more than a tenth of the model's size.
         weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
         execution: "side_branch" (weights never written while measuring) or "in_place" (reference).
         rounding: "nearest", "stochastic" or "master", see `agzo.update`.
@@ -52,8 +58,12 @@ class ZeroOrderOptimizer(Progress):
     """
 
     trains: ClassVar[bool] = True
+    studies: int = 0  # training batches that `study` wants to see before the first step
     forwards_once: ClassVar[int] = 2  # the check that the loss is a function
-    settings: ClassVar[tuple[str, ...]] = ("eps", "estimator", "queries", "rounding", "embeddings")
+    settings: ClassVar[tuple[str, ...]] = (
+        *("eps", "estimator", "queries", "rounding", "embeddings"),
+        *("update", "momentum", "beta2"),
+    )
 
     def __init__(
         self,
@@ -64,6 +74,10 @@ class ZeroOrderOptimizer(Progress):
         estimator: str,
         queries: int = 1,
         embeddings: str = "tuned",
+        update: str = "sgd",
+        momentum: float = 0.9,
+        beta2: float = 0.999,
+        large_state: bool = False,
         weight_decay: float = 0.0,
         execution: str = "side_branch",
         rounding: str = "nearest",
@@ -75,6 +89,9 @@ class ZeroOrderOptimizer(Progress):
         check_number("weight_decay", weight_decay, minimum=0.0)
         check_count("queries", queries)
         check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("update", update, UPDATES)
+        check_number("momentum", momentum, minimum=0.0, below=1.0)
+        check_number("beta2", beta2, minimum=0.0, below=1.0)
         check_choice("execution", execution, tuple(EXECUTIONS))
         check_choice("rounding", rounding, ROUNDINGS)
         self.tuned, groups = select(model, params, embeddings)
@@ -86,11 +103,15 @@ class ZeroOrderOptimizer(Progress):
         self.estimator = estimator
         self.queries = queries
         self.embeddings = embeddings
+        self.update, self.momentum, self.beta2 = update, momentum, beta2
         self.rounding = rounding
         self.seed = seed
         self.projected_grad: Tensor | None = None
         self._execution = EXECUTIONS[execution]()
         self._look: DirectionSampler = self._sampler()
+        self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
+        if self._moments is not None and not large_state:
+            self._refuse_large_state()
         device = self.tuned[0].parameter.device
         self.stream_version = stream_version(device)
         self._dropouts = [
@@ -115,6 +136,22 @@ class ZeroOrderOptimizer(Progress):
         """Tell whether step number `step` looks at activations."""
         return False
 
+    def _refreshes(self, step: int) -> bool:
+        """Tell whether the right factors of step number `step` are new."""
+        return self._captures(step)
+
+    def _refuse_large_state(self) -> None:
+        """Moments are meant to be small: refuse those that would be a good part of the model."""
+        values = sum(self._look.drawn(each) for each in self.tuned)
+        values *= 1 + (self.update == "adam")
+        whole = sum(parameter.numel() for parameter in self.model.parameters())
+        if values > LARGE * whole:
+            raise ValueError(
+                f"update={self.update!r}: its state would hold {values:,} float32 values "
+                f"({values * 4 / 2**30:.3f} GiB) for a model of {whole:,}; allowed are a low-rank "
+                "sampler with embeddings='frozen', fewer params, update='sgd', or large_state=True"
+            )
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group while constructing; later it is an error: directions are keyed by name."""
         if hasattr(self, "stream_version"):
@@ -129,6 +166,12 @@ class ZeroOrderOptimizer(Progress):
     def forwards_of_step(self, step: int) -> int:
         """Count the forward passes of step number `step`."""
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
+
+    def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
+        """Look at `studies` batches, (closure, token mask) each, before the first step.
+
+        For methods that choose once what to tune or where to look; most have no need.
+        """
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -215,24 +258,34 @@ class ZeroOrderOptimizer(Progress):
         for group in self.param_groups:
             decay = group["lr"] * group["weight_decay"]
             keep = 1.0 - alive.double() * decay if decay else None
-            # A 0-dim factor per query; zero once a loss was not finite.
-            factors = [
-                torch.where(alive, g * (-group["lr"] / len(applied)), 0.0) for _, g in applied
-            ]
             for parameter in group["params"]:
-                steps: list[tuple[Direction, Tensor]] = [
-                    (directions[parameter], factor.to(parameter.device))
-                    for (directions, _), factor in zip(applied, factors, strict=True)
-                ]
+                device = parameter.device
+                mine = [(directions[parameter], g.to(device)) for directions, g in applied]
                 move(
                     parameter,
-                    steps,
-                    keep if keep is None else keep.to(parameter.device),
+                    self._steps(parameter, mine, group["lr"], alive.to(device), noise.step),
+                    keep if keep is None else keep.to(device),
                     self.rounding,
                     self.state[parameter].get("master") if parameter in self.state else None,
                     noise,
                     names[parameter],
                 )
+
+    def _steps(
+        self,
+        parameter: nn.Parameter,
+        queries: list[tuple[Direction, Tensor]],
+        lr: float,
+        alive: Tensor,
+        step: int,
+    ) -> list[tuple[Direction, Tensor]]:
+        """Return (direction, factor) pairs to add; factors are 0 once a loss was not finite."""
+        if self._moments is None:
+            share = -lr / len(queries)
+            return [(d, torch.where(alive, g * share, 0.0)) for d, g in queries]
+        refreshed = self._refreshes(step)
+        moved = self._moments.direction(queries, self.state[parameter], step, refreshed, alive)
+        return [(moved, torch.where(alive, -lr, 0.0))]
 
     def _refuse_dropout(self) -> None:
         for name, module in self._dropouts:
@@ -280,12 +333,13 @@ class ZeroOrderOptimizer(Progress):
                 )
         super().load_state_dict(state_dict)
         self.seed = zo["seed"]
-        # torch casts floating-point state to the parameter's dtype; the float32 master must stay.
+        # torch casts floating-point state to the parameter's dtype; ours is float32 and stays so.
         ordered = [p for group in self.param_groups for p in group["params"]]
         for index, parameter in enumerate(ordered):
             saved = state_dict["state"].get(index, {})
-            if "master" in saved:
-                self.state[parameter]["master"] = saved["master"].clone().to(parameter.device)
+            for key in ("master", *KEPT):
+                if key in saved:
+                    self.state[parameter][key] = saved[key].clone().to(parameter.device)
 
 
 class _Uses(TorchFunctionMode):

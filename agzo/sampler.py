@@ -30,6 +30,10 @@ class DirectionSampler(Protocol):
         """Return the direction of one parameter for the (seed, step, query) of `noise`."""
         ...
 
+    def drawn(self, tuned: Tuned) -> int:
+        """Count the numbers drawn for one parameter's direction: the size of its moments."""
+        ...
+
 
 class Gaussian:
     """MeZO's sampler: independent standard normal numbers for every coordinate."""
@@ -40,6 +44,10 @@ class Gaussian:
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return dense Gaussian noise."""
         return Dense(noise, tuned.name, tuned.parameter.shape, tuned.parameter.device)
+
+    def drawn(self, tuned: Tuned) -> int:
+        """Count the parameter's values."""
+        return tuned.parameter.numel()
 
 
 class ActivationSubspace(Gaussian):
@@ -100,6 +108,12 @@ class ActivationSubspace(Gaussian):
         shape = (tuned.parameter.shape[0], right.shape[1])
         return LowRank(noise.tensor(shape, right.device, tuned.name, "left"), right)
 
+    def drawn(self, tuned: Tuned) -> int:
+        """Count the values of R, (d_out, r), or of dense noise."""
+        if tuned.role != "linear":
+            return super().drawn(tuned)
+        return tuned.parameter.shape[0] * self._rank
+
 
 class RandomSubspace(Gaussian):
     """LOZO's sampler: U V^T with U (d_out, r) drawn each step and V (d_in, r) every nu steps.
@@ -125,6 +139,11 @@ class RandomSubspace(Gaussian):
         if len(shape) != 2:
             return super().sample(tuned, noise)
         return LowRank(self._left(tuned, noise, "left"), self._right(tuned, noise))
+
+    def drawn(self, tuned: Tuned) -> int:
+        """Count the values of U, (d_out, r), or of dense noise."""
+        shape = tuned.parameter.shape
+        return shape[0] * self._rank if len(shape) == 2 else super().drawn(tuned)
 
     def published_update(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return what LOZO's published code applies instead of `sample` on a refresh step.

@@ -10,6 +10,8 @@ inference: the factors of one step, r (d_out + d_in) float32 a matrix.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from agzo.check import check_count
@@ -17,15 +19,13 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
 from agzo.rng import Noise
 from agzo.sampler import RandomSubspace
-from agzo.select import Params
 
 
 class LOZO(ZeroOrderOptimizer):
     """Perturb each matrix inside a random low-rank subspace.
 
     Args:
-        model, lr, eps, estimator, queries, embeddings, weight_decay, execution, rounding, seed,
-            params: see `ZeroOrderOptimizer`.
+        model, lr, eps, estimator, shared: see `ZeroOrderOptimizer`.
         rank: r; above a matrix's smaller side is an error.
         refresh_every: nu, steps between new V.
         published_refresh: reproduce the published code, which on refresh steps applies another U
@@ -43,36 +43,21 @@ class LOZO(ZeroOrderOptimizer):
         refresh_every: int = 50,
         published_refresh: bool = False,
         estimator: str = "two_sided",
-        queries: int = 1,
-        embeddings: str = "tuned",
-        weight_decay: float = 0.0,
-        execution: str = "side_branch",
-        rounding: str = "nearest",
-        seed: int = 0,
-        params: Params = None,
+        **shared: Any,
     ) -> None:
         check_count("rank", rank)
         check_count("refresh_every", refresh_every)
         self.rank = rank
         self.refresh_every = refresh_every
         self.published_refresh = published_refresh
-        super().__init__(
-            model,
-            lr=lr,
-            eps=eps,
-            estimator=estimator,
-            queries=queries,
-            embeddings=embeddings,
-            weight_decay=weight_decay,
-            execution=execution,
-            rounding=rounding,
-            seed=seed,
-            params=params,
-        )
+        super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _sampler(self) -> RandomSubspace:
         self._subspace = RandomSubspace(self.tuned, self.rank, self.refresh_every)
         return self._subspace
+
+    def _refreshes(self, step: int) -> bool:
+        return step % self.refresh_every == 0
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         if not self.published_refresh:

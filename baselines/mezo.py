@@ -8,10 +8,11 @@ inference: one 4 MiB chunk of noise.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.select import Params
 
 
 class MeZO(ZeroOrderOptimizer):
@@ -23,24 +24,6 @@ class MeZO(ZeroOrderOptimizer):
         lr: float,
         eps: float,
         estimator: str = "two_sided",
-        queries: int = 1,
-        embeddings: str = "tuned",
-        weight_decay: float = 0.0,
-        execution: str = "side_branch",
-        rounding: str = "nearest",
-        seed: int = 0,
-        params: Params = None,
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            model,
-            lr=lr,
-            eps=eps,
-            estimator=estimator,
-            queries=queries,
-            embeddings=embeddings,
-            weight_decay=weight_decay,
-            execution=execution,
-            rounding=rounding,
-            seed=seed,
-            params=params,
-        )
+        super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)

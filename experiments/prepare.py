@@ -20,6 +20,7 @@ from experiments.data import Splits, load_splits, protocol
 from experiments.demonstrations import with_demonstrations
 from experiments.encode import Encoded, Encoder
 from experiments.evaluate import Questions, questions
+from experiments.loss import loss
 from experiments.tasks import Task, get_task
 
 
@@ -90,10 +91,25 @@ def prepare(config: RunConfig) -> Parts:
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
-    return Parts(
+    parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, eval_steps(config, taken), truncated, demonstrations, origin,
     )  # fmt: skip
+    _study(config, parts)
+    return parts
+
+
+def _study(config: RunConfig, parts: Parts) -> None:
+    """Show a method that asks for it the first training batches of the run, before its first step.
+
+    On resume as well: what a method learns there is a function of model and batches.
+    """
+    wanted: int = getattr(parts.optimizer, "studies", 0)
+    batches = [parts.batch(config.train.batch_size, config.seed, step) for step in range(wanted)]
+    if batches:
+        parts.optimizer.study(
+            [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]  # pyright: ignore
+        )
 
 
 def _context(model: nn.Module) -> int | None:

@@ -42,10 +42,26 @@ def method_class(name: str) -> type[Optimizer]:
 
 
 def method_keys(method: type[Optimizer]) -> dict[str, Any]:
-    """Return the keys of a method and their types, from its constructor."""
-    hints = get_type_hints(method.__init__)
-    names = inspect.signature(method.__init__).parameters
-    return {name: hints.get(name, Any) for name in names if name not in GIVEN}
+    """Return the keys of a method and their types."""
+    return {name: kind for name, kind in _parameters(method).items() if name not in GIVEN}
+
+
+def _parameters(method: type[Optimizer]) -> dict[str, Any]:
+    """Return the names and types of a constructor's parameters.
+
+    One that hands `**shared` on has those of the class it inherits from as well.
+    """
+    found: dict[str, Any] = {}
+    for base in method.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        hints = get_type_hints(base.__init__)
+        signature = inspect.signature(base.__init__).parameters
+        own = [name for name, p in signature.items() if p.kind is not p.VAR_KEYWORD]
+        found |= {name: hints.get(name, Any) for name in own if name not in found}
+        if len(own) == len(signature):
+            break
+    return found
 
 
 def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
@@ -64,7 +80,7 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
     values = {key: cast(f"method.{key}", given[key], types[key]) for key in given}
     if values.get("lr", 1.0) <= 0:
         raise BadInput(f"method.lr={values['lr']}: allowed is a number above 0")
-    if "rounding" in inspect.signature(method.__init__).parameters:
+    if "rounding" in _parameters(method):
         values["rounding"] = rounding
     elif rounding != "nearest":
         raise BadInput(f"precision.rounding={rounding}: {name} allows nearest only")
@@ -81,7 +97,7 @@ def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
 
 def build(name: str, model: nn.Module, values: dict[str, Any], seed: int) -> Optimizer:
     """Construct a method on the real model."""
-    if "seed" in inspect.signature(METHODS[name].__init__).parameters:
+    if "seed" in _parameters(METHODS[name]):
         values = values | {"seed": seed}
     return _construct(name, model, values)
 
