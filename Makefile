@@ -17,7 +17,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 figures figure1 figure2 figure3 \
-  figure4 eps-window update-arrival theory test lint types bench pocket-model test-slow test-gpu clean
+  figure4 eps-window update-arrival notebooks theory test lint types bench pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -82,6 +82,9 @@ eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for 
 
 update-arrival: $(READY) ## the share of an update that survives rounding
 	@$(call measure,arrival,,update_arrival,update_arrival)
+
+notebooks: $(READY) ## run both notebooks and store their outputs
+	@$(BIN)/python tests/test_notebooks.py
 
 theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict
 	@$(BIN)/python -m experiments.theory --out runs/theory
