@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from agzo import AGZO
 from agzo.rng import Noise
+from baselines import MeZO
 from experiments import bench
 from experiments.machine import GIB
 from experiments.probe import memory, memory_point, tidy
@@ -235,6 +236,18 @@ def test_bases_of_half_precision_need_no_float32_copy_of_an_input():
         peaks.append(live.peak)
     assert peaks[0] > 512 * MIB  # the input and the output of the ReLU
     assert peaks[1] < 1.01 * peaks[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_chunk_of_noise_is_alive_at_a_time(dtype):
+    with torch.device("meta"):
+        model = nn.Linear(1024, 2**14, bias=False, dtype=dtype)  # 16 chunks
+        x = torch.empty(1, 1024, dtype=dtype)
+    with LiveBytes("meta", [*model.parameters(), x]) as live:
+        weights = live.now
+        MeZO(model, lr=0.1, eps=0.1, queries=2).step(lambda: model(x).float().mean())
+    several = 2 if dtype == torch.float32 else 2.5  # two queries; bfloat16: its copy of the rows
+    assert 4 * MIB < live.peak - weights < several * 4 * MIB + MIB
 
 
 def test_published_losses_need_more_and_checkpoints_less():
