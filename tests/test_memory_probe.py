@@ -289,7 +289,6 @@ def test_a_sweep_leaves_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch):
     assert {row["method"] for row in rows} == {"inference"}
     assert all(row["status"] == "ok" and float(row["peak_gib"]) > 0 for row in rows)
     assert list(rows[0]) == list(memory.COLUMNS)
-    assert about["settings"]["shape"] == "pocket"
     assert about["parameters"] * 4 == weights_of("pocket")
     assert "6/6 ours-inference-2x32: ok" in "\n".join(said)
     assert "MiB torch.float32 1500x96 by held before" in "\n".join(said)

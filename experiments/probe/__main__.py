@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
+UNSAID = ("out", "run", "show")  # options on which the measurements do not depend
 PROBES = ("structure", "alignment", "memory", "slope", "arrival")
 
 
@@ -29,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         one.add_argument("--out", type=Path, required=True, help="folder of the tables")
         module.arguments(one)
         one.add_argument("overrides", nargs="*", help="of the run: model=... task=... method=...")
-        one.set_defaults(run=module.run)
+        one.set_defaults(run=module.run, show=getattr(module, "show", None))
     # argparse cannot intermix positionals and options behind a subcommand.
     options, rest = parser.parse_known_args(arguments)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
@@ -50,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if tidy.finished(options.out, settings(options)):
             print(f"{options.out}: measured already")
+            if options.show:
+                options.show(options.out)
             return 0
         about, tables = options.run(options, say)
         about |= {
@@ -66,12 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     rows = ", ".join(f"{name} ({len(table)} rows)" for name, table in tables.items())
     print(f"{options.out}: {rows}")
+    if options.show:
+        options.show(options.out)
     return 0
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the measurements depend on."""
-    return {key: value for key, value in vars(options).items() if key not in ("out", "run")}
+    return {key: value for key, value in vars(options).items() if key not in UNSAID}
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from agzo.perturb import Closure, Directions
 from agzo.select import Tuned, select
 from agzo.spectrum import gradients
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers
 from experiments.probe.structure import linear_layers
 
 HELP = "figure 2: cosine of estimates with the gradient, against the theory"
@@ -194,9 +195,9 @@ def run(
     from experiments.config import BadInput
     from experiments.probe import scene as scenes
 
-    steps = scenes.whole_numbers("--steps", options.steps)
-    budgets = scenes.whole_numbers("--forwards", options.forwards, least=2)
-    layer_steps = scenes.whole_numbers("--layer-steps", options.layer_steps or str(steps[-1]))
+    steps = whole_numbers("--steps", options.steps)
+    budgets = whole_numbers("--forwards", options.forwards, least=2)
+    layer_steps = whole_numbers("--layer-steps", options.layer_steps or str(steps[-1]))
     if not set(layer_steps) <= set(steps):
         raise BadInput(f"--layer-steps={options.layer_steps}: allowed are some of --steps")
     if options.groups < 2:
@@ -221,5 +222,5 @@ def run(
             if scope == "linear" and step in layer_steps:
                 tables["layers"] += alone_rows(moment, linear, methods, options.layer_queries)
                 say(f"step {step}: each of {len(linear)} layers alone")
-    about = tidy.about("alignment", {}, scene.device)
+    about = tidy.about("alignment", scene.device)
     return about | scene.about(), tables

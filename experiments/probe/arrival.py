@@ -35,6 +35,7 @@ from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.update import ROUNDINGS, is_low_precision, move
 from experiments.probe import slope, tidy
+from experiments.probe.lists import count, positive_numbers, words
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options
 from experiments.probe.tidy import Row
 
@@ -250,12 +251,12 @@ def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
     """Measure along the command line's options."""
-    lrs = slope.numbers("--lrs", options.lrs)
-    updates = slope.count("--updates", options.updates)
-    singles = slope.count("--singles", options.singles)
-    batches = slope.count("--batches", options.batches)
-    methods = slope.words("--methods", options.methods, METHODS)
-    dtypes = slope.chosen_dtypes(options.dtypes)
+    lrs = positive_numbers("--lrs", options.lrs)
+    updates = count("--updates", options.updates)
+    singles = count("--singles", options.singles)
+    batches = count("--batches", options.batches)
+    methods = words("--methods", options.methods, METHODS)
+    dtypes = words("--dtypes", options.dtypes, DTYPES)
 
     from experiments.probe import scene
 
@@ -273,9 +274,8 @@ def run(
         here.config.seed,
         say,
     )
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
     about = {
-        **tidy.about("arrival", settings, here.device),
+        **tidy.about("arrival", here.device),
         **here.about(),
         "method_options": chosen,
         "batches": batches,

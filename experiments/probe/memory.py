@@ -101,10 +101,9 @@ def run(
             for held in count(point, device, options.largest)[1]:
                 shape = "x".join(map(str, held.shape))
                 say(f"  {held.size / 2**20:9.1f} MiB {held.dtype} {shape} by {held.made_by}")
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
     where = torch.device("cpu") if options.kind == "counted" else device
     model = build(options.shape, options.dtype, torch.device("meta"))
-    about = tidy.about("memory", settings, where) | {
+    about = tidy.about("memory", where) | {
         "answer_tokens": ANSWER,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }

@@ -20,9 +20,11 @@ Memory: two copies of the model, float32 gradients, and the activations of one b
 
 import argparse
 import copy
+import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,13 +32,14 @@ from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.alignment import Gradients, inner
-from agzo.check import check_choice, check_number
+from agzo.check import check_choice
 from agzo.estimator import ESTIMATORS
 from agzo.perturb import EXECUTIONS, Directions
 from agzo.select import select
 from agzo.spectrum import gradients
 from baselines import LOZO, MeZO
 from experiments.probe import tidy
+from experiments.probe.lists import count, positive_numbers, words
 from experiments.probe.tidy import Row
 from experiments.probe.window import LIMIT, NEGLIGIBLE, recommend, text, windows
 
@@ -153,14 +156,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
-    """Measure along the command line's options, and print the recommended eps."""
-    eps_values = numbers("--eps", options.eps)
-    directions, batches = (
-        count("--directions", options.directions, 2),
-        count("--batches", options.batches),
-    )
+    """Measure along the command line's options."""
+    eps_values = positive_numbers("--eps", options.eps)
+    directions = count("--directions", options.directions, least=2)
+    batches = count("--batches", options.batches)
     methods = words("--methods", options.methods, METHODS)
-    dtypes = chosen_dtypes(options.dtypes)
+    dtypes = words("--dtypes", options.dtypes, DTYPES) if options.dtypes else []
     check_choice("--execution", options.execution, tuple(EXECUTIONS))
 
     from experiments.probe import scene
@@ -180,10 +181,8 @@ def run(
     )
     table = windows(rows)
     recommended = recommend(table)
-    print(text(recommended))
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
     about = {
-        **tidy.about("slope", settings, here.device),
+        **tidy.about("slope", here.device),
         **here.about(),
         "limit": LIMIT,
         "negligible": NEGLIGIBLE,
@@ -195,6 +194,20 @@ def run(
     }
     short = [{key: _short(value) for key, value in row.items()} for row in rows]
     return about, {"slopes": short, "windows": table, "recommended": recommended}
+
+
+def show(folder: Path) -> None:
+    """Print the recommended eps that a folder holds."""
+    with (folder / "recommended.csv").open() as file:
+        rows = [{key: _read(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    print(text(rows))
+
+
+def _read(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
 def _short(value: Any) -> Any:
@@ -219,43 +232,3 @@ def method_options(here: Any, methods: Sequence[str]) -> dict[str, dict[str, Any
     given = ("name", "lr", "eps", "estimator", "queries", "execution", "weight_decay", "seed")
     own = {key: value for key, value in config.items() if key not in given}
     return {name: shared | (own if name == config["name"] else {}) for name in methods}
-
-
-def numbers(key: str, text: str) -> list[float]:
-    """Read a list such as 1e-4,1e-3: positive, ascending."""
-    try:
-        values = [float(part) for part in text.split(",")]
-        for value in values:
-            check_number(key, value, above=0.0)
-    except ValueError:
-        values = []
-    if not values or values != sorted(set(values)):
-        raise ValueError(f"{key}={text}: allowed are ascending numbers above 0: 1e-4,1e-3")
-    return values
-
-
-def count(key: str, text: str, least: int = 1) -> int:
-    """Read one whole number."""
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{key}={text}: allowed are whole numbers from {least} on")
-    return int(text)
-
-
-def words(key: str, text: str, allowed: Mapping[str, Any]) -> list[str]:
-    """Read a list of names, each once."""
-    names = text.split(",")
-    if any(name not in allowed for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"{key}={text}: allowed are, each once, {', '.join(allowed)}")
-    return names
-
-
-def chosen_dtypes(text: str | None) -> list[str]:
-    """Read --dtypes; nothing given is an empty list."""
-    if text is None:
-        return []
-    if text == "all":
-        return list(DTYPES)
-    try:
-        return words("--dtypes", text, DTYPES)
-    except ValueError as error:
-        raise ValueError(f"{error}; or all") from None

@@ -30,6 +30,7 @@ from agzo.select import Tuned, select
 from agzo.spectrum import Spectrum, gradients, inputs, spectrum
 from agzo.subspace import subspace_extract
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers
 
 if TYPE_CHECKING:
     from experiments.batches import Rows
@@ -180,7 +181,7 @@ def run(
     """Look at a run as the options say; see the module's text for the tables."""
     from experiments.probe import scene as scenes
 
-    steps = scenes.whole_numbers("--steps", options.steps)
+    steps = whole_numbers("--steps", options.steps)
     scene = scenes.load(options.overrides)
     layers = linear_layers(scene.model)
     chosen = choose(layers, [name for name in options.layers.split(",") if name])
@@ -202,5 +203,5 @@ def run(
         text = scene.parts.tokenizer.convert_ids_to_tokens
         tables["energy"] += energy_rows(step, layers, same, batch, text)
         say(f"step {step}: {len(layers)} layers")
-    about = tidy.about("structure", {"steps": steps}, scene.device)
+    about = tidy.about("structure", scene.device)
     return about | scene.about(), tables

@@ -20,11 +20,10 @@ ABOUT = "about.json"
 DIGITS = 6  # significant digits of a number in a table: a picture needs no more
 
 
-def about(probe: str, settings: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def about(probe: str, device: torch.device) -> dict[str, Any]:
     """Return what a probe's numbers stand on, for `write`."""
     return {
         "probe": probe,
-        "settings": dict(settings),
         **machine.git_state(),
         "versions": machine.versions(),
         "machine": machine.about(device),
