@@ -131,7 +131,7 @@ def _forwards(axes: Axes, averaged: Table, looks: dict[str, MethodStyle]) -> Non
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("forward passes")
     axes.set_ylabel("cosine, queries averaged")
-    axes.set_title("(c) linear layers, equal forwards", loc="left")
+    axes.set_title("(c) as (a), equal forwards", loc="left")
 
 
 def _layers(axes: Axes, layers: Table, looks: dict[str, MethodStyle]) -> None:

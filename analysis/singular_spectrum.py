@@ -134,9 +134,9 @@ def _carried(axes: Axes, cosines: Table, rank: str) -> None:
     axes.set_ylabel(r"mean $\|GA\|\,/\,\|G\|$")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(f"(d) whose basis, $r$ = {rank}", loc="left")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 1.1 * (high - low))  # room for the legend
     if rank == "1":
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 1.1 * (high - low))  # room for the legend
         axes.legend(frameon=False, fontsize=5.5, loc="upper left", handlelength=2.6)
 
 
