@@ -69,13 +69,28 @@ DRAWN   := $(or $(RESULTS),$(FIGURES))
 measure  = $(if $(RESULTS),,$(BIN)/python -m experiments.probe $(1) --out $(FIGURES)/$(1) $(2) $(ARGS) &&) \
   $(BIN)/python -m analysis.$(3) $(DRAWN)/$(1) --out $(DRAWN)/$(4)
 
-figures: figure1 figure2 eps-window update-arrival figure3 figure4 ## all figures (FIGURES=folder ARGS=run)
+# Figures 3 and 4: random weights of the true shapes, so ARGS does not matter. DEVICE=cuda measures them
+# there; otherwise live tensors are counted, on no device. MEMORY=folder for both.
+MEMORY  ?= runs/figures/memory
+KIND    := $(if $(filter cuda,$(DEVICE)),cuda,counted)
+peak     = $(if $(RESULTS),,$(BIN)/python -m experiments.probe memory --kind $(KIND) --out $(MEMORY)/$(1)-$(KIND) $(2) &&) \
+  $(BIN)/python -m analysis.peak_memory $(or $(RESULTS),$(MEMORY))/$(1)-$(KIND) --out $(or $(RESULTS),$(MEMORY))/$(3)
+
+figures: figure1 figure2 eps-window update-arrival $(if $(RESULTS),,figure3 figure4) ## all figures (FIGURES= ARGS= RESULTS=)
+
+PANGU   := --shape pangu-1b --dtype bfloat16 --lengths 128,256,512,768,1024,1536,2048 --batches 1,2,4,8,16,32,64
 
 figure1: $(READY) ## gradients lie in the span of the activations
 	@$(call measure,structure,method=sgd,singular_spectrum,figure1)
 
 figure2: $(READY) ## cosine of the estimates with the gradient, and the theory's value
 	@$(call measure,alignment,,gradient_alignment,figure2)
+
+figure3: $(READY) ## peak memory, Qwen3-0.6B shape in float32 (DEVICE=cuda on a GPU)
+	@$(call peak,qwen3-0.6b,,figure3)
+
+figure4: $(READY) ## peak memory, Pangu-1B shape in bfloat16
+	@$(call peak,pangu-1b,$(PANGU),figure4)
 
 eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for each method
 	@$(call measure,slope,,eps_window,eps_window)
