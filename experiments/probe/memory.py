@@ -31,6 +31,7 @@ import torch
 from experiments import machine
 from experiments.bench import SHAPES
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers, words
 from experiments.probe.memory_point import (
     ANSWER,
     ATTENTION,
@@ -112,7 +113,8 @@ def run(
 
 def sweep(options: argparse.Namespace) -> list[Point]:
     """Return the points of the command line: lengths at one batch, then batches at one length."""
-    lengths, batches = numbers("lengths", options.lengths), numbers("batches", options.batches)
+    lengths = whole_numbers("--lengths", options.lengths, least=1)
+    batches = whole_numbers("--batches", options.batches, least=1)
     if options.batch < 1 or min(lengths[0], options.length) <= ANSWER:
         raise ValueError(
             f"--batch={options.batch}, --lengths={options.lengths}, --length={options.length}: "
@@ -127,26 +129,9 @@ def sweep(options: argparse.Namespace) -> list[Point]:
             series, method, batch, length,
         )
         for batch, length in dict.fromkeys(at)
-        for series in chosen("series", options.series, SERIES)
-        for method in chosen("methods", options.methods, METHODS)
+        for series in words("--series", options.series, SERIES)
+        for method in words("--methods", options.methods, METHODS)
     ]  # fmt: skip
-
-
-def numbers(key: str, text: str) -> list[int]:
-    """Read a list such as 128,256, ascending and at least 1."""
-    parts = text.split(",")
-    found = [int(part) for part in parts if part.isdigit()]
-    if len(found) != len(parts) or found != sorted(set(found)) or found[0] < 1:
-        raise ValueError(f"--{key}={text}: allowed are ascending whole numbers from 1 on: 1,2,4")
-    return found
-
-
-def chosen(key: str, text: str, allowed: tuple[str, ...]) -> list[str]:
-    """Read a list of names, in the order of `allowed`."""
-    names = text.split(",")
-    if wrong := [name for name in names if name not in allowed]:
-        raise ValueError(f"--{key}={text}: {wrong[0]!r} is not one of {', '.join(allowed)}")
-    return [name for name in allowed if name in names]
 
 
 def kept(folder: Path, point: Point, code: dict[str, Any]) -> dict[str, Any]:
