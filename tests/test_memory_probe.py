@@ -274,7 +274,9 @@ def options(out: Path, *words: str) -> argparse.Namespace:
     memory.arguments(parser)
     parser.add_argument("overrides", nargs="*")
     small = ["--shape", "pocket", "--batch", "1", "--lengths", "16,32", "--length", "32"]
-    return parser.parse_args([*small, "--batches", "1,2", *words])
+    given = parser.parse_args([*small, "--batches", "1,2", *words])
+    given.kept = tidy.Kept(out, {"words": words})
+    return given
 
 
 def test_a_sweep_leaves_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -294,16 +296,21 @@ def test_a_sweep_leaves_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch):
     assert "6/6 ours-inference-2x32: ok" in "\n".join(said)
     assert "MiB torch.float32 1500x96 by held before" in "\n".join(said)
 
-    (tmp_path / "points" / "ours-inference-2x32.json").unlink()
-    measured = []
-    monkeypatch.setattr(memory, "measure", lambda p: measured.append(p.name) or measure_later(p))
+    monkeypatch.setattr(tidy.machine, "git_state", lambda: {"git_commit": "a", "git_dirty": False})
+    real, tried = memory.measure, []
+
+    def measure(one: Point) -> dict:
+        tried.append(one.name)
+        if tried.count("ours-inference-1x32") == 1 and one.name == "ours-inference-1x32":
+            raise memory.PointFailed("out of luck")
+        return real(one)
+
+    monkeypatch.setattr(memory, "measure", measure)
+    with pytest.raises(ValueError, match="1 of 6 points failed, ours-inference-1x32: out of luck"):
+        memory.run(options(tmp_path, "--methods", "inference"), said.append)
     again = memory.run(options(tmp_path, "--methods", "inference"), said.append)[1]
-    assert measured == ["ours-inference-2x32"]
     assert again == tables
-
-
-def measure_later(one: Point) -> dict:
-    return memory_point.measure(one)
+    assert len(tried) == 6 + 1
 
 
 def test_bad_options_are_named(tmp_path):
@@ -329,9 +336,8 @@ def test_running_out_of_memory_is_a_row(monkeypatch):
         return memory.child(point(kind="resident"))
 
     assert ends(-9, "")["status"] == "out_of_memory"
-    failed = ends(1, "Traceback ...\nKeyError: 'x'\n")
-    assert (failed["status"], failed["message"]) == ("failed", "KeyError: 'x'")
-    assert failed["peak_gib"] is None
+    with pytest.raises(memory.PointFailed, match="KeyError: 'x'"):
+        ends(1, "Traceback ...\nKeyError: 'x'\n")
 
     def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nMore words")

@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
-UNSAID = ("out", "run", "show")  # options on which the measurements do not depend
+UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
 PROBES = ("structure", "alignment", "memory", "slope", "arrival")
 
 
@@ -51,9 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if tidy.finished(options.out, settings(options)):
             print(f"{options.out}: measured already")
-            if options.show:
-                options.show(options.out)
-            return 0
+            return shown(options)
+        options.kept = tidy.Kept(options.out, settings(options))
         about, tables = options.run(options, say)
         about |= {
             "command": f"python -m experiments.probe {' '.join(given)}",
@@ -61,14 +60,20 @@ def main(arguments: list[str] | None = None) -> int:
             "seconds": time.perf_counter() - begin,
         }
         tidy.write(options.out, about, tables)
+        options.kept.clear()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     rows = ", ".join(f"{name} ({len(table)} rows)" for name, table in tables.items())
     print(f"{options.out}: {rows}")
+    return shown(options)
+
+
+def shown(options: argparse.Namespace) -> int:
+    """Print what a user reads of a finished folder, and return the exit code."""
     if options.show:
         options.show(options.out)
     return 0

@@ -21,6 +21,7 @@ Memory: two copies of the model, float32 gradients, and the activations of one b
 import argparse
 import copy
 import csv
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ def slopes(
     execution: str = "side_branch",
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make(),
 ) -> list[Row]:
     """Measure each direction's slope, exactly and with every eps, one- and two-sided.
 
@@ -84,23 +86,42 @@ def slopes(
             for method, options in methods.items():
                 say(f"{dtype}: batch {number + 1} of {len(batches)}, {method}")
                 shared = {"lr": 0.0, "execution": execution, "seed": seed, **options}
-                optimizers = {
-                    (eps, estimator): METHODS[method](seen, eps=eps, estimator=estimator, **shared)
-                    for eps in eps_values
-                    for estimator in ESTIMATORS
-                }
-                for direction in range(directions):
-                    values: dict[tuple[float, str], float] = {}
-                    found: Directions = {}
-                    for key, optimizer in optimizers.items():
-                        found, values[key] = look(optimizer, batch, direction)
-                    exact = slope(found, truth)
-                    rows += [
-                        {"method": method, "dtype": dtype, "batch": number, "direction": direction}
-                        | {"eps": eps, "exact": exact}
-                        | {e: _finite(values[eps, e]) for e in ESTIMATORS}
-                        for eps in eps_values
-                    ]
+                look_at = functools.partial(
+                    _slopes, METHODS[method], seen, batch, truth, shared, eps_values, directions
+                )
+                at = {"method": method, "dtype": dtype, "batch": number}
+                found = kept(f"{dtype} {number} {method}", look_at)
+                rows += [at | row for row in found]
+    return rows
+
+
+def _slopes(
+    method: Callable[..., ZeroOrderOptimizer],
+    seen: nn.Module,
+    batch: Minibatch,
+    truth: Gradients,
+    options: Mapping[str, Any],
+    eps_values: Sequence[float],
+    directions: int,
+) -> list[Row]:
+    """Return the rows of one method, dtype and batch."""
+    optimizers = {
+        (eps, estimator): method(seen, eps=eps, estimator=estimator, **options)
+        for eps in eps_values
+        for estimator in ESTIMATORS
+    }
+    rows: list[Row] = []
+    for direction in range(directions):
+        values: dict[tuple[float, str], float] = {}
+        found: Directions = {}
+        for key, optimizer in optimizers.items():
+            found, values[key] = look(optimizer, batch, direction)
+        exact = slope(found, truth)
+        rows += [
+            {"direction": direction, "eps": eps, "exact": exact}
+            | {e: _finite(values[eps, e]) for e in ESTIMATORS}
+            for eps in eps_values
+        ]
     return rows
 
 
@@ -178,6 +199,7 @@ def run(
         options.execution,
         here.config.seed,
         say,
+        options.kept,
     )
     table = windows(rows)
     recommended = recommend(table)
@@ -198,7 +220,7 @@ def run(
 
 def show(folder: Path) -> None:
     """Print the recommended eps that a folder holds."""
-    with (folder / "recommended.csv").open() as file:
+    with (folder / "recommended.csv").open(encoding="utf-8") as file:
         rows = [{key: _read(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
     print(text(rows))
 
