@@ -17,7 +17,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 figures figure1 figure2 figure3 \
-  figure4 eps-window update-arrival theory test lint types bench pocket-model test-slow test-gpu clean
+  figure4 eps-window update-arrival notebooks theory test lint types bench pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -69,7 +69,16 @@ DRAWN   := $(or $(RESULTS),$(FIGURES))
 measure  = $(if $(RESULTS),,$(BIN)/python -m experiments.probe $(1) --out $(FIGURES)/$(1) $(2) $(ARGS) &&) \
   $(BIN)/python -m analysis.$(3) $(DRAWN)/$(1) --out $(DRAWN)/$(4)
 
-figures: figure1 figure2 eps-window update-arrival figure3 figure4 ## all figures (FIGURES=folder ARGS=run)
+# Figures 3 and 4: random weights of the true shapes, so ARGS does not matter. DEVICE=cuda measures them
+# there; otherwise live tensors are counted, on no device. MEMORY=folder for both.
+MEMORY  ?= runs/figures/memory
+KIND    := $(if $(filter cuda,$(DEVICE)),cuda,counted)
+peak     = $(if $(RESULTS),,$(BIN)/python -m experiments.probe memory --kind $(KIND) --out $(MEMORY)/$(1)-$(KIND) $(2) &&) \
+  $(BIN)/python -m analysis.peak_memory $(or $(RESULTS),$(MEMORY))/$(1)-$(KIND) --out $(or $(RESULTS),$(MEMORY))/$(3)
+
+figures: figure1 figure2 eps-window update-arrival $(if $(RESULTS),,figure3 figure4) ## all figures (FIGURES= ARGS= RESULTS=)
+
+PANGU   := --shape pangu-1b --dtype bfloat16 --lengths 128,256,512,768,1024,1536,2048 --batches 1,2,4,8,16,32,64
 
 figure1: $(READY) ## gradients lie in the span of the activations
 	@$(call measure,structure,method=sgd,singular_spectrum,figure1)
@@ -77,11 +86,20 @@ figure1: $(READY) ## gradients lie in the span of the activations
 figure2: $(READY) ## cosine of the estimates with the gradient, and the theory's value
 	@$(call measure,alignment,,gradient_alignment,figure2)
 
+figure3: $(READY) ## peak memory, Qwen3-0.6B shape in float32 (DEVICE=cuda on a GPU)
+	@$(call peak,qwen3-0.6b,,figure3)
+
+figure4: $(READY) ## peak memory, Pangu-1B shape in bfloat16
+	@$(call peak,pangu-1b,$(PANGU),figure4)
+
 eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for each method
 	@$(call measure,slope,,eps_window,eps_window)
 
 update-arrival: $(READY) ## the share of an update that survives rounding
 	@$(call measure,arrival,,update_arrival,update_arrival)
+
+notebooks: $(READY) ## run both notebooks and store their outputs
+	@$(BIN)/python tests/test_notebooks.py
 
 theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict
 	@$(BIN)/python -m experiments.theory --out runs/theory

@@ -58,6 +58,7 @@ def perturbed_copy(parameter: Tensor, direction: Direction, scale: float) -> Ten
             copy.copy_(perturbed_rows(parameter, values.view(()), scale))
         else:
             copy[start:stop] = perturbed_rows(parameter[start:stop], values, scale)
+        del values  # before the next chunk is made
     return copy
 
 
@@ -138,6 +139,7 @@ class _Perturbed(TorchFunctionMode):
         y = None
         for start, stop, values in direction.rows():
             part = F.linear(x, perturbed_rows(weight[start:stop], values, self._scale))
+            del values  # before the next chunk is made
             if stop - start == weight.shape[0]:
                 return part
             if y is None:
@@ -181,6 +183,7 @@ def gather_rows(direction: Direction, ids: Tensor, width: int) -> Tensor:
         inside = (ids >= start) & (ids < stop)
         local = (ids - start).clamp_(0, stop - start - 1)
         gathered = torch.where(inside[:, None], values[local], gathered)
+        del values  # before the next chunk is made
     return gathered
 
 

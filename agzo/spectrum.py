@@ -53,7 +53,7 @@ def spectrum(x: Tensor) -> Spectrum:
 class Inputs(TorchFunctionMode):
     """Collects ``inputs[name]``, the whole input of each wanted linear weight, at its first use.
 
-    Holds every activation: for probes only.
+    Layers fed by one tensor get that one object. Holds every activation: for probes only.
     """
 
     def __init__(self, wanted: list[Tuned]) -> None:
@@ -67,7 +67,7 @@ class Inputs(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             name = self._names.get(id(weight))
             if name is not None and name not in self.inputs:
-                self.inputs[name] = (args[0] if args else kwargs["input"]).detach()
+                self.inputs[name] = args[0] if args else kwargs["input"]
         return func(*args, **kwargs)
 
 

@@ -57,16 +57,8 @@ def move(
     else:
         for start, stop, change in _weighted_rows(steps, weight):
             rows = target if weight.dim() == 0 else target[start:stop]
-            if not is_low_precision(target.dtype):
-                if keep is not None:
-                    rows.mul_(keep)
-                rows.add_(change)
-                continue
-            moved = change.add_(rows if keep is None else rows.float() * keep)  # float32
-            if rounding == "stochastic":
-                bits = noise.bits(moved.shape, moved.device, name, start)
-                moved = round_stochastically(moved, bits, target.dtype)
-            rows.copy_(moved)
+            _move_rows(rows, change, keep, rounding, (noise, name, start))
+            del change  # before the next chunk is made
     if master is not None:
         weight.copy_(master)
 
@@ -82,16 +74,45 @@ def _move_low_rank(
         target.addmm_(left, direction.right.T.to(target.dtype))
 
 
+def _move_rows(
+    rows: Tensor,
+    change: Tensor,
+    keep: Tensor | None,
+    rounding: str,
+    address: tuple[Noise, str, int],
+) -> None:
+    """Set rows to ``keep * rows + change`` in place; `change` is overwritten."""
+    if not is_low_precision(rows.dtype):
+        if keep is not None:
+            rows.mul_(keep)
+        rows.add_(change)
+        return
+    moved = change.add_(rows if keep is None else rows.float() * keep)  # float32
+    if rounding == "stochastic":
+        noise, name, start = address
+        bits = noise.bits(moved.shape, moved.device, name, start)
+        moved = round_stochastically(moved, bits, rows.dtype)
+    rows.copy_(moved)
+
+
 def _weighted_rows(steps: Sequence[tuple[Direction, Tensor]], weight: Tensor):
     """Yield (start, stop, sum of c * rows), in float64 for a float64 weight, else float32."""
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    coefficients = [coefficient.to(dtype) for _, coefficient in steps]
-    for blocks in zip(*(direction.rows() for direction, _ in steps), strict=True):
-        start, stop, first = blocks[0]
-        change = first.to(dtype).mul_(coefficients[0])
-        for (_, _, values), coefficient in zip(blocks[1:], coefficients[1:], strict=True):
-            change += values.to(dtype).mul_(coefficient)
+    blocks = [(direction.rows(), coefficient.to(dtype)) for direction, coefficient in steps]
+    while True:
+        start, stop, change = 0, 0, None
+        for rows, coefficient in blocks:
+            block = next(rows, None)
+            if block is None:
+                return
+            start, stop, values = block
+            del block
+            values = values.to(dtype).mul_(coefficient)
+            change = values if change is None else change.add_(values)
+            del values
+        assert change is not None
         yield start, stop, change
+        del change  # before the next chunk is made
 
 
 def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Tensor:

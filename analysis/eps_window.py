@@ -7,9 +7,7 @@ two-sided differences and dashed ones for one-sided.
     python -m analysis.eps_window FOLDER --out STEM
 """
 
-import argparse
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,7 +18,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.load import ResultError
-from analysis.probe import Probe, code, device, load_probe, write_figure
+from analysis.probe import (
+    Probe,
+    code,
+    command_line,
+    device,
+    load_probe,
+    of_pocket,
+    write_figure,
+)
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, ordered, styles
 from analysis.table import SANITY, Run, records
 
@@ -133,7 +139,6 @@ def caption(probe: Probe) -> list[str]:
     lost = measured - sum(row["finite"] for row in table)
     nothing = sum(row["zero"] for row in table)
     counts = sorted({row["n"] for row in table})
-    config = probe.get("config", dict)
     limit = probe.get("limit", float)
     own = probe.get("method_options", dict)
     options = "; ".join(
@@ -163,8 +168,7 @@ def caption(probe: Probe) -> list[str]:
         f"Seed: {probe.get('seed', int)}. Device: {device(probe.about)}. "
         f"Code: {code(probe.about)}.",
     ]
-    pocket = "pocket" in (config["model"]["source"], config["data"]["source"])
-    return [*lines, SANITY] if pocket else lines
+    return [*lines, SANITY] if of_pocket(probe) else lines
 
 
 def _advice(rows: list[Run], dtype: str) -> str:
@@ -182,17 +186,7 @@ def _advice(rows: list[Run], dtype: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of a folder and print the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.eps_window", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what `experiments.probe slope` has written")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
-    options = parser.parse_args(arguments)
-    try:
-        paths = draw(options.folder, options.out)
-    except ResultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return command_line(draw, "eps_window", __doc__, arguments)
 
 
 if __name__ == "__main__":

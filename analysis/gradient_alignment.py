@@ -31,8 +31,9 @@ COLUMNS = {
     "layers": ("step", "method", "layer", "perturbed", "n", "cosine", "deviation", "expected"),
 }  # fmt: skip
 PAPER = (
-    "The paper (Qwen3-0.6B, how it is averaged is not stated): AGZO .0123, MeZO .0015, LOZO .0014; "
-    "a cosine falls with the number of perturbed coordinates, so it is not on our axes."
+    "The paper's last version, by a third party's summary (Qwen3-0.6B, averaging not known): AGZO "
+    ".0123, MeZO .0015, LOZO .0014. A cosine falls with the number of perturbed coordinates, so "
+    "these are not on our axes."
 )
 CONFIDENCE = 0.95
 
@@ -43,12 +44,17 @@ def draw(folder: Path, stem: Path) -> list[Path]:
     whole, averaged, layers = (probe.tables[name] for name in COLUMNS)
     looks = styles(whole["method"].unique())
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(TEXT_INCHES, 4.6), layout="constrained")
-        panels = figure.subplot_mosaic([["a", "b", "c"], ["d", "d", "d"]], height_ratios=[1, 1.1])
+        figure = Figure(figsize=(TEXT_INCHES, 6.2), layout="constrained")
+        panels = figure.subplot_mosaic(
+            [["a", "b", "c"], ["d", "d", "d"], ["e", "e", "e"]], height_ratios=[1, 1, 1]
+        )
         _along(panels["a"], _scope(whole, "linear"), looks, "(a) linear layers")
         _along(panels["b"], _scope(whole, "all"), looks, "(b) everything")
         _forwards(panels["c"], _scope(averaged, "linear"), looks)
-        _layers(panels["d"], layers, looks)
+        _layers(panels["d"], layers, looks, "alone", "(d) each linear layer perturbed alone")
+        panels["d"].set_yscale("log")
+        _layers(panels["e"], layers, looks, "together", "(e) all linear layers perturbed at once")
+        panels["e"].axhline(0, color="black", linewidth=0.6)
         handles = [
             Line2D([], [], color=x.colour, linestyle=x.line, marker=x.marker, label=x.label)
             for x in looks.values()
@@ -131,20 +137,24 @@ def _forwards(axes: Axes, averaged: Table, looks: dict[str, MethodStyle]) -> Non
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("forward passes")
     axes.set_ylabel("cosine, queries averaged")
-    axes.set_title("(c) linear layers, equal forwards", loc="left")
+    axes.set_title("(c) as (a), equal forwards", loc="left")
 
 
-def _layers(axes: Axes, layers: Table, looks: dict[str, MethodStyle]) -> None:
-    """Draw each layer perturbed alone at the last step measured so, with the theory's value."""
-    alone = layers[layers["perturbed"] == "alone"]
-    if alone.empty:
-        raise ResultError("layers.csv: has no rows of layers perturbed alone")
-    last = alone["step"].max()
-    names = list(dict.fromkeys(alone["layer"]))
+def _layers(
+    axes: Axes, layers: Table, looks: dict[str, MethodStyle], perturbed: str, title: str
+) -> None:
+    """Draw the cosine of each layer at the last step measured so, with the theory's value."""
+    chosen = layers[layers["perturbed"] == perturbed]
+    if chosen.empty:
+        raise ResultError(f"layers.csv: has no rows of layers perturbed {perturbed}")
+    last = chosen["step"].max()
+    names = list(dict.fromkeys(chosen["layer"]))
     shift = {method: 0.22 * (i - (len(looks) - 1) / 2) for i, method in enumerate(looks)}
     for method, look in looks.items():
-        rows = alone[(alone["method"] == method) & (alone["step"] == last)].set_index("layer")
-        rows = rows.reindex(names)
+        rows = chosen[(chosen["method"] == method) & (chosen["step"] == last)].set_index("layer")
+        if missing := [name for name in names if name not in rows.index]:
+            raise ResultError(f"layers.csv: {method} has no row of {missing[0]} at step {last}")
+        rows = rows.loc[names]
         x = [i + shift[method] for i in range(len(names))]
         half = [
             t_quantile(int(n) - 1, CONFIDENCE) * d / math.sqrt(n)
@@ -155,14 +165,13 @@ def _layers(axes: Axes, layers: Table, looks: dict[str, MethodStyle]) -> None:
             marker=look.marker, markersize=2.5, elinewidth=0.7,
         )  # fmt: skip
         axes.plot(x, rows["expected"], color="black", linestyle="none", marker="_", markersize=4)
-    axes.set_yscale("log")
     if len(names) <= MOST_LABELS:
         axes.set_xticks(range(len(names)), [short(name) for name in names], rotation=90, fontsize=5)
     else:
         axes.set_xlabel("linear layer")
     axes.set_xlim(-0.7, len(names) - 0.3)
     axes.set_ylabel("cosine, one query")
-    axes.set_title(f"(d) each linear layer perturbed alone, step {last}", loc="left")
+    axes.set_title(f"{title}, step {last}", loc="left")
 
 
 def caption(probe: Probe) -> list[str]:
@@ -188,9 +197,11 @@ def caption(probe: Probe) -> list[str]:
         "measured bases, and Corollary 5.5; an approximation for LOZO's V, not orthonormal.",
         f"(c) Mean of the queries that the forwards pay for, steps {_steps(whole)} together; in "
         "one step queries share the basis and, one-sided, the base forward.",
-        f"(d) {int(alone['n'].iloc[0])} queries a layer and method. With all layers perturbed at "
-        f"once, {(together['cosine'] < 0).sum()} of {len(together)} mean cosines of a single layer "
-        "are below zero: one projected gradient then serves all layers.",
+        f"(d) {int(alone['n'].iloc[0])} queries a layer and method; bars: {CONFIDENCE:.0%} "
+        "confidence intervals.",
+        "(e) The same layers when one projected gradient serves all of them, as in a step: a "
+        f"layer's cosine can then be negative. {(together['cosine'] < 0).sum()} of "
+        f"{len(together)} means over queries, all steps, are below zero.",
         f"Methods: {settings}.",
         PAPER,
         sentence(probe),

@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         paths = draw(options.folder, options.out)
         tables = [table(load_sweep(folder)) for folder in options.folder]
-    except ResultError as error:
+    except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(one.text() for one in tables))

@@ -36,6 +36,13 @@ class Probe:
         return value(self.about, key, allowed, self.folder / ABOUT)
 
 
+# Columns whose cells are words; all others hold numbers.
+WORDS = {
+    "layer", "basis", "rank", "of", "token", "scope", "method", "estimator", "perturbed", "dtype",
+    "rounding", "kind", "shape", "attention", "series", "status", "message",
+}  # fmt: skip
+
+
 def load_probe(folder: Path, kind: str, columns: Mapping[str, Iterable[str]]) -> Probe:
     """Read a probe's folder.
 
@@ -53,19 +60,28 @@ def load_probe(folder: Path, kind: str, columns: Mapping[str, Iterable[str]]) ->
     found = value(about, "probe", (str,), folder / ABOUT)
     if found != kind:
         raise ResultError(f"{folder / ABOUT}: key probe is {found!r}; expected {kind!r}")
-    tables = {name: _table(folder / f"{name}.csv", wanted) for name, wanted in columns.items()}
+    tables = {}
+    for name, wanted in columns.items():
+        rows = value(about, f"rows.{name}", (int,), folder / ABOUT)
+        tables[name] = _table(folder / f"{name}.csv", wanted, rows)
     return Probe(folder, about, tables)
 
 
-def _table(path: Path, columns: Iterable[str]) -> Table:
+def _table(path: Path, columns: Iterable[str], rows: int) -> Table:
     if not path.is_file():
         raise ResultError(f"{path}: no such file; measure again into an empty folder")
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    try:
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except ValueError as error:  # pandas raises several kinds of it
+        raise ResultError(f"{path}: cannot be read as a table ({error})") from None
     absent = [column for column in columns if column not in table]
     if absent:
         raise ResultError(f"{path}: has no column {', '.join(absent)}; found {list(table)}")
-    if table.empty:
-        raise ResultError(f"{path}: has no rows")
+    if len(table) != rows:
+        raise ResultError(f"{path}: has {len(table)} rows, {ABOUT} says {rows}; measure again")
+    numbers: Table = table.drop(columns=[column for column in table if column in WORDS])
+    for column in numbers.dropna(axis=1, how="all").select_dtypes(exclude="number"):
+        raise ResultError(f"{path}: column {column} holds something that is no number")
     return table
 
 
@@ -82,7 +98,7 @@ def command_line(
     options = parser.parse_args(arguments)
     try:
         paths = draw(options.folder, options.out)
-    except ResultError as error:
+    except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(str(path) for path in paths))
@@ -99,24 +115,29 @@ def code(about: Mapping[str, Any]) -> str:
 
 def device(about: Mapping[str, Any]) -> str:
     """Name the machine that measured, as captions say it."""
-    machine = about["machine"]
-    where = f"{machine['device']}, {machine['device_name']}"
-    return where if machine["device"] == "cuda" else f"{where}, {machine['threads']} thread(s)"
+    path = Path(ABOUT)
+    kind, name = (value(about, f"machine.{key}", (str,), path) for key in ("device", "device_name"))
+    threads = value(about, "machine.threads", (int,), path)
+    return f"{kind}, {name}" if kind == "cuda" else f"{kind}, {name}, {threads} thread(s)"
 
 
 def sentence(probe: Probe) -> str:
     """Name model, data, run, device and commit of a probe that looked at a run, for its caption."""
-    config = probe.get("config", dict)
-    method, train = config["method"], config["train"]
     text = (
         f"Model: {probe.get('model.name', str)} ({probe.get('model.parameters', int):,} "
         f"parameters). Data: {probe.get('data.source', str)}, task {probe.get('task', str)}, batch "
-        f"{train['batch_size']}. Run: {method['name']}, lr {method['lr']:g}, seed "
-        f"{probe.get('seed', int)}, {config['precision']['dtype']}. Device: {device(probe.about)}. "
-        f"Code: {code(probe.about)}."
+        f"{probe.get('config.train.batch_size', int)}. Run: "
+        f"{probe.get('config.method.name', str)}, lr {probe.get('config.method.lr', float):g}, "
+        f"seed {probe.get('seed', int)}, {probe.get('config.precision.dtype', str)}. Device: "
+        f"{device(probe.about)}. Code: {code(probe.about)}."
     )
-    pocket = "pocket" in (config["model"]["source"], config["data"]["source"])
-    return f"{text} {SANITY}" if pocket else text
+    return f"{text} {SANITY}" if of_pocket(probe) else text
+
+
+def of_pocket(probe: Probe) -> bool:
+    """Tell whether model or data are the generated world."""
+    sources = (probe.get("config.model.source", str), probe.get("config.data.source", str))
+    return "pocket" in sources
 
 
 def write_figure(figure: Figure, stem: Path, caption: Iterable[str]) -> list[Path]:

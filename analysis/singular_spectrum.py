@@ -72,8 +72,8 @@ def _captured(axes: Axes, cosines: Table, last: int) -> None:
         if rank != "full":
             level = _by_layer(random, layers, "random")
             axes.plot(
-                range(len(layers)), level, color="#B22222", linestyle="none", marker="_",
-                markersize=4, markeredgewidth=0.9, zorder=4,
+                range(len(layers)), level, linestyle="none", marker="d", markersize=3,
+                markerfacecolor="#B22222", markeredgecolor="white", markeredgewidth=0.5, zorder=4,
             )  # fmt: skip
     ranges = cosines[(cosines["basis"] == "same") & (cosines["rank"] == "1")].groupby("layer")
     low, high = ranges["cosine"].min(), ranges["cosine"].max()
@@ -95,7 +95,9 @@ def _captured(axes: Axes, cosines: Table, last: int) -> None:
     ]
     handles += [
         Line2D([], [], color="black", linewidth=0.7, label="$r$ = 1, range over steps"),
-        Line2D([], [], color="#B22222", linestyle="none", marker="_", label="random $A$"),
+        Line2D(
+            [], [], color="#B22222", linestyle="none", marker="d", markersize=3, label="random $A$"
+        ),
     ]
     _legend_above(axes, handles, 5)
 
@@ -134,9 +136,9 @@ def _carried(axes: Axes, cosines: Table, rank: str) -> None:
     axes.set_ylabel(r"mean $\|GA\|\,/\,\|G\|$")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(f"(d) whose basis, $r$ = {rank}", loc="left")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high + 1.1 * (high - low))  # room for the legend
     if rank == "1":
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 1.4 * (high - low))  # room for the legend
         axes.legend(frameon=False, fontsize=5.5, loc="upper left", handlelength=2.6)
 
 
@@ -201,8 +203,8 @@ def caption(probe: Probe, last: int) -> list[str]:
     here = energy[energy["step"] == last]
     full = here[here["rank"] >= here["width"]]
     least = cosines[(cosines["basis"] == "same") & (cosines["rank"] == "full")]["cosine"].min()
-    firsts = int((here["position"] == 0).sum())
     top = here.loc[here["share"].idxmax()]
+    out = here.loc[(here["position_share"] / here["position_tokens"]).idxmax()]
     return [
         "Gradients and activations of each linear layer. The paper's Figure 1 shows GPT-2 on "
         "SST-2; its values are not published as numbers.",
@@ -216,11 +218,12 @@ def caption(probe: Probe, last: int) -> list[str]:
         "(d) Mean over layers of (a) with the basis of this minibatch (exact, and by the power "
         "iteration that AGZO uses), of the next minibatch at the same weights, and of the first "
         "minibatch at the first weights.",
-        f"(e) Share of the input's energy in its first direction, and the part of it that the "
-        f"strongest position carries (0 is a row's first token): position 0 in {firsts} of "
-        f"{len(here)} layers. The largest share is {top['share']:.2f} in {short(top['layer'])}, of "
-        f"which position {top['position']} carries {top['position_share']:.2f} and the token "
-        f"{top['token']!r} {top['token_share']:.2f}.",
+        f"(e) Share of the input's energy in its first direction, and the part of it that its "
+        f"strongest position carries (0 is a row's first token). The largest share is "
+        f"{top['share']:.2f} in {short(top['layer'])}. The position that stands out most is "
+        f"{out['position']} in {short(out['layer'])}: it has {out['position_tokens']:.3f} of the "
+        f"tokens and {out['position_share']:.2f} of the direction, the token {out['token']!r} "
+        f"{out['token_share']:.2f}.",
         sentence(probe),
     ]
 

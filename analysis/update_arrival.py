@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from analysis.eps_window import DTYPES, known, power
 from analysis.load import ResultError
-from analysis.probe import Probe, code, device, load_probe, write_figure
+from analysis.probe import Probe, code, device, load_probe, of_pocket, write_figure
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, label, ordered
 from analysis.table import SANITY, Run, records
 
@@ -123,7 +123,6 @@ def _handles(rows: list[Run]) -> list[Line2D]:
 
 def caption(probe: Probe, table: list[Run], scope: str) -> list[str]:
     """Say what is shown and from what."""
-    config = probe.get("config", dict)
     singles = sorted({row["singles"] for row in table})
     updates = sorted({row["updates"] for row in table})
     many = " to ".join(map(str, updates))
@@ -158,8 +157,7 @@ def caption(probe: Probe, table: list[Run], scope: str) -> list[str]:
         f"{probe.get('seed', int)}. Device: {device(probe.about)}. Code: {code(probe.about)}.",
         f"Dtypes: {', '.join(f'{d} is {DTYPES[d]}' for d in known(table, 'dtype', DTYPES))}.",
     ]
-    pocket = "pocket" in (config["model"]["source"], config["data"]["source"])
-    return [*lines, SANITY] if pocket else lines
+    return [*lines, SANITY] if of_pocket(probe) else lines
 
 
 def _ratio(table: list[Run], method: str, column: str) -> float:
@@ -177,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         paths = draw(options.folder, options.out, options.scope)
-    except ResultError as error:
+    except (ResultError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(str(path) for path in paths))

@@ -48,6 +48,7 @@ def write(folder: Path, table: list[dict], **changes: Any) -> Path:
         "git_commit": "0123456789abcdef",
         "git_dirty": False,
         "machine": {"device": "cpu", "device_name": "a processor", "threads": 1},
+        "rows": {"memory": len(table)},
     }  # fmt: skip
     (folder / "about.json").write_text(json.dumps(about | changes))
     with (folder / "memory.csv").open("w") as file:

@@ -27,7 +27,9 @@ def measured(tmp_path_factory):
 def test_a_probe_leaves_tables_and_what_they_stand_on(measured):
     about = json.loads((measured / "structure" / "about.json").read_text())
     assert about["probe"] == "structure"
-    assert about["tables"] == ["cosines", "energy", "spectra"]
+    assert list(about["rows"]) == ["cosines", "energy", "spectra"]
+    assert about["rows"]["energy"] == 2 * 28  # steps, linear layers
+    assert not (measured / "structure" / "parts").exists()
     assert about["settings"]["steps"] == "0,2"
     assert about["settings"]["overrides"] == POCKET
     assert about["model"]["name"] == "pocket"
@@ -72,7 +74,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, name, options, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
-    assert not (tmp_path / "x").exists()
+    assert not list((tmp_path / "x").iterdir())
 
 
 def test_tables_hold_no_gaps(tmp_path):
@@ -121,7 +123,13 @@ def test_missing_data_stop_a_figure(measured, tmp_path, capsys, module, name, ta
     with pytest.raises(ResultError, match=f"{table}.csv: has no column layer"):
         module.draw(copy, tmp_path / "figure")
     (copy / f"{table}.csv").write_text(header + "\n")
-    with pytest.raises(ResultError, match=f"{table}.csv: has no rows"):
+    with pytest.raises(ResultError, match=f"{table}.csv: has 0 rows, about.json says"):
+        module.draw(copy, tmp_path / "figure")
+    (copy / f"{table}.csv").write_text("")
+    with pytest.raises(ResultError, match=f"{table}.csv: cannot be read as a table"):
+        module.draw(copy, tmp_path / "figure")
+    (copy / f"{table}.csv").write_text(f"{header}\n{rows}".replace(",0.", ",word", 1))
+    with pytest.raises(ResultError, match="holds something that is no number"):
         module.draw(copy, tmp_path / "figure")
     (copy / f"{table}.csv").unlink()
     assert module.main([str(copy), "--out", str(tmp_path / "figure")]) == 1
@@ -130,3 +138,72 @@ def test_missing_data_stop_a_figure(measured, tmp_path, capsys, module, name, ta
         load_probe(tmp_path / "nothing", name, {})
     with pytest.raises(ResultError, match="expected 'other'"):
         load_probe(copy, "other", {})
+
+
+def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path, monkeypatch, capsys):
+    from experiments.probe import structure
+
+    out, steps = tmp_path / "structure", []
+    real = structure.look
+
+    def stop_at_2(scene, step, *rest):
+        steps.append(step)
+        if steps == [0, 2]:
+            raise KeyboardInterrupt
+        return real(scene, step, *rest)
+
+    monkeypatch.setattr(structure, "look", stop_at_2)
+    monkeypatch.setattr(tidy.machine, "git_state", lambda: {"git_commit": "a", "git_dirty": False})
+    command = ["structure", "--out", str(out), *STRUCTURE, *POCKET]
+    assert main(command) == 130
+    assert "goes on from here" in capsys.readouterr().err
+    assert main(command) == 0
+    assert steps == [0, 2, 2]
+    whole = tmp_path / "whole"
+    monkeypatch.undo()
+    assert main(["structure", "--out", str(whole), *STRUCTURE, *POCKET]) == 0
+    for name in ("cosines", "spectra", "energy"):
+        assert (out / f"{name}.csv").read_text() == (whole / f"{name}.csv").read_text()
+
+
+def test_pieces_belong_to_settings_and_commit(tmp_path, monkeypatch):
+    code = {"git_commit": "a", "git_dirty": False}
+    monkeypatch.setattr(tidy.machine, "git_state", lambda: dict(code))
+    assert tidy.Kept(tmp_path, {"n": 1})("one piece", lambda: [1, (2.5, None)]) == [1, [2.5, None]]
+    assert tidy.Kept(tmp_path, {"n": 1})("one piece", lambda: 2) == [1, [2.5, None]]
+    assert tidy.Kept(tmp_path, {"n": 2})("one piece", lambda: 3) == 3
+    code["git_commit"] = "b"
+    assert tidy.Kept(tmp_path, {"n": 2})("one piece", lambda: 4) == 4
+    code["git_dirty"] = True
+    assert tidy.Kept(tmp_path, {"n": 2})("one piece", lambda: 5) == 5
+    kept = tidy.Kept(tmp_path, {"n": 2})
+    code["git_dirty"] = kept.stamp["code"]["git_dirty"] = False
+    (tmp_path / "parts" / "one-piece.json").write_text("[1]")
+    with pytest.raises(ValueError, match="holds no JSON object"):
+        kept("one piece", lambda: 6)
+    kept.clear()
+    assert not (tmp_path / "parts").exists()
+
+
+def test_a_folder_that_cannot_be_written_or_is_damaged_is_named_first(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main(["structure", "--out", str(file), *POCKET]) == 2
+    assert f"--out={file}: File exists; allowed is a folder" in capsys.readouterr().err
+    for text in ("{", "[1]"):
+        (tmp_path / "about.json").write_text(text)
+        assert main(["structure", "--out", str(tmp_path), *POCKET]) == 2
+        assert "about.json: holds no JSON object" in capsys.readouterr().err
+    (tmp_path / "about.json").write_text('{"a": 1}')
+    assert main(["structure", "--out", str(tmp_path), *POCKET]) == 2
+    assert "holds measurements with another layers, overrides" in capsys.readouterr().err
+
+
+def test_the_runs_own_method_keeps_its_settings(tmp_path):
+    given = ["method=agzo", "method.eps=1e-2", "method.estimator=two_sided", "method.rank=2"]
+    options = ["--steps", "0", "--groups", "2", "--forwards", "3", "--layer-queries", "2"]
+    assert main(["alignment", "--out", str(tmp_path), *options, *POCKET, *given]) == 0
+    with (tmp_path / "whole.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert (rows["agzo"]["eps"], rows["agzo"]["estimator"]) == ("0.01", "two_sided")
+    assert (rows["mezo"]["eps"], rows["mezo"]["estimator"]) == ("0.001", "two_sided")

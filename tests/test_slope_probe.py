@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agzo import AGZO
 from baselines import MeZO
-from experiments.probe import __main__, scene, slope
+from experiments.probe import __main__, scene, slope, window
 from experiments.probe.slope import Minibatch
 
 CURVE = 0.3
@@ -101,7 +101,7 @@ def test_a_real_network_in_low_precision_has_a_window() -> None:
     rows = slope.slopes(
         network.model, [batch], {"agzo": {}}, [1e-7, 1e-3], ["fp32", "bf16"], directions=4
     )
-    found = {(r["dtype"], r["estimator"], r["eps"]): r for r in slope.windows(rows)}
+    found = {(r["dtype"], r["estimator"], r["eps"]): r for r in window.windows(rows)}
     assert found["fp32", "two_sided", 1e-3]["relative_error"] < 0.01
     assert found["fp32", "two_sided", 1e-3]["usable"] == 1
     assert found["bf16", "two_sided", 1e-7]["usable"] == 0
@@ -111,38 +111,38 @@ def test_values_that_are_not_finite_are_recorded_as_empty() -> None:
     model, batch, _ = quadratic(torch.float32)
     rows = slope.slopes(model, [batch], {"mezo": {}}, [1e-2, 1e30], directions=2)
     assert [row["one_sided"] is None for row in rows] == [False, True] * 2
-    table = slope.windows(rows)
+    table = window.windows(rows)
     lost = [row for row in table if row["eps"] == 1e30]
     assert [(row["n"], row["finite"], row["usable"]) for row in lost] == [(2, 0, 0)] * 2
     assert [row["relative_error"] for row in lost] == [None, None]
-    assert {row["best"] for row in slope.recommend(table)} == {1e-2}
+    assert {row["best"] for row in window.recommend(table)} == {1e-2}
 
 
 def test_quality_of_hand_made_pairs() -> None:
     exact = [1.0, -1.0, 2.0, -2.0]
-    row = slope.quality([(e, 2 * e + 0.5) for e in exact])
+    row = window.quality([(e, 2 * e + 0.5) for e in exact])
     assert row == pytest.approx(
         {
             "n": 4, "finite": 4, "zero": 0, "correlation": 1.0, "gain": 2.0,
             "relative_error": math.sqrt(2.75 / 2.5), "offset": 0.5 / math.sqrt(2.5),
         }
     )  # fmt: skip
-    turned = slope.quality([(e, -e) for e in exact])
+    turned = window.quality([(e, -e) for e in exact])
     assert (turned["correlation"], turned["gain"]) == pytest.approx((-1, -1))
     assert turned["relative_error"] == pytest.approx(2)
-    silent = slope.quality([(1.0, 0.0), (-1.0, 0.0), (1.0, None)])
+    silent = window.quality([(1.0, 0.0), (-1.0, 0.0), (1.0, None)])
     assert (silent["n"], silent["finite"], silent["zero"]) == (3, 2, 2)
     assert silent["correlation"] is None
     assert (silent["gain"], silent["relative_error"]) == (0, 1)
 
 
-def window(errors: dict[float, float | None]) -> list[dict[str, Any]]:
+def table_of(errors: dict[float, float | None]) -> list[dict[str, Any]]:
     return [
         {
             "method": "agzo", "dtype": "bf16", "estimator": "one_sided", "eps": eps, "n": 8,
             "finite": 8 if error is not None else 5, "correlation": 0.9, "gain": 1.0,
             "offset": 0.0, "relative_error": error,
-            "usable": int(error is not None and error <= slope.LIMIT),
+            "usable": int(error is not None and error <= window.LIMIT),
         }
         for eps, error in errors.items()
     ]  # fmt: skip
@@ -162,16 +162,16 @@ def window(errors: dict[float, float | None]) -> list[dict[str, Any]]:
 def test_recommended_eps(
     errors: dict, eps: float | None, lowest: float | None, highest: float | None, best: float
 ) -> None:
-    (row,) = slope.recommend(window(errors))
+    (row,) = window.recommend(table_of(errors))
     assert (row["eps"], row["lowest"], row["highest"], row["best"]) == (eps, lowest, highest, best)
-    line = slope.text([row]).splitlines()[1]
+    line = window.text([row]).splitlines()[1]
     assert ("none" in line) == (eps is None)
     assert f"{best:g}" in line or eps is not None
 
 
 def test_no_finite_value_at_any_eps_is_an_error() -> None:
     with pytest.raises(ValueError, match="method=agzo, bf16, one_sided: no eps"):
-        slope.recommend(window({1e-4: None}))
+        window.recommend(table_of({1e-4: None}))
 
 
 @pytest.mark.parametrize(

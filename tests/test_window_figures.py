@@ -1,5 +1,6 @@
 """The figures of the slope and arrival probes, from a probe's own files to the drawing."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,13 @@ def test_missing_data_stops_with_its_name(
 def test_a_scope_without_rows_is_an_error(measured: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(measured["arrival"], tmp_path / "copy")
     lines = (copy / "arrival.csv").read_text().splitlines(keepends=True)
-    (copy / "arrival.csv").write_text("".join(line for line in lines if ",linear," not in line))
+    kept = [line for line in lines if ",linear," not in line]
+    (copy / "arrival.csv").write_text("".join(kept))
+    with pytest.raises(ResultError, match=f"has {len(kept) - 1} rows, about.json says"):
+        update_arrival.draw(copy, tmp_path / "figure")
+    about = json.loads((copy / "about.json").read_text())
+    about["rows"]["arrival"] = len(kept) - 1
+    (copy / "about.json").write_text(json.dumps(about))
     with pytest.raises(ResultError, match="scope 'linear' has no rows"):
         update_arrival.draw(copy, tmp_path / "figure")
     assert update_arrival.draw(copy, tmp_path / "figure", "all")

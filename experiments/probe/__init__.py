@@ -4,5 +4,7 @@
 
 A probe is a module with plain collecting functions, which need torch (and transformers) alone and
 so run on a bare GPU machine too, and three names for the command line: `HELP`, `arguments(parser)`
-and `run(options, say) -> (about, tables)`. Drawing is done by `analysis`, from the files alone.
+and `run(options, say) -> (about, tables)`, where `options.kept(name, make)` keeps a finished piece.
+`show(folder)` prints what a user reads, where there is something. Drawing is done by `analysis`,
+from the files alone.
 """

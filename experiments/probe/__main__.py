@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.probe import tidy
 
+UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
 PROBES = ("structure", "alignment", "memory", "slope", "arrival")
 
 
@@ -29,7 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         one.add_argument("--out", type=Path, required=True, help="folder of the tables")
         module.arguments(one)
         one.add_argument("overrides", nargs="*", help="of the run: model=... task=... method=...")
-        one.set_defaults(run=module.run)
+        one.set_defaults(run=module.run, show=getattr(module, "show", None))
     # argparse cannot intermix positionals and options behind a subcommand.
     options, rest = parser.parse_known_args(arguments)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
@@ -50,7 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if tidy.finished(options.out, settings(options)):
             print(f"{options.out}: measured already")
-            return 0
+            return shown(options)
+        options.kept = tidy.Kept(options.out, settings(options))
         about, tables = options.run(options, say)
         about |= {
             "command": f"python -m experiments.probe {' '.join(given)}",
@@ -58,20 +60,28 @@ def main(arguments: list[str] | None = None) -> int:
             "seconds": time.perf_counter() - begin,
         }
         tidy.write(options.out, about, tables)
+        options.kept.clear()
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     rows = ", ".join(f"{name} ({len(table)} rows)" for name, table in tables.items())
     print(f"{options.out}: {rows}")
+    return shown(options)
+
+
+def shown(options: argparse.Namespace) -> int:
+    """Print what a user reads of a finished folder, and return the exit code."""
+    if options.show:
+        options.show(options.out)
     return 0
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the measurements depend on."""
-    return {key: value for key, value in vars(options).items() if key not in ("out", "run")}
+    return {key: value for key, value in vars(options).items() if key not in UNSAID}
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ of a group share the base forward, as in a step with several queries.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,11 @@ from agzo.perturb import Closure, Directions
 from agzo.select import Tuned, select
 from agzo.spectrum import gradients
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers
 from experiments.probe.structure import linear_layers
+
+if TYPE_CHECKING:
+    from experiments.probe.scene import Scene
 
 HELP = "figure 2: cosine of estimates with the gradient, against the theory"
 SCOPES = ("linear", "all")
@@ -152,15 +157,16 @@ def _layer_row(
     }  # fmt: skip
 
 
-def makers(names: Sequence[str], overrides: Sequence[str], model: nn.Module) -> dict[str, Make]:
-    """Return a constructor for each method, with the settings that conf/ gives it for this run."""
+def makers(names: Sequence[str], overrides: Sequence[str], scene: Scene) -> dict[str, Make]:
+    """Return a constructor for each method: the run's own as it is, others as conf/ has them."""
     from experiments import registry
     from experiments.config import BadInput, compose
 
     shared = [each for each in overrides if not each.startswith(("method", "+method"))]
     made: dict[str, Make] = {}
     for name in names:
-        config = compose([*shared, f"method={name}"])
+        own = name == scene.config.method["name"]
+        config = scene.config if own else compose([*shared, f"method={name}"])
         values = registry.settings(config.method, "nearest")
         if not issubclass(registry.method_class(name), ZeroOrderOptimizer):
             raise BadInput(f"--methods={name}: allowed are zeroth-order methods")
@@ -169,7 +175,7 @@ def makers(names: Sequence[str], overrides: Sequence[str], model: nn.Module) -> 
             seed: int, params: Any, queries: int = 1, name: str = name, values: Any = values
         ) -> ZeroOrderOptimizer:
             given = values | {"params": params, "queries": queries, "embeddings": "tuned"}
-            optimizer = registry.build(name, model, given, seed)
+            optimizer = registry.build(name, scene.model, given, seed)
             assert isinstance(optimizer, ZeroOrderOptimizer)
             return optimizer
 
@@ -183,7 +189,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", default="agzo,mezo,lozo", help="the estimates to compare")
     parser.add_argument("--groups", type=int, default=8, help="of queries, each with its seed")
     parser.add_argument("--forwards", default="2,4,8,16,32", help="to spend on averaged queries")
-    parser.add_argument("--layer-queries", type=int, default=16, help="per layer; 0: none alone")
+    parser.add_argument("--layer-queries", type=int, default=16, help="per layer, 2 or more")
     parser.add_argument("--layer-steps", default="", help="steps with layers alone; the last")
 
 
@@ -194,9 +200,9 @@ def run(
     from experiments.config import BadInput
     from experiments.probe import scene as scenes
 
-    steps = scenes.whole_numbers("--steps", options.steps)
-    budgets = scenes.whole_numbers("--forwards", options.forwards, least=2)
-    layer_steps = scenes.whole_numbers("--layer-steps", options.layer_steps or str(steps[-1]))
+    steps = whole_numbers("--steps", options.steps)
+    budgets = whole_numbers("--forwards", options.forwards, least=2)
+    layer_steps = whole_numbers("--layer-steps", options.layer_steps or str(steps[-1]))
     if not set(layer_steps) <= set(steps):
         raise BadInput(f"--layer-steps={options.layer_steps}: allowed are some of --steps")
     if options.groups < 2:
@@ -204,7 +210,7 @@ def run(
     if options.layer_queries < 2:
         raise BadInput(f"--layer-queries={options.layer_queries}: allowed is 2 or more")
     scene = scenes.load(options.overrides)
-    methods = makers(options.methods.split(","), options.overrides, scene.model)
+    methods = makers(options.methods.split(","), options.overrides, scene)
     everything = select(scene.model, None, "tuned")[0]
     linear = linear_layers(scene.model)
     tables: tidy.Tables = {"whole": [], "averaged": [], "layers": []}
@@ -213,13 +219,15 @@ def run(
         closure = scene.closure(batch)
         for scope, tuned in (("linear", linear), ("all", everything)):
             moment = Moment(step, closure, batch.token_mask, gradients(closure, tuned))
-            whole, averaged, layers = whole_rows(moment, scope, methods, options.groups, budgets)
+            look = functools.partial(whole_rows, moment, scope, methods, options.groups, budgets)
+            whole, averaged, layers = options.kept(f"step {step} {scope}", look)
             tables["whole"] += whole
             tables["averaged"] += averaged
             tables["layers"] += layers
             say(f"step {step}, {scope}: {len(tuned)} parameters, {len(whole)} groups of queries")
             if scope == "linear" and step in layer_steps:
-                tables["layers"] += alone_rows(moment, linear, methods, options.layer_queries)
+                look = functools.partial(alone_rows, moment, linear, methods, options.layer_queries)
+                tables["layers"] += options.kept(f"step {step} alone", look)
                 say(f"step {step}: each of {len(linear)} layers alone")
-    about = tidy.about("alignment", {}, scene.device)
+    about = tidy.about("alignment", scene.device)
     return about | scene.about(), tables

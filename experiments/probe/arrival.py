@@ -29,12 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agzo import ZeroOrderOptimizer
 from agzo.direction import Direction
 from agzo.perturb import Directions
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.update import ROUNDINGS, is_low_precision, move
 from experiments.probe import slope, tidy
+from experiments.probe.lists import count, positive_numbers, words
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options
 from experiments.probe.tidy import Row
 
@@ -93,6 +95,7 @@ def arrivals(
     singles: int = 8,
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make(),
 ) -> list[Row]:
     """Move the weights by each method's updates, under each policy and lr.
 
@@ -110,18 +113,37 @@ def arrivals(
         seen = slope.cast(model, dtype)
         reference = slope.cast(model, "fp32", through=dtype)
         for method, options in methods.items():
-            say(f"{dtype}: {method}, {updates} directions")
+            say(f"{dtype}: {method}, {updates} updates, {len(lrs)} learning rates")
             optimizer = METHODS[method](seen, lr=0.0, eps=EPS, seed=seed, **options)
-            steps: list[tuple[int, Directions, float]] = []
-            for number, batch in enumerate(batches):
-                truth = slope.true_gradients(seen, reference, batch)
-                for index in range(number, updates, len(batches)):
-                    directions, _ = slope.look(optimizer, batch, index)
-                    steps.append((index, directions, slope.slope(directions, truth)))
-            steps.sort(key=lambda step: step[0])
-            say(f"{dtype}: {method}, {len(lrs)} learning rates")
-            rows += _moved(dtype, method, optimizer.tuned, steps, lrs, min(singles, updates), seed)
+
+            def moved(
+                dtype: str = dtype,
+                method: str = method,
+                optimizer: ZeroOrderOptimizer = optimizer,
+                reference: torch.nn.Module = reference,
+            ) -> list[Row]:
+                steps = _steps(optimizer, reference, batches, updates)
+                few = min(singles, updates)
+                return _moved(dtype, method, optimizer.tuned, steps, lrs, few, seed)
+
+            rows += kept(f"{dtype} {method}", moved)
     return rows
+
+
+def _steps(
+    optimizer: ZeroOrderOptimizer,
+    reference: torch.nn.Module,
+    batches: Sequence[Minibatch],
+    updates: int,
+) -> list[tuple[int, Directions, float]]:
+    """Return (index, directions, exact slope along them) of each update; batches take turns."""
+    steps: list[tuple[int, Directions, float]] = []
+    for number, batch in enumerate(batches):
+        truth = slope.true_gradients(optimizer.model, reference, batch)
+        for index in range(number, updates, len(batches)):
+            directions, _ = slope.look(optimizer, batch, index)
+            steps.append((index, directions, slope.slope(directions, truth)))
+    return sorted(steps, key=lambda step: step[0])
 
 
 def _moved(
@@ -250,12 +272,12 @@ def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
     """Measure along the command line's options."""
-    lrs = slope.numbers("--lrs", options.lrs)
-    updates = slope.count("--updates", options.updates)
-    singles = slope.count("--singles", options.singles)
-    batches = slope.count("--batches", options.batches)
-    methods = slope.words("--methods", options.methods, METHODS)
-    dtypes = slope.chosen_dtypes(options.dtypes)
+    lrs = positive_numbers("--lrs", options.lrs)
+    updates = count("--updates", options.updates)
+    singles = count("--singles", options.singles)
+    batches = count("--batches", options.batches)
+    methods = words("--methods", options.methods, METHODS)
+    dtypes = words("--dtypes", options.dtypes, DTYPES)
 
     from experiments.probe import scene
 
@@ -272,10 +294,10 @@ def run(
         singles,
         here.config.seed,
         say,
+        options.kept,
     )
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
     about = {
-        **tidy.about("arrival", settings, here.device),
+        **tidy.about("arrival", here.device),
         **here.about(),
         "method_options": chosen,
         "batches": batches,

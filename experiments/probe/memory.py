@@ -11,11 +11,12 @@ Kinds: `counted`, live tensor bytes at the true shape, on no device (see `memory
 what torch's allocator handed out and reserved; `resident`, the resident set of a process. What a
 point and its two series are is said in `memory_point`.
 
-Measured on a device, each point is a process of its own. Points are kept in FOLDER/points, so an
-interrupted sweep goes on where it was; one that ran out of memory is a row that says so.
+Measured on a device, each point is a process of its own; one that ran out of memory is a row that
+says so.
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -23,14 +24,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments import machine
 from experiments.bench import SHAPES
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers, words
 from experiments.probe.memory_point import (
     ANSWER,
     ATTENTION,
@@ -91,20 +91,30 @@ def run(
     device = torch.device(KINDS[options.kind])
     if options.kind == "cuda" and not torch.cuda.is_available():
         raise ValueError("--kind=cuda: no CUDA device is here; allowed are counted and resident")
-    rows, code = [], machine.git_state()
+    rows, failed = [], []
     for number, point in enumerate(points, 1):
-        row = kept(options.out / "points", point, code)
+        at = f"{number}/{len(points)} {point.name}"
+        try:
+            row = options.kept(point.name, functools.partial(look, point))
+        except PointFailed as error:
+            failed.append(f"{point.name}: {error}")
+            say(f"{at}: failed ({error})")
+            continue
         rows.append({column: row[column] for column in COLUMNS})
         peak = "" if row["peak_gib"] is None else f" {row['peak_gib']:.3f} GiB"
-        say(f"{number}/{len(points)} {point.name}: {row['status']}{peak} {row['message']}".rstrip())
+        say(f"{at}: {row['status']}{peak} {row['message']}".rstrip())
         if options.largest and point.kind == "counted":
             for held in count(point, device, options.largest)[1]:
                 shape = "x".join(map(str, held.shape))
                 say(f"  {held.size / 2**20:9.1f} MiB {held.dtype} {shape} by {held.made_by}")
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(points)} points failed, {failed[0]}; the others are kept, the "
+            "same command tries again"
+        )
     where = torch.device("cpu") if options.kind == "counted" else device
     model = build(options.shape, options.dtype, torch.device("meta"))
-    about = tidy.about("memory", settings, where) | {
+    about = tidy.about("memory", where) | {
         "answer_tokens": ANSWER,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
@@ -113,7 +123,8 @@ def run(
 
 def sweep(options: argparse.Namespace) -> list[Point]:
     """Return the points of the command line: lengths at one batch, then batches at one length."""
-    lengths, batches = numbers("lengths", options.lengths), numbers("batches", options.batches)
+    lengths = whole_numbers("--lengths", options.lengths, least=1)
+    batches = whole_numbers("--batches", options.batches, least=1)
     if options.batch < 1 or min(lengths[0], options.length) <= ANSWER:
         raise ValueError(
             f"--batch={options.batch}, --lengths={options.lengths}, --length={options.length}: "
@@ -128,54 +139,33 @@ def sweep(options: argparse.Namespace) -> list[Point]:
             series, method, batch, length,
         )
         for batch, length in dict.fromkeys(at)
-        for series in chosen("series", options.series, SERIES)
-        for method in chosen("methods", options.methods, METHODS)
+        for series in words("--series", options.series, SERIES)
+        for method in words("--methods", options.methods, METHODS)
     ]  # fmt: skip
 
 
-def numbers(key: str, text: str) -> list[int]:
-    """Read a list such as 128,256, ascending and at least 1."""
-    parts = text.split(",")
-    found = [int(part) for part in parts if part.isdigit()]
-    if len(found) != len(parts) or found != sorted(set(found)) or found[0] < 1:
-        raise ValueError(f"--{key}={text}: allowed are ascending whole numbers from 1 on: 1,2,4")
-    return found
+class PointFailed(RuntimeError):
+    """A point that has no value, for a reason that is no finding about memory."""
 
 
-def chosen(key: str, text: str, allowed: tuple[str, ...]) -> list[str]:
-    """Read a list of names, in the order of `allowed`."""
-    names = text.split(",")
-    if wrong := [name for name in names if name not in allowed]:
-        raise ValueError(f"--{key}={text}: {wrong[0]!r} is not one of {', '.join(allowed)}")
-    return [name for name in allowed if name in names]
-
-
-def kept(folder: Path, point: Point, code: dict[str, Any]) -> dict[str, Any]:
-    """Return a point's row, measured now unless this code has done so before."""
-    path = folder / f"{point.name}.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        same = {**asdict(point), "code": code}
-        if found["status"] != "failed" and all(found.get(key) == v for key, v in same.items()):
-            return found
-    row = asdict(point) | (measure(point) if point.kind == "counted" else child(point))
-    folder.mkdir(parents=True, exist_ok=True)
-    tidy.replace(path, json.dumps(row | {"code": code}, indent=1) + "\n")
-    return row
+def look(point: Point) -> dict[str, Any]:
+    """Measure a point, here where it is counted and in a process of its own elsewhere."""
+    return asdict(point) | (measure(point) if point.kind == "counted" else child(point))
 
 
 def child(point: Point) -> dict[str, Any]:
-    """Measure a point in a process of its own; its failure is a finding as well."""
+    """Measure a point in a process of its own; running out of memory is a finding."""
     command = [sys.executable, "-m", "experiments.probe.memory_point", json.dumps(asdict(point))]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | ALLOCATOR)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    killed = done.returncode == -signal.SIGKILL  # Linux, when the machine's memory is full
-    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    if done.returncode != -signal.SIGKILL:  # that is Linux, when the machine's memory is full
+        last = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise PointFailed(last[-1])
     return {
-        "status": "out_of_memory" if killed else "failed",
+        "status": "out_of_memory",
         "peak_gib": None,
         "reserved_gib": None,
         "baseline_gib": None,
-        "message": "killed by the system" if killed else last,
+        "message": "killed by the system",
     }

@@ -77,14 +77,3 @@ def load(overrides: list[str]) -> Scene:
     if not getattr(parts.optimizer, "trains", False):
         raise BadInput(f"method={config.method['name']}: allowed is a method that trains")
     return Scene(config, parts)
-
-
-def whole_numbers(key: str, text: str, least: int = 0) -> list[int]:
-    """Read a list such as 0,100,200, ascending."""
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or numbers != sorted(set(numbers)) or numbers[0] < least:
-        raise BadInput(f"{key}={text}: allowed are ascending whole numbers from {least} on: 1,2,5")
-    return numbers

@@ -20,10 +20,12 @@ Memory: two copies of the model, float32 gradients, and the activations of one b
 
 import argparse
 import copy
+import csv
+import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,26 +33,21 @@ from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.alignment import Gradients, inner
-from agzo.check import check_choice, check_number
+from agzo.check import check_choice
 from agzo.estimator import ESTIMATORS
 from agzo.perturb import EXECUTIONS, Directions
 from agzo.select import select
 from agzo.spectrum import gradients
 from baselines import LOZO, MeZO
 from experiments.probe import tidy
+from experiments.probe.lists import count, positive_numbers, words
 from experiments.probe.tidy import Row
+from experiments.probe.window import LIMIT, NEGLIGIBLE, recommend, text, windows
 
 HELP = "is the measured slope the true slope, over eps? prints a recommended eps"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 METHODS: dict[str, Callable[..., ZeroOrderOptimizer]] = {"agzo": AGZO, "mezo": MeZO, "lozo": LOZO}
 EPS = "1e-7,1e-6,1e-5,1e-4,3e-4,1e-3,3e-3,1e-2,3e-2,1e-1"
-
-# An eps is usable while the root mean square of measured - exact is at most a quarter of that of
-# exact. The error then adds at most 6 % to the mean square of g, and so of the step, and holds the
-# (uncentred) correlation above .968: no limit on the correlation is needed beside this one.
-LIMIT = 0.25
-# Errors below this one do not tell values of eps apart: g's own spread over directions is 100 %.
-NEGLIGIBLE = 0.02
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ def slopes(
     execution: str = "side_branch",
     seed: int = 0,
     say: Callable[[str], None] = lambda line: None,
+    kept: Callable[[str, Callable[[], Any]], Any] = lambda name, make: make(),
 ) -> list[Row]:
     """Measure each direction's slope, exactly and with every eps, one- and two-sided.
 
@@ -88,23 +86,42 @@ def slopes(
             for method, options in methods.items():
                 say(f"{dtype}: batch {number + 1} of {len(batches)}, {method}")
                 shared = {"lr": 0.0, "execution": execution, "seed": seed, **options}
-                optimizers = {
-                    (eps, estimator): METHODS[method](seen, eps=eps, estimator=estimator, **shared)
-                    for eps in eps_values
-                    for estimator in ESTIMATORS
-                }
-                for direction in range(directions):
-                    values: dict[tuple[float, str], float] = {}
-                    found: Directions = {}
-                    for key, optimizer in optimizers.items():
-                        found, values[key] = look(optimizer, batch, direction)
-                    exact = slope(found, truth)
-                    rows += [
-                        {"method": method, "dtype": dtype, "batch": number, "direction": direction}
-                        | {"eps": eps, "exact": exact}
-                        | {e: _finite(values[eps, e]) for e in ESTIMATORS}
-                        for eps in eps_values
-                    ]
+                look_at = functools.partial(
+                    _slopes, METHODS[method], seen, batch, truth, shared, eps_values, directions
+                )
+                at = {"method": method, "dtype": dtype, "batch": number}
+                found = kept(f"{dtype} {number} {method}", look_at)
+                rows += [at | row for row in found]
+    return rows
+
+
+def _slopes(
+    method: Callable[..., ZeroOrderOptimizer],
+    seen: nn.Module,
+    batch: Minibatch,
+    truth: Gradients,
+    options: Mapping[str, Any],
+    eps_values: Sequence[float],
+    directions: int,
+) -> list[Row]:
+    """Return the rows of one method, dtype and batch."""
+    optimizers = {
+        (eps, estimator): method(seen, eps=eps, estimator=estimator, **options)
+        for eps in eps_values
+        for estimator in ESTIMATORS
+    }
+    rows: list[Row] = []
+    for direction in range(directions):
+        values: dict[tuple[float, str], float] = {}
+        found: Directions = {}
+        for key, optimizer in optimizers.items():
+            found, values[key] = look(optimizer, batch, direction)
+        exact = slope(found, truth)
+        rows += [
+            {"direction": direction, "eps": eps, "exact": exact}
+            | {e: _finite(values[eps, e]) for e in ESTIMATORS}
+            for eps in eps_values
+        ]
     return rows
 
 
@@ -147,139 +164,6 @@ def slope(directions: Directions, truth: Gradients) -> float:
     return inner(directions, {parameter: truth[parameter] for parameter in directions}).item()
 
 
-def quality(pairs: Sequence[tuple[float, float | None]]) -> Row:
-    """Compare measured values with exact ones, given as (exact, measured).
-
-    With m measured and e exact, over the pairs whose m is finite:
-
-        correlation     Pearson's; None where m does not vary
-        gain            <m, e> / <e, e>
-        relative_error  rms(m - e) / rms(e)
-        offset          mean(m - e) / rms(e)
-
-    `finite` counts those pairs, `zero` those with m = 0: a difference below the loss's resolution.
-    """
-    kept = [(e, m) for e, m in pairs if m is not None]
-    row: Row = {"n": len(pairs), "finite": len(kept), "zero": sum(m == 0 for _, m in kept)}
-    names = ("correlation", "gain", "relative_error", "offset")
-    size = math.sqrt(sum(e * e for e, _ in kept) / len(kept)) if kept else 0.0
-    if size == 0.0:
-        return row | dict.fromkeys(names)
-    exact, measured = [e for e, _ in kept], [m for _, m in kept]
-    errors = [m - e for e, m in kept]
-    varies = len(set(exact)) > 1 and len(set(measured)) > 1
-    values = (
-        statistics.correlation(exact, measured) if varies else None,
-        sum(e * m for e, m in kept) / (size * size * len(kept)),
-        math.sqrt(statistics.fmean(d * d for d in errors)) / size,
-        statistics.fmean(errors) / size,
-    )
-    return row | dict(zip(names, values, strict=True))
-
-
-def windows(rows: Sequence[Row]) -> list[Row]:
-    """Return the quality of every (method, dtype, estimator, eps), all batches together.
-
-    An eps is `usable` (1, else 0) if every value is finite and relative_error is at most `LIMIT`.
-    """
-    groups: dict[tuple[str, str, str, float], list[tuple[float, float | None]]] = {}
-    for row in rows:
-        for estimator in ESTIMATORS:
-            key = (row["method"], row["dtype"], estimator, row["eps"])
-            groups.setdefault(key, []).append((row["exact"], row[estimator]))
-    found: list[Row] = []
-    for key in sorted(groups, key=_order):
-        row: Row = dict(zip(("method", "dtype", "estimator", "eps"), key, strict=True))
-        row |= quality(groups[key])
-        error = row["relative_error"]
-        row["usable"] = int(row["finite"] == row["n"] and error is not None and error <= LIMIT)
-        found.append(row)
-    return found
-
-
-def _order(key: tuple[str, str, str, float]) -> tuple[int, int, str, float]:
-    method, dtype, estimator, eps = key
-    return list(DTYPES).index(dtype), list(METHODS).index(method), estimator, eps
-
-
-def recommend(table: Sequence[Row]) -> list[Row]:
-    """Return one row for each method, dtype and estimator of a table of `windows`.
-
-    `lowest` and `highest` bound the window: the usable eps next to each other in the grid around
-    the one with the smallest error. `eps` is recommended: of the window's values whose error is at
-    most `NEGLIGIBLE` or 1.1 times the smallest, again next to each other around the best, the one
-    nearest to the geometric middle (the smaller of two), as far from both cliffs as it can be. The
-    three are None where no eps of the grid is usable; `best` has the smallest error in any case.
-    """
-    found: list[Row] = []
-    keys = ("method", "dtype", "estimator")
-    for group in dict.fromkeys(tuple(row[key] for key in keys) for row in table):
-        grid = sorted(
-            (row for row in table if tuple(row[key] for key in keys) == group),
-            key=lambda row: row["eps"],
-        )
-        whole = [i for i, row in enumerate(grid) if row["finite"] == row["n"]]
-        known = [i for i in whole if grid[i]["relative_error"] is not None]
-        if not known:
-            raise ValueError(
-                f"method={group[0]}, {group[1]}, {group[2]}: no eps of the grid gave finite "
-                "values; allowed is a model whose loss and gradient are finite"
-            )
-        best = min(known, key=lambda i: grid[i]["relative_error"])
-        least = grid[best]["relative_error"]
-        row: Row = dict(zip(keys, group, strict=True))
-        row |= dict.fromkeys(("eps", "lowest", "highest"))
-        chosen = best
-        if least <= LIMIT:
-            window = _around(best, [bool(each["usable"]) for each in grid])
-            level = max(NEGLIGIBLE, 1.1 * least)
-            good = [i in known and grid[i]["relative_error"] <= level for i in range(len(grid))]
-            tied = _around(best, good)
-            middle = math.sqrt(grid[tied[0]]["eps"] * grid[tied[-1]]["eps"])
-            chosen = min(tied, key=lambda i: round(abs(math.log(grid[i]["eps"] / middle)), 9))
-            ends = {"lowest": grid[window[0]]["eps"], "highest": grid[window[-1]]["eps"]}
-            row |= {"eps": grid[chosen]["eps"], **ends}
-        row["best"] = grid[best]["eps"]
-        measures = ("relative_error", "correlation", "gain", "offset")
-        found.append(row | {key: grid[chosen][key] for key in measures})
-    return found
-
-
-def _around(index: int, wanted: Sequence[bool]) -> range:
-    """Return the unbroken stretch of `wanted` that holds `index`."""
-    first = last = index
-    while first > 0 and wanted[first - 1]:
-        first -= 1
-    while last + 1 < len(wanted) and wanted[last + 1]:
-        last += 1
-    return range(first, last + 1)
-
-
-def text(recommended: Sequence[Row]) -> str:
-    """Write the recommended values as the lines that a user reads."""
-    lines = [
-        f"{'dtype':6} {'method':7} {'estimator':10} {'eps':>7}  {'usable':17} {'error':>7} "
-        f"{'corr.':>6} {'gain':>6} {'offset':>7}"
-    ]
-    for row in recommended:
-        given = row["eps"] is not None
-        usable = f"{row['lowest']:g} to {row['highest']:g}" if given else f"best: {row['best']:g}"
-        rest = " ".join(
-            f"{'-' if row[key] is None else format(row[key], '.3f'):>{width}}"
-            for key, width in (("correlation", 6), ("gain", 6), ("offset", 7))
-        )
-        lines.append(
-            f"{row['dtype']:6} {row['method']:7} {row['estimator']:10} "
-            f"{format(row['eps'], 'g') if given else 'none':>7}  {usable:17} "
-            f"{row['relative_error']:7.2g} {rest}"
-        )
-    lines.append(
-        "error: rms(measured - exact) / rms(exact) of the projected gradient at the eps shown, "
-        f"usable up to {LIMIT}.\nnone: no eps of the grid measures the slope that well."
-    )
-    return "\n".join(lines)
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this probe's options."""
     parser.add_argument("--eps", default=EPS, help=f"ascending, {EPS}")
@@ -293,14 +177,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
-    """Measure along the command line's options, and print the recommended eps."""
-    eps_values = numbers("--eps", options.eps)
-    directions, batches = (
-        count("--directions", options.directions, 2),
-        count("--batches", options.batches),
-    )
+    """Measure along the command line's options."""
+    eps_values = positive_numbers("--eps", options.eps)
+    directions = count("--directions", options.directions, least=2)
+    batches = count("--batches", options.batches)
     methods = words("--methods", options.methods, METHODS)
-    dtypes = chosen_dtypes(options.dtypes)
+    dtypes = words("--dtypes", options.dtypes, DTYPES) if options.dtypes else []
     check_choice("--execution", options.execution, tuple(EXECUTIONS))
 
     from experiments.probe import scene
@@ -317,13 +199,12 @@ def run(
         options.execution,
         here.config.seed,
         say,
+        options.kept,
     )
     table = windows(rows)
     recommended = recommend(table)
-    print(text(recommended))
-    settings = {key: value for key, value in vars(options).items() if key not in ("out", "run")}
     about = {
-        **tidy.about("slope", settings, here.device),
+        **tidy.about("slope", here.device),
         **here.about(),
         "limit": LIMIT,
         "negligible": NEGLIGIBLE,
@@ -335,6 +216,20 @@ def run(
     }
     short = [{key: _short(value) for key, value in row.items()} for row in rows]
     return about, {"slopes": short, "windows": table, "recommended": recommended}
+
+
+def show(folder: Path) -> None:
+    """Print the recommended eps that a folder holds."""
+    with (folder / "recommended.csv").open(encoding="utf-8") as file:
+        rows = [{key: _read(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    print(text(rows))
+
+
+def _read(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
 def _short(value: Any) -> Any:
@@ -359,43 +254,3 @@ def method_options(here: Any, methods: Sequence[str]) -> dict[str, dict[str, Any
     given = ("name", "lr", "eps", "estimator", "queries", "execution", "weight_decay", "seed")
     own = {key: value for key, value in config.items() if key not in given}
     return {name: shared | (own if name == config["name"] else {}) for name in methods}
-
-
-def numbers(key: str, text: str) -> list[float]:
-    """Read a list such as 1e-4,1e-3: positive, ascending."""
-    try:
-        values = [float(part) for part in text.split(",")]
-        for value in values:
-            check_number(key, value, above=0.0)
-    except ValueError:
-        values = []
-    if not values or values != sorted(set(values)):
-        raise ValueError(f"{key}={text}: allowed are ascending numbers above 0: 1e-4,1e-3")
-    return values
-
-
-def count(key: str, text: str, least: int = 1) -> int:
-    """Read one whole number."""
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{key}={text}: allowed are whole numbers from {least} on")
-    return int(text)
-
-
-def words(key: str, text: str, allowed: Mapping[str, Any]) -> list[str]:
-    """Read a list of names, each once."""
-    names = text.split(",")
-    if any(name not in allowed for name in names) or len(set(names)) < len(names):
-        raise ValueError(f"{key}={text}: allowed are, each once, {', '.join(allowed)}")
-    return names
-
-
-def chosen_dtypes(text: str | None) -> list[str]:
-    """Read --dtypes; nothing given is an empty list."""
-    if text is None:
-        return []
-    if text == "all":
-        return list(DTYPES)
-    try:
-        return words("--dtypes", text, DTYPES)
-    except ValueError as error:
-        raise ValueError(f"{error}; or all") from None

@@ -17,6 +17,7 @@ Padding is left out: its own gradient is zero.
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,11 @@ from agzo.select import Tuned, select
 from agzo.spectrum import Spectrum, gradients, inputs, spectrum
 from agzo.subspace import subspace_extract
 from experiments.probe import tidy
+from experiments.probe.lists import whole_numbers
 
 if TYPE_CHECKING:
     from experiments.batches import Rows
+    from experiments.probe.scene import Scene
 
 HELP = "figure 1: gradients and activations of each linear layer"
 RANKS = (1, 10)
@@ -156,6 +159,23 @@ def energy_rows(
     return found
 
 
+def look(
+    scene: Scene, step: int, layers: list[Tuned], chosen: list[Tuned], first: dict[str, Spectrum]
+) -> tidy.Tables:
+    """Return the rows of one step; `chosen` are the layers of the spectra."""
+    batch, other = scene.batch(step), scene.batch(step + 1)
+    same = spectra_of(scene.closure(batch), batch, layers)
+    others = spectra_of(scene.closure(other), other, layers)
+    gradient = gradients(scene.closure(batch), layers)
+    text = scene.parts.tokenizer.convert_ids_to_tokens
+    sources = {"same": same, "other": others, "first": first}
+    return {
+        "cosines": cosine_rows(step, layers, gradient, sources),
+        "spectra": spectrum_rows(step, chosen, gradient, same),
+        "energy": energy_rows(step, layers, same, batch, text),
+    }
+
+
 def choose(layers: list[Tuned], names: Sequence[str]) -> list[Tuned]:
     """Return the layers whose names hold one of `names`; without names first, middle and last."""
     if not names:
@@ -180,27 +200,20 @@ def run(
     """Look at a run as the options say; see the module's text for the tables."""
     from experiments.probe import scene as scenes
 
-    steps = scenes.whole_numbers("--steps", options.steps)
+    steps = whole_numbers("--steps", options.steps)
     scene = scenes.load(options.overrides)
     layers = linear_layers(scene.model)
     chosen = choose(layers, [name for name in options.layers.split(",") if name])
     tables: tidy.Tables = {"cosines": [], "spectra": [], "energy": []}
-    first = None
+    first: dict[str, Spectrum] = {}
     for step in scene.walk(steps):
-        batch, other = scene.batch(step), scene.batch(step + 1)
-        same = spectra_of(scene.closure(batch), batch, layers)
-        first = first or same
-        sources = {
-            "same": same,
-            "other": spectra_of(scene.closure(other), other, layers),
-            "first": first,
-        }
-        gradient = gradients(scene.closure(batch), layers)
-        tables["cosines"] += cosine_rows(step, layers, gradient, sources)
-        if step in (steps[0], steps[-1]):
-            tables["spectra"] += spectrum_rows(step, chosen, gradient, same)
-        text = scene.parts.tokenizer.convert_ids_to_tokens
-        tables["energy"] += energy_rows(step, layers, same, batch, text)
+        batch = scene.batch(step)
+        if not first:
+            first = spectra_of(scene.closure(batch), batch, layers)
+        spectra = chosen if step in (steps[0], steps[-1]) else []
+        seen = functools.partial(look, scene, step, layers, spectra, first)
+        for name, rows in options.kept(f"step {step}", seen).items():
+            tables[name] += rows
         say(f"step {step}: {len(layers)} layers")
-    about = tidy.about("structure", {"steps": steps}, scene.device)
+    about = tidy.about("structure", scene.device)
     return about | scene.about(), tables
