@@ -77,6 +77,7 @@ def prepare(config: RunConfig) -> Parts:
             f"examples, {len(splits.train)}"
         )
     model, tokenizer = models.load(config.model, config.precision.dtype, device)
+    about = models.origin(config.model, model)  # before a method adds anything to it
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     optimizer = registry.build(config.method["name"], model, values, config.seed)
     asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
@@ -87,7 +88,7 @@ def prepare(config: RunConfig) -> Parts:
     taken = steps(config, optimizer) if trains else 0
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
-        "model": models.origin(config.model, model),
+        "model": about,
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
