@@ -6,6 +6,7 @@
 model = PeftModel.from_pretrained(base, folder)      # W + B A in each layer
 """
 
+import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -22,19 +23,21 @@ def save_lora(model: nn.Module, factors: Factors, folder: Path) -> None:
         factors: (A, B) for each layer's name, A (r, d_in) and B (d_out, r), for W + B A.
         folder: is made where there is none.
     """
-    from peft import LoraConfig
-
     rank = next(iter(factors.values()))[0].shape[0]
-    settings = LoraConfig(
-        r=rank,
-        lora_alpha=rank,  # PEFT multiplies B A by alpha / r
-        target_modules=_targets(model, set(factors)),
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=getattr(getattr(model, "config", None), "_name_or_path", None),
-        inference_mode=True,
-    )
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
+        "r": rank,
+        "lora_alpha": rank,  # PEFT multiplies B A by alpha / r
+        "target_modules": _targets(model, set(factors)),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    settings.save_pretrained(str(folder))
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     tensors: dict[str, Tensor] = {}
     for name, (a, b) in factors.items():
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.detach().clone().contiguous()

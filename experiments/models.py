@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from experiments.config import BadInput, ModelConfig
-from experiments.quantise import quantise
+from experiments.quantise import import_torchao, quantise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -60,6 +60,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     """Load a model, in eval() mode on its device, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
+
+    import_torchao()
 
     where = locate(config)
     if not sys.stderr.isatty():

@@ -8,6 +8,9 @@ Embeddings, the head and norms keep the dtype of `precision`. Quantised weights 
 what is tuned stands beside them (method=zo_act).
 """
 
+import importlib
+import logging
+import sys
 from typing import Any
 
 import torch
@@ -37,17 +40,32 @@ def quantise(model: nn.Module, kind: str) -> nn.Module:
                 "allowed is precision=bf16, or model.quantize=int8"
             )
     wanted = set(layers)
-    try:
-        from torchao.quantization import quantize_
-
-        scheme = _scheme(kind, device)
-        quantize_(model, scheme, lambda module, name: name in wanted)
-    except ImportError as error:
+    if not import_torchao():
         raise BadInput(
-            f"model.quantize={kind}: it needs torchao of the version in requirements.lock "
-            f"({error}); allowed without it is none"
-        ) from error
+            f"model.quantize={kind}: it needs torchao (pip install -e '.[quant]'); allowed "
+            "without it is none"
+        )
+    from torchao.quantization import quantize_
+
+    quantize_(model, _scheme(kind, device), lambda module, name: name in wanted)
     return model
+
+
+def import_torchao() -> bool:
+    """Import torchao, if it is installed, without what it logs of kernels that do not fit here.
+
+    transformers and peft import it too, the moment they load a model; they find it done.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        for name in ("torchao.quantization", "torchao.prototype.safetensors.safetensors_support"):
+            importlib.import_module(name)
+    except ImportError:
+        return "torchao.quantization" in sys.modules
+    finally:
+        logging.disable(before)
+    return True
 
 
 def _scheme(kind: str, device: torch.device) -> Any:
@@ -64,6 +82,12 @@ def _scheme(kind: str, device: torch.device) -> Any:
         return Int4WeightOnlyConfig(
             group_size=GROUP, int4_packing_format=packing, set_inductor_config=False
         )
-    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    try:
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    except ImportError as error:
+        raise BadInput(
+            f"model.quantize=int4: this torchao packs int4 for no CPU ({error}); allowed are the "
+            "version in requirements.lock, model.quantize=int8, or device=cuda"
+        ) from error
 
     return PrototypeInt4WeightOnlyConfig(group_size=GROUP, set_inductor_config=False)

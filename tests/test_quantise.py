@@ -9,7 +9,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from agzo import AGZO
 from agzo.layers import body_linears, is_quantised, stored_bytes
 from baselines import LOZO, SGD, AdamW, MeZO, ZOAct
+from experiments import quantise as quantising
 from experiments.config import BadInput
+from experiments.merge import merge
 from experiments.quantise import quantise
 from experiments.session import run
 from tests.networks import Network
@@ -137,13 +139,17 @@ def test_frozen_quantised_weights_are_left_out_where_plain_ones_are_frozen_too()
 
 
 def test_a_run_on_a_quantised_model_goes_on_exactly(tmp_path):
-    overrides = ("method=zo_act", "model.quantize=int8", "precision=bf16", "method.lr=0.05")
+    overrides = ("method=zo_act", "model.quantize=int8", "precision=bf16", "train.save_model=true")
     config = tiny_run.config(tmp_path / "whole", *overrides)
     result = run(config)
     assert result["config"]["model"]["quantize"] == "int8"
     plain = run(tiny_run.config(tmp_path / "plain", *overrides, "model.quantize=none"))
     assert result["model_gib"] < 0.85 * plain["model_gib"]
     assert result["model"] == plain["model"]
+    with pytest.raises(
+        BadInput, match=r"model\.quantize=int8: nothing can be added to quantised weights"
+    ):
+        merge(config.folder, tmp_path / "merged")
     interrupted = tiny_run.config(tmp_path / "parts", *overrides)
     from tests.test_resume import prepare, run_and_die
 
@@ -168,3 +174,9 @@ def test_bad_input(tmp_path):
         run(config)
     with pytest.raises(ValueError, match="rank=65"):
         ZOAct(model("int8"), 1e-3, 1e-3, rank=65)
+
+
+def test_without_torchao_it_is_one_clear_message(monkeypatch):
+    monkeypatch.setattr(quantising, "import_torchao", lambda: False)
+    with pytest.raises(BadInput, match=r"model\.quantize=int8: it needs torchao .*is none"):
+        model("int8")

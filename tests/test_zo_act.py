@@ -20,6 +20,8 @@ from agzo.rng import Noise
 from baselines import ZOAct
 from experiments import checkpoint
 from experiments.adapter_files import save_lora
+from experiments.config import BadInput
+from experiments.merge import merge
 from experiments.session import run
 from tests.methods import Method
 from tests.networks import NETWORKS, Network, mlp, qwen3, weights
@@ -312,6 +314,14 @@ def test_a_run_saves_an_adapter_and_checkpoints_hold_no_frozen_weight(tmp_path):
     checkpoint.load_weights(config.folder / "checkpoints", result["best_step"], own)
     torch.testing.assert_close(loaded(IDS).logits, own(IDS).logits, rtol=1e-4, atol=1e-4)
     assert (config.folder / "model" / "tokenizer.json").exists()
+
+    merge(config.folder, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    torch.testing.assert_close(merged(IDS).logits, own(IDS).logits, rtol=1e-4, atol=1e-4)
+    with pytest.raises(BadInput, match="merged: it is there already"):
+        merge(config.folder, tmp_path / "merged")
+    with pytest.raises(BadInput, match=r"it holds no adapter_config\.json; .*save_model=true"):
+        merge(tmp_path, tmp_path / "new")
 
 
 BAD = {
