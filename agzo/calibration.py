@@ -11,7 +11,7 @@ A pass takes one forward of each batch. The error of the span falls as (sigma_{l
 passes); where l reaches d_in one pass is exact. All in float32, the last step in float64.
 
 Memory: two (d_in, l) float32 for each distinct input. A Gram matrix would need one forward a batch
-and (d_in, d_in): 33 GB over the 128 distinct inputs of an 8B Llama, against 65 MB here.
+and (d_in, d_in): 33 GB over the 128 distinct inputs of an 8B Llama, against 61 MB here (r = 1).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from agzo.layers import body_linears, sizes
 from experiments.config import BadInput
 
 GROUP = 32  # inputs that share a scale at int4
+ROWS = 16  # outputs that the CPU packs together at int4
 
 
 def quantise(model: nn.Module, kind: str) -> nn.Module:
@@ -29,10 +30,11 @@ def quantise(model: nn.Module, kind: str) -> nn.Module:
     dtype = next(model.parameters()).dtype
     if kind == "int4":
         for name, layer in layers.items():
-            if sizes(layer)[0] % GROUP:
+            d_in, d_out = sizes(layer)
+            if d_in % GROUP or d_out % ROWS:
                 raise BadInput(
-                    f"model.quantize=int4: layer {name} has {sizes(layer)[0]} inputs; allowed are "
-                    f"multiples of {GROUP}, or model.quantize=int8"
+                    f"model.quantize=int4: layer {name} has {d_in} inputs and {d_out} outputs; "
+                    f"allowed are multiples of {GROUP} and {ROWS}, or model.quantize=int8"
                 )
         if device.type == "cuda" and dtype != torch.bfloat16:
             raise BadInput(

@@ -114,6 +114,25 @@ def test_the_adapter_of_a_quantised_base_is_an_ordinary_one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_with_a_bias_in_every_dtype(kind, dtype):
+    torch.manual_seed(0)
+    small = nn.Sequential(nn.Linear(64, 48)).to(dtype).eval()
+    x = torch.randn(2, 5, 64).to(dtype)
+    with torch.no_grad():
+        plain = small(x).float()
+        quantise(small, kind)
+        optimizer = ZOAct(small, 1e-2, 1e-3, update="sgd", calibration_batches=1)
+        optimizer.study([(lambda: small(x).float().square().mean(), None)])
+        assert (small(x).float() - plain).norm() < {"int8": 0.01, "int4": 0.12}[kind] * plain.norm()
+        for _ in range(3):
+            optimizer.step(lambda: small(x).float().square().mean())
+    assert optimizer.finite
+    with pytest.raises(BadInput, match="layer 0 has 64 inputs and 40 outputs; allowed are multi"):
+        quantise(nn.Sequential(nn.Linear(64, 40)), "int4")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", [MeZO, LOZO, AGZO, SGD, AdamW])
 def test_a_quantised_weight_cannot_be_tuned(method, kind):
     made = model(kind)
@@ -164,7 +183,9 @@ def test_bad_input(tmp_path):
     with pytest.raises(BadInput, match=r"method=mezo: parameter model\.layers\.0.* is quantised"):
         run(config)
     config = tiny_run.config(tmp_path, "method=zo_act", "model.quantize=int4")
-    message = r"model\.quantize=int4: layer model\.layers\.0\.mlp\.down_proj has 48 inputs"
+    message = (
+        r"model\.quantize=int4: layer model\.layers\.0\.mlp\.down_proj has 48 inputs and 32 outputs"
+    )
     with pytest.raises(BadInput, match=message):
         run(config)
     with pytest.raises(BadInput, match=r"model\.quantize=int3: allowed are none, int8, int4"):

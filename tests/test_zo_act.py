@@ -277,6 +277,18 @@ def test_the_adapter_loads_with_peft_and_the_merge_says_the_same(tmp_path, famil
     torch.testing.assert_close(again(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_a_merge_into_bfloat16_rounds_once():
+    model = nn.Sequential(nn.Linear(16, 8)).to(torch.bfloat16).eval()
+    x = torch.randn(20, 16, dtype=torch.bfloat16)
+    optimizer = ZOAct(model, 0.1, 1e-3, update="sgd")
+    optimizer.study([(lambda: model(x).sum(), None)])
+    optimizer.step(lambda: model(x).float().square().mean())
+    ((a, b),) = optimizer.adapter().values()
+    wanted = (model[0].weight.float() + b @ a).to(torch.bfloat16)
+    optimizer.merge()
+    assert model[0].weight.equal(wanted)
+
+
 def test_part_of_the_layers_are_named_in_full_for_peft(tmp_path):
     from peft import PeftModel
 
