@@ -107,10 +107,12 @@ def _study(config: RunConfig, parts: Parts) -> None:
     """
     wanted: int = getattr(parts.optimizer, "studies", 0)
     batches = [parts.batch(config.train.batch_size, config.seed, step) for step in range(wanted)]
-    if batches:
-        parts.optimizer.study(
-            [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]  # pyright: ignore
-        )
+    shown = [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]
+    if shown:
+        try:
+            parts.optimizer.study(shown)
+        except ValueError as error:
+            raise BadInput(f"method={config.method['name']}: {error}") from error
 
 
 def _context(model: nn.Module) -> int | None:

@@ -193,6 +193,15 @@ def test_bad_input(tmp_path):
     config = tiny_run.config(tmp_path, "method=zo_act", "method.rank=33")
     with pytest.raises(BadInput, match=r"method\.rank=33: layer .* an input width of 32"):
         run(config)
+    with torch.no_grad():
+        spoiled = tiny_run.random_model("qwen3")
+        spoiled.model.norm.weight.fill_(float("inf"))  # pyright: ignore
+        spoiled.model.layers[1].input_layernorm.weight.fill_(float("inf"))  # pyright: ignore
+    spoiled.save_pretrained(tmp_path / "model")  # pyright: ignore
+    tiny_run.byte_tokenizer().save_pretrained(tmp_path / "model")
+    config = tiny_run.config(tmp_path, "method=zo_act", f"model.path={tmp_path / 'model'}")
+    with pytest.raises(BadInput, match=r"method=zo_act: calibration: .*layers\.1.* is not finite"):
+        run(config)
     with pytest.raises(ValueError, match="rank=65"):
         ZOAct(model("int8"), 1e-3, 1e-3, rank=65)
 
