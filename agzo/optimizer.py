@@ -59,7 +59,7 @@ class ZeroOrderOptimizer(Progress):
 
     trains: ClassVar[bool] = True
     studies: int = 0  # training batches that `study` wants to see before the first step
-    forwards_once: ClassVar[int] = 2  # the check that the loss is a function
+    forwards_once: int = 2  # the check that the loss is a function
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
         *("update", "momentum", "beta2"),

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from agzo.layers import is_quantised
+
 Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]
 Params = None | ParameterFilter | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
@@ -68,27 +70,31 @@ def select(
         embeddings: "tuned" or "frozen"; frozen leaves out every parameter an `nn.Embedding` holds,
             a head tied to it included.
 
+    Quantised weights cannot be tuned. One that does not require grad is left out as any other, but
+    only where plain parameters are frozen too: a quantiser freezes what it quantises, which is no
+    choice of the caller's.
+
     Raises:
-        ValueError: a parameter outside the model, not floating point, or nothing left to tune.
+        ValueError: a parameter outside the model, quantised, or nothing left to tune.
     """
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"embeddings={embeddings!r}: allowed are {', '.join(EMBEDDINGS)}")
     names = {parameter: name for name, parameter in model.named_parameters()}
     role = roles(model)
+    plain = [p for p in names if not is_quantised(p)]
+    chosen = params is None and not all(p.requires_grad for p in plain)  # what is frozen, is so
     groups: list[dict[str, Any]] = []
     for group in _groups(model, params):
         kept = []
         for parameter in group["params"]:
             if parameter not in names:
                 raise ValueError("params: a parameter does not belong to the model")
+            if is_quantised(parameter) and (parameter.requires_grad or not chosen):
+                raise ValueError(_explain_quantised(names[parameter], parameter))
             if not parameter.requires_grad:
                 continue
             if embeddings == "frozen" and role[parameter] == "embedding":
                 continue
-            if not parameter.is_floating_point():
-                raise ValueError(
-                    f"parameter {names[parameter]}: dtype {parameter.dtype}, allowed are floats"
-                )
             kept.append(parameter)
         if kept:
             groups.append({**group, "params": kept})
@@ -102,6 +108,15 @@ def select(
     if twice:
         raise ValueError(f"params: {', '.join(sorted(twice))} given twice; allowed is once")
     return tuned, groups
+
+
+def _explain_quantised(name: str, parameter: nn.Parameter) -> str:
+    kind = f"{type(parameter).__name__}, {parameter.dtype}"
+    return (
+        f"parameter {name}: its layer is quantised ({kind}), and no update can be added to such a "
+        "weight; allowed are plain floats: leave it out with params=, tune beside it with zo_act "
+        "or an adapter, or load the model with model.quantize=none"
+    )
 
 
 def _groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:

@@ -5,5 +5,6 @@ from baselines.icl import ICL
 from baselines.lozo import LOZO
 from baselines.mezo import MeZO
 from baselines.zero_shot import ZeroShot
+from baselines.zo_act import ZOAct
 
-__all__ = ["ICL", "LOZO", "SGD", "AdamW", "MeZO", "ZeroShot"]
+__all__ = ["ICL", "LOZO", "SGD", "AdamW", "MeZO", "ZOAct", "ZeroShot"]

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any moment, and say so when they are damaged.
 
-    <run>/checkpoints/step-00000400/weights.safetensors     every parameter once, persistent buffers
+    <run>/checkpoints/step-00000400/weights.safetensors     what can have changed of the model
                                     optimizer.safetensors   the tensors of its state
                                     state.json              the rest of it, and the run's progress
                                     manifest.json           SHA-256 of each file above
@@ -132,8 +132,12 @@ def prune(folder: Path, keep: set[int]) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name every parameter once (tied ones under their first name) and every persistent buffer."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
+    """Name what training changes: every parameter that requires grad, every persistent buffer.
+
+    A tied one comes once, under its first name. Frozen weights are those of the model that was
+    loaded, which a run's origin identifies.
+    """
+    found: dict[str, Tensor] = {k: p for k, p in model.named_parameters() if p.requires_grad}
     persistent = model.state_dict(keep_vars=True).keys()
     return found | {key: value for key, value in model.named_buffers() if key in persistent}
 

@@ -58,6 +58,7 @@ class ModelConfig:
     trust_remote_code: bool = key()
     prompt: str = key(choices=("plain", "chat"))
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
+    quantize: str = key(choices=("none", "int8", "int4"))
 
 
 @dataclass

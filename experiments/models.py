@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from experiments.config import BadInput, ModelConfig
+from experiments.quantise import import_torchao, quantise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -60,6 +61,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
+    import_torchao()
+
     where = locate(config)
     if not sys.stderr.isatty():
         disable_progress_bar()
@@ -86,7 +89,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
             f"model.path={where}: the weights do not fit config.json: {len(absent)} missing, "
             f"{len(wrong)} of another shape ({', '.join((absent + wrong)[:3])})"
         )
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
 
 
 def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def prepare(config: RunConfig) -> Parts:
             f"examples, {len(splits.train)}"
         )
     model, tokenizer = models.load(config.model, config.precision.dtype, device)
+    about = models.origin(config.model, model)  # before a method adds anything to it
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     optimizer = registry.build(config.method["name"], model, values, config.seed)
     asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
@@ -87,7 +88,7 @@ def prepare(config: RunConfig) -> Parts:
     taken = steps(config, optimizer) if trains else 0
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
-        "model": models.origin(config.model, model),
+        "model": about,
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
@@ -106,10 +107,12 @@ def _study(config: RunConfig, parts: Parts) -> None:
     """
     wanted: int = getattr(parts.optimizer, "studies", 0)
     batches = [parts.batch(config.train.batch_size, config.seed, step) for step in range(wanted)]
-    if batches:
-        parts.optimizer.study(
-            [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]  # pyright: ignore
-        )
+    shown = [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]
+    if shown:
+        try:
+            parts.optimizer.study(shown)
+        except ValueError as error:
+            raise BadInput(f"method={config.method['name']}: {error}") from error
 
 
 def _context(model: nn.Module) -> int | None:

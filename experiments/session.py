@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from agzo.layers import stored_bytes
 from experiments import checkpoint, machine, record, registry, report
+from experiments.adapter_files import save_lora
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.metrics import best_constant
@@ -156,6 +158,7 @@ def _result(
         "chance": _chance(parts),
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
+        "model_gib": stored_bytes(parts.model) / 2**30,
         **runner.memory.about(),
         "peak_memory_gib": progress.peak_gib,
         "resumed_at": progress.resumed,
@@ -195,10 +198,17 @@ def _refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any], what
 
 
 def _save_model(parts: Parts, target: Path) -> None:
-    """Write model and tokenizer with save_pretrained, whole or not at all."""
+    """Write model and tokenizer with save_pretrained, whole or not at all.
+
+    A method that trains factors beside the weights says so by `adapter()`; of it, a LoRA adapter is
+    written in the place of the model.
+    """
     beside = target.with_name(".model.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    parts.model.save_pretrained(beside)  # pyright: ignore[reportCallIssue]
+    if hasattr(parts.optimizer, "adapter"):
+        save_lora(parts.model, parts.optimizer.adapter(), beside)
+    else:
+        parts.model.save_pretrained(beside)  # pyright: ignore[reportCallIssue]
     parts.tokenizer.save_pretrained(beside)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)

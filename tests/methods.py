@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import LOZO, MeZO
+from baselines import LOZO, MeZO, ZOAct
+from tests.networks import Network
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,15 @@ class Method:
     name: str
     optimizer: Callable[..., ZeroOrderOptimizer]
     options: dict[str, Any] = field(default_factory=dict)
+    tunes: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
 
-    def make(self, model: nn.Module, **options: Any) -> ZeroOrderOptimizer:
-        return self.optimizer(model, **{"lr": 1e-3, "eps": 1e-3, **self.options, **options})
+    def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
+        """Construct the method on a network and let it study its batch, if it wants to."""
+        given = {"lr": 1e-3, "eps": 1e-3, **self.options, **options}
+        optimizer = self.optimizer(net.model, **given)
+        if optimizer.studies:
+            optimizer.study([(net.closure, net.token_mask)] * optimizer.studies)
+        return optimizer
 
     def __str__(self) -> str:
         return self.name
@@ -33,5 +38,12 @@ METHODS = [
     Method("mezo", MeZO),
     Method("mezo-one-sided-q3", MeZO, {"estimator": "one_sided", "queries": 3}),
     Method("lozo", LOZO, {"refresh_every": 3}),
+    Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, "zo_act"),
+    Method(
+        "zo_act-r3-one-sided-q2",
+        ZOAct,
+        {"update": "sgd", "rank": 3, "estimator": "one_sided", "queries": 2},
+        "zo_act",
+    ),
 ]
 EXECUTIONS = ["side_branch", "in_place"]

@@ -43,7 +43,7 @@ def test_executions_agree_on_cuda(method: Method):
     ends = []
     for execution in EXECUTIONS:
         net = on_cuda(torch.float32)
-        optimizer = method.make(net.model, eps=1e-2, lr=1e-4, execution=execution)
+        optimizer = method.make(net, eps=1e-2, lr=1e-4, execution=execution)
         for _ in range(8):
             optimizer.step(net.closure, net.token_mask)
         ends.append(torch.cat([w.flatten() for w in weights(net.model).values()]))
@@ -54,7 +54,7 @@ def test_executions_agree_on_cuda(method: Method):
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "master"])
 def test_a_step_never_waits_for_the_device(method: Method, rounding):
     net = on_cuda(torch.bfloat16)
-    optimizer = method.make(net.model, rounding=rounding)
+    optimizer = method.make(net, rounding=rounding)
     optimizer.step(net.closure, net.token_mask)  # the one-off check does wait
     with torch.no_grad():
         torch.cuda.set_sync_debug_mode("error")
@@ -68,16 +68,16 @@ def test_a_step_never_waits_for_the_device(method: Method, rounding):
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_resume_on_cuda_is_bit_exact(method: Method):
     straight = on_cuda(torch.float32)
-    optimizer = method.make(straight.model)
+    optimizer = method.make(straight)
     for _ in range(6):
         optimizer.step(straight.closure, straight.token_mask)
     first = on_cuda(torch.float32)
-    half = method.make(first.model)
+    half = method.make(first)
     for _ in range(3):
         half.step(first.closure, first.token_mask)
     second = on_cuda(torch.float32)
+    rest = method.make(second)
     second.model.load_state_dict(first.model.state_dict())
-    rest = method.make(second.model)
     rest.load_state_dict(half.state_dict())
     for _ in range(3):
         rest.step(second.closure, second.token_mask)

@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 def model_config(path, source="local", **changes):
     values = {"name": "m", "revision": None, "trust_remote_code": False, "attention": "sdpa"}
+    values["quantize"] = "none"
     return ModelConfig(path=str(path), source=source, **(values | changes))
 
 

@@ -118,8 +118,8 @@ def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method)
     """W <- (1 - lr wd) W - lr g Delta, with the lr that the schedule gives at each step."""
     plain, decayed = mlp(torch.float64), mlp(torch.float64)
     lr, decay = 1e-2, 0.1
-    reference = method.make(plain.model, lr=lr)
-    optimizer = method.make(decayed.model, lr=lr, weight_decay=decay)
+    reference = method.make(plain, lr=lr)
+    optimizer = method.make(decayed, lr=lr, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=4)
     for step in range(4):
         plain.model.load_state_dict(decayed.model.state_dict())
@@ -129,7 +129,8 @@ def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method)
         now = lr * (1 - 0.5 * step / 4)
         for name, parameter in decayed.model.named_parameters():
             move = dict(plain.model.named_parameters())[name] - before[name]
-            wanted = (1 - now * decay) * before[name] + move * now / lr
+            keep = 1 - now * decay if parameter.requires_grad else 1.0  # frozen ones do not decay
+            wanted = keep * before[name] + move * now / lr
             torch.testing.assert_close(parameter.detach(), wanted.detach(), rtol=1e-9, atol=1e-12)
         schedule.step()
 
@@ -195,9 +196,10 @@ def test_published_lozo_applies_another_direction_on_refresh_steps():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_non_finite_activations_freeze_the_weights(method: Method, dtype):
     """NaN that runs through the layers reaches the bases too; nothing of it reaches a weight."""
-    model = mlp(dtype).model
+    net = mlp(dtype)
+    model = net.model
     x = torch.randn(20, 6, dtype=dtype)
-    optimizer = method.make(model, weight_decay=0.1)
+    optimizer = method.make(net, weight_decay=0.1)
     optimizer.step(lambda: model(x).square().mean())
     before = weights(model)
     for bad in (float("nan"), float("inf"), 0.0):
@@ -212,7 +214,7 @@ def test_non_finite_activations_freeze_the_weights(method: Method, dtype):
 @every_method
 def test_non_finite_loss_freezes_the_weights(method: Method):
     net = qwen3()
-    optimizer = method.make(net.model, weight_decay=0.1)
+    optimizer = method.make(net, weight_decay=0.1)
     optimizer.step(net.closure, net.token_mask)
     before = weights(net.model)
     for factor in (float("nan"), 1.0, float("inf"), 1.0):
@@ -305,7 +307,7 @@ def test_bad_hyperparameters_name_key_value_and_what_is_allowed(optimizer, optio
 def test_a_loss_that_is_not_a_function_is_an_error(method: Method):
     net = mlp()
     with pytest.raises(ValueError, match=r"and then .* for the same weights"):
-        method.make(net.model).step(lambda: net.closure() + torch.rand(()))
+        method.make(net).step(lambda: net.closure() + torch.rand(()))
 
 
 def test_active_dropout_is_an_error_that_names_the_module():

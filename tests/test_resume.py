@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from experiments import checkpoint, prepare, runner, session
+from experiments import checkpoint, prepare, registry, runner, session
 from experiments.config import BadInput
 from experiments.interrupt import Interrupted
 from experiments.registry import METHODS
@@ -77,8 +77,10 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
-    run_and_die(config, prepare, "sample_batch", 7)
-    run_and_die(config, prepare, "sample_batch", 5)
+    rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
+    studied = getattr(rehearsed, "studies", 0)
+    run_and_die(config, prepare, "sample_batch", 7 + studied)
+    run_and_die(config, prepare, "sample_batch", 5 + studied)
     result = run(config)
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost

@@ -1,0 +1,190 @@
+"""ZO-Act (arXiv 2607.01125): coefficients of a frozen activation basis, tuned by forwards alone.
+
+    once    V = the r leading right singular vectors of what enters a layer, over a few batches
+    step    g = (f(C + eps Z) - f(C - eps Z)) / (2 eps);  C <- Adam(C, g Z),  Z ~ N(0, 1)
+
+with W + C V^T in the place of W, C = 0 at first, in every linear layer but the head. W, embeddings,
+norms and biases are frozen, and W may be quantised. The rows of a layer's gradient G = sum_t d_t
+x_t^T lie in the span of its inputs: V of full width gives plain ZO on W, a narrow V keeps G V V^T.
+
+From the paper's abstract and third parties' accounts (its full text was not at hand): which
+difference it takes, how many batches it shows, and its learning rate are not known.
+
+Memory beside inference: C, its two moments and V, r (3 d_out + d_in) float32 a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from agzo.calibration import Batches, leading_inputs
+from agzo.check import check_count
+from agzo.estimator import Measurement
+from agzo.layers import body_linears, held, sizes
+from agzo.optimizer import ZeroOrderOptimizer
+from agzo.perturb import Closure
+from agzo.rng import Noise
+from agzo.select import ParameterFilter
+from baselines.branch import NAME, Branch, refuse_merge
+
+
+class ZOAct(ZeroOrderOptimizer):
+    """Attach C V^T to the linear layers of a model, freeze the rest, and tune C.
+
+    `study` finds the bases and must be called before the first step.
+
+    Args:
+        model, lr, eps, estimator, update, shared: see `ZeroOrderOptimizer`.
+        rank: r, columns of each basis; above a layer's width is an error.
+        calibration_batches: training batches that `study` is shown.
+        calibration_passes: times it reads them, see `agzo.calibration`.
+        embeddings: "frozen" is all there is.
+        params: None (every linear layer but the head), or a filter ``(name, weight) -> bool``.
+    """
+
+    settings = (
+        *ZeroOrderOptimizer.settings,
+        "rank",
+        "calibration_batches",
+        "calibration_passes",
+    )
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float,
+        eps: float,
+        rank: int = 1,
+        calibration_batches: int = 4,
+        calibration_passes: int = 3,
+        estimator: str = "two_sided",
+        update: str = "adam",
+        embeddings: str = "frozen",
+        params: ParameterFilter | None = None,
+        **shared: Any,
+    ) -> None:
+        check_count("rank", rank)
+        check_count("calibration_batches", calibration_batches)
+        check_count("calibration_passes", calibration_passes)
+        if embeddings != "frozen":
+            raise ValueError(
+                f"embeddings={embeddings!r}: allowed is 'frozen'; ZO-Act tunes linear layers alone"
+            )
+        self.rank = rank
+        self.calibration_batches = self.studies = calibration_batches
+        self.calibration_passes = calibration_passes
+        self.forwards_once = type(self).forwards_once + calibration_batches * calibration_passes
+        self._layers = _layers(model, rank, params)
+        self._branches = {name: Branch(layer, rank) for name, layer in self._layers.items()}
+        tuned = [branch.coefficients for branch in self._branches.values()]
+        own = {id(parameter) for parameter in tuned}
+        self._frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        try:
+            super().__init__(
+                model,
+                lr=lr,
+                eps=eps,
+                estimator=estimator,
+                update=update,
+                embeddings=embeddings,
+                params=tuned,
+                **shared,
+            )
+        except Exception:
+            self._remove()
+            raise
+        self._zo["studied"] = False
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+
+    def study(self, batches: Batches) -> None:
+        """Find the basis of each layer from batches, (closure, token mask) each."""
+        bases = leading_inputs(
+            self._layers,
+            batches,
+            self.rank,
+            self.calibration_passes,
+            Noise(self.seed, 0),
+            self._forward,
+        )
+        shared: dict[int, Tensor] = {}  # layers with one input hold one tensor
+        for name, branch in self._branches.items():
+            basis = shared.setdefault(id(bases[name]), bases[name].to(branch.basis))
+            branch.basis = basis
+        self._zo["studied"] = True
+
+    def _measure(
+        self, closure: Closure, token_mask: Tensor | None, step: int
+    ) -> tuple[Measurement, Tensor]:
+        if not self._branches:
+            raise RuntimeError("the branches were merged; allowed is a new optimizer")
+        if not self._zo["studied"]:
+            raise RuntimeError("no bases yet; call study(batches) before the first step")
+        return super()._measure(closure, token_mask, step)
+
+    def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return (A, B) for each layer, W + B A: a LoRA adapter of alpha = r.
+
+        A = V^T is (r, d_in), B = C is (d_out, r).
+        """
+        return {
+            name: (branch.basis.T, branch.coefficients.detach())
+            for name, branch in self._branches.items()
+        }
+
+    def merge(self) -> None:
+        """Set W to W + C V^T in its own dtype and take the branches away; no step may follow.
+
+        Raises:
+            ValueError: a quantised weight, or one that two layers share; nothing has changed then.
+        """
+        weights = [id(held(layer)) for layer in self._layers.values()]
+        for name, layer in self._layers.items():
+            refuse_merge(name, layer)
+            if weights.count(id(held(layer))) > 1:
+                raise ValueError(
+                    f"merge: layer {name} shares its weight with another one; allowed are weights "
+                    "of one layer"
+                )
+        for name, layer in self._layers.items():
+            self._branches[name].merge(layer)
+        self._remove()
+
+    def _remove(self) -> None:
+        for name, layer in self._layers.items():
+            self._branches[name].remove(layer)
+        self._branches = {}
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+
+
+def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict[str, nn.Module]:
+    """Choose the layers that get a branch; raise ValueError where that cannot be done."""
+    if params is not None and not callable(params):
+        raise ValueError("params: allowed is None or a filter (name, weight) -> bool")
+    layers = body_linears(model)
+    if params is not None:
+        layers = {
+            name: layer
+            for name, layer in layers.items()
+            if params(f"{name}.weight", held(layer))  # pyright: ignore[reportArgumentType]
+        }
+    if not layers:
+        raise ValueError(
+            "params: no linear layer beside the head is left; allowed are choices with one"
+        )
+    for name, layer in layers.items():
+        width, _ = sizes(layer)
+        if rank > width:
+            raise ValueError(
+                f"rank={rank}: layer {name} has an input width of {width}; "
+                f"allowed are ranks from 1 to {width}"
+            )
+        if hasattr(layer, NAME):
+            raise ValueError(
+                f"model: layer {name} has a branch of ZO-Act already; allowed is one optimizer, or "
+                "merge() before the next"
+            )
+    return layers

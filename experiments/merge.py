@@ -1,0 +1,59 @@
+"""Merge the adapter that a run saved into the weights of its model, as a folder of its own.
+
+    python -m experiments.run method=zo_act train.save_model=true ...
+    python -m experiments.merge runs/.../seed0 merged_model
+
+The folder is an ordinary model then (model=local model.path=merged_model), in the run's dtype.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from experiments import models
+from experiments.config import BadInput, ModelConfig, read_yaml
+
+ADAPTER = "adapter_config.json"
+
+
+def merge(run: Path, out: Path) -> None:
+    """Load a run's model, add its adapter, and write both as one model with the tokenizer."""
+    adapter = run / "model"
+    if not (adapter / ADAPTER).is_file():
+        raise BadInput(
+            f"{adapter}: it holds no {ADAPTER}; allowed is the folder of a run with "
+            "train.save_model=true and a method that trains an adapter"
+        )
+    if out.exists():
+        raise BadInput(f"{out}: it is there already; allowed is the name of a new folder")
+    config = read_yaml(run / "config.yaml")
+    about = ModelConfig(**config["model"])
+    if about.quantize != "none":
+        raise BadInput(
+            f"model.quantize={about.quantize}: nothing can be added to quantised weights; allowed "
+            "is none: use the adapter beside the model it was trained with"
+        )
+    model, tokenizer = models.load(about, config["precision"]["dtype"], torch.device("cpu"))
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
+    merged.save_pretrained(out)  # pyright: ignore
+    tokenizer.save_pretrained(out)
+
+
+def main() -> int:
+    """Merge what the command line names."""
+    if len(sys.argv) != 3:
+        print("usage: python -m experiments.merge <folder of a run> <new folder>", file=sys.stderr)
+        return 2
+    try:
+        merge(Path(sys.argv[1]), Path(sys.argv[2]))
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
