@@ -6,7 +6,7 @@ Kept inside the optimizer's state under the key "zo", so that torch's state_dict
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 class Progress(torch.optim.Optimizer):
     """Base of every method's optimizer class; call `_begin_progress` after torch's __init__."""
 
-    forwards_once: ClassVar[int] = 0  # forward passes before the first step
+    forwards_once: int = 0  # forward passes before the first step
 
     def _begin_progress(self, device: torch.device, **entries: Any) -> None:
         alive = torch.ones((), dtype=torch.bool, device=device)

@@ -39,6 +39,7 @@ METHODS: dict[str, MethodStyle] = {
     "adamw": MethodStyle("AdamW", "#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P"),
     "mezo": MethodStyle("MeZO", "#E69F00", (0, (4, 1.5)), "^"),
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),
+    "dominant_layer": MethodStyle("Dominant layer", "#882255", (0, (6, 1, 1, 1)), "d"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),
 }
 SPARE = (

@@ -15,13 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from baselines import ICL, LOZO, SGD, AdamW, MeZO, ZeroShot
+from baselines import ICL, LOZO, SGD, AdamW, DominantLayer, MeZO, ZeroShot
 from experiments.config import BadInput
 
 METHODS: dict[str, type[Optimizer]] = {
     "agzo": AGZO,
     "mezo": MeZO,
     "lozo": LOZO,
+    "dominant_layer": DominantLayer,
     "sgd": SGD,
     "adamw": AdamW,
     "zero_shot": ZeroShot,
@@ -43,7 +44,8 @@ def method_class(name: str) -> type[Optimizer]:
 
 def method_keys(method: type[Optimizer]) -> dict[str, Any]:
     """Return the keys of a method and their types."""
-    return {name: kind for name, kind in _parameters(method).items() if name not in GIVEN}
+    given = (*GIVEN, *getattr(method, "fixed", ()))
+    return {name: kind for name, kind in _parameters(method).items() if name not in given}
 
 
 def _parameters(method: type[Optimizer]) -> dict[str, Any]:
@@ -89,10 +91,11 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
 
 
 def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
-    """Construct a method on a weightless layer, wide enough for any rank."""
+    """Construct a method on weightless layers, wide enough for any rank, enough for any index."""
+    count = 1 + min(max(values.get("layer") or 0, 0), 1000)
     with torch.device("meta"):
-        layer = nn.Sequential(nn.Linear(2**28, 2**28))
-    return _construct(name, layer.eval(), values)
+        layers = nn.ModuleList([nn.Linear(2**28, 2**28) for _ in range(count)])
+    return _construct(name, nn.Sequential(layers).eval(), values)
 
 
 def build(name: str, model: nn.Module, values: dict[str, Any], seed: int) -> Optimizer:
@@ -106,9 +109,13 @@ def _construct(name: str, model: nn.Module, values: dict[str, Any]) -> Optimizer
     try:
         return METHODS[name](model, **values)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except (ValueError, TypeError) as error:
-        own = str(error).partition("=")[0] in values  # "rank=0: allowed are ..."
-        message = f"method.{error} (method={name})" if own else f"method={name}: {error}"
-        raise BadInput(message) from error
+        raise refusal(name, values, error) from error
+
+
+def refusal(name: str, values: dict[str, Any], error: Exception) -> BadInput:
+    """Return the error of a method as one about its keys ("rank=0: allowed are ...") or itself."""
+    own = str(error).partition("=")[0] in values
+    return BadInput(f"method.{error} (method={name})" if own else f"method={name}: {error}")
 
 
 def cast(key: str, value: Any, kind: Any) -> Any:

@@ -153,6 +153,7 @@ def _result(
         "start_dev": progress.start_dev,
         "truncated": parts.truncated,
         "demonstrations": parts.demonstrations,
+        "study": getattr(optimizer, "studied", None),
         "chance": _chance(parts),
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
