@@ -82,7 +82,7 @@ class DominantLayer(ZeroOrderOptimizer):
         own = {key: value for key, value in own.items() if value is not None}
         for key, value in own.items():
             if key not in inspect.signature(BASE_METHODS[base].__init__).parameters:
-                raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is none")
+                raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is None")
         self.layers_name, self._layers = decoder_layers(model)
         if layer is not None:
             check_layer(layer, len(self._layers))
