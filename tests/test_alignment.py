@@ -13,7 +13,6 @@ from agzo.direction import Dense, LowRank
 from agzo.rng import Noise
 from agzo.spectrum import gradients
 from tests.methods import METHODS, Method
-from tests.networks import mlp
 
 SAMPLES = 4000
 
