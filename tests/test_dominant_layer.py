@@ -292,6 +292,18 @@ def test_a_closure_that_runs_the_model_twice_is_reused_call_by_call():
     assert losses[0].equal(losses[1])
 
 
+@every_family
+def test_a_closure_that_leaves_the_models_cache_on_is_reused_too(family):
+    losses = []
+    for reuse in (True, False):
+        net = network(random_model(family))
+        ids = torch.randint(8, 40, (3, 6), generator=torch.Generator().manual_seed(3))
+        optimizer = method(net.model, layer=3, lr=1e-2, reuse_prefix=reuse)
+        closure = lambda model=net.model, ids=ids: model(ids).logits[:, -1, 5].mean()  # noqa: E731
+        losses.append(torch.stack([optimizer.step(closure) for _ in range(4)]))
+    assert losses[0].equal(losses[1])
+
+
 class Twice(Stack):
     """Runs its layers two times, so that all but the first run depend on each of them."""
 
