@@ -119,6 +119,8 @@ class DominantLayer(ZeroOrderOptimizer):
         Raises:
             ValueError: the detector finds no layer and none was given.
         """
+        if not batches:
+            raise ValueError("batches=[]: allowed are one or more")
         self._refuse_dropout()
         scan = Scan(self._layers)
         for closure, mask in batches:
@@ -160,7 +162,7 @@ class DominantLayer(ZeroOrderOptimizer):
     def _check(self, closure: Closure) -> None:
         """Check as ever, and that reuse gives the loss of a perturbed layer: three evaluations."""
         super()._check(closure)
-        if not self.reuse_prefix:
+        if not self.reuse_prefix or self.layer is None:
             return
         noise = Noise(self.seed, 0)
         directions = {each.parameter: Gaussian().sample(each, noise) for each in self.tuned}

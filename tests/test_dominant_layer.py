@@ -119,6 +119,8 @@ def test_a_step_before_the_layer_is_known_is_an_error():
     net = network(random_model("qwen3"))
     with pytest.raises(RuntimeError, match=r"layer=None: call study"):
         method(net.model).step(net.closure, net.token_mask)
+    with pytest.raises(ValueError, match=r"batches=\[\]: allowed are one or more"):
+        method(net.model).study([])
 
 
 def test_the_base_method_works_as_it_does_alone_on_those_parameters():
