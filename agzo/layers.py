@@ -1,81 +1,91 @@
-"""The linear layers inside a model, its head apart, and which of its weights are quantised.
+"""The decoder layers of a model, found by its shape, and one of them held in float32.
 
-A quantised weight is a number format that can be multiplied with and not be added to: integers, or
-a tensor subclass that shows a float dtype and holds packed codes and scales (torchao).
+A decoder is a list of equal blocks that are run one after another, `model.layers` in Llama and
+Qwen3, `model.decoder.layers` in OPT, `transformer.h` in GPT-2. So the layers are the members of an
+`nn.ModuleList` of one type, of those that lie in no other list (experts do) the one with the most
+parameters.
 """
 
 from __future__ import annotations
 
-import itertools
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-HEADS = ("lm_head", "embed_out", "output_projection")  # names, where the model does not tell
+from agzo.update import is_low_precision
 
 
-def body_linears(model: nn.Module) -> dict[str, nn.Module]:
-    """Name the linear layers of a model, its head left out, in the order of `named_modules`.
-
-    Linear is an `nn.Linear`, plain or quantised, or a module without children that has
-    `in_features` and `out_features`. The head is what `get_output_embeddings()` returns, a layer
-    that shares its weight with an `nn.Embedding`, or one of a name in `HEADS`.
-    """
-    told = getattr(model, "get_output_embeddings", lambda: None)()
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if _is_linear(module)
-        and module is not told
-        and id(getattr(module, "weight", None)) not in tables
-        and name.rpartition(".")[2] not in HEADS
+def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """Return the name of the list that holds the decoder layers, and the layers in order."""
+    lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
+    outer = {
+        name: list(members)
+        for name, members in lists.items()
+        if not any(name.startswith(f"{other}." if other else "") for other in lists.keys() - {name})
     }
+    sizes = {
+        name: sum(p.numel() for member in members for p in member.parameters())
+        for name, members in outer.items()
+        if len({type(member) for member in members}) == 1
+    }
+    if not any(sizes.values()):
+        raise ValueError(
+            f"{type(model).__name__}: has no decoder layers; needed is an nn.ModuleList with "
+            "parameters whose members are of one type"
+        )
+    name = max(sizes, key=lambda name: sizes[name])
+    return name, outer[name]
 
 
-def _is_linear(module: nn.Module) -> bool:
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return False  # nn.MultiheadAttention reads its weight and never calls it
-    if isinstance(module, nn.Linear):
-        return True
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(size, int) for size in sizes) and not any(module.children())
+def check_layer(layer: int, count: int) -> None:
+    """Raise ValueError unless `layer` is an index of one of `count` layers."""
+    if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < count:
+        raise ValueError(f"layer={layer!r}: allowed are 0 to {count - 1}, the model's layers")
 
 
-def sizes(layer: nn.Module) -> tuple[int, int]:
-    """Return (d_in, d_out) of a linear layer."""
-    found: Any = layer
-    return found.in_features, found.out_features
+def own_parameters(model: nn.Module, path: str) -> set[nn.Parameter]:
+    """Return the parameters of the module at `path`; one that is used elsewhere too is an error."""
+    own = set(model.get_submodule(path).parameters())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter in own and not name.startswith(f"{path}."):
+            raise ValueError(
+                f"{path}: shares {name} with the rest of the model, so it cannot be tuned alone; "
+                "allowed is a layer with weights of its own"
+            )
+    return own
 
 
-def held(layer: nn.Module) -> Tensor:
-    """Return a tensor that the layer holds: its weight, or where its codes are under other names.
+def hold_in_float32(layer: nn.Module) -> None:
+    """Keep a float16 or bfloat16 layer in float32 from now on, whatever is around it.
 
-    It tells the device; its dtype is that of the layer's output only where it is a float dtype.
+    Floating-point inputs are cast to float32 on entry and outputs back to the dtype the layer had,
+    in every forward: training, evaluation and generation. A layer of float32 or float64 is left as
+    it is.
     """
-    weight = getattr(layer, "weight", None)
-    if isinstance(weight, Tensor):
-        return weight
-    return next(itertools.chain(layer.parameters(), layer.buffers()))
+    dtypes = {p.dtype for p in layer.parameters() if is_low_precision(p.dtype)}
+    if not dtypes:
+        return
+    layer.to(torch.float32)
+    layer.register_forward_pre_hook(_enter, with_kwargs=True)
+    layer.register_forward_hook(partial(_leave, dtypes.pop()))
 
 
-def is_quantised(tensor: Tensor) -> bool:
-    """Tell whether a weight is held in a form that no update can be added to."""
-    return not tensor.is_floating_point() or hasattr(type(tensor), "__tensor_flatten__")
+def _enter(_: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return _cast(args, torch.float32), _cast(kwargs, torch.float32)
 
 
-def stored_bytes(model: nn.Module) -> int:
-    """Count the bytes of parameters and buffers: each storage once, packed weights as packed."""
-    found: dict[int, int] = {}
-    tensors = [*model.parameters(), *model.buffers()]
-    while tensors:
-        tensor: Any = tensors.pop()
-        if hasattr(type(tensor), "__tensor_flatten__"):
-            names, _ = tensor.__tensor_flatten__()
-            tensors += [getattr(tensor, name) for name in names]
-        elif tensor.device.type != "meta":
-            storage: torch.UntypedStorage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
-    return sum(found.values())
+def _leave(dtype: torch.dtype, _: nn.Module, args: Any, output: Any) -> Any:
+    return _cast(output, dtype)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast the floating-point tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    if type(value) is dict:
+        return {key: _cast(item, dtype) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_cast(item, dtype) for item in value)
+    return value

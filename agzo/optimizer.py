@@ -59,7 +59,9 @@ class ZeroOrderOptimizer(Progress):
 
     trains: ClassVar[bool] = True
     studies: int = 0  # training batches that `study` wants to see before the first step
+    studied: dict[str, Any] | None = None  # what `study` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
+    fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
         *("update", "momentum", "beta2"),
@@ -104,14 +106,12 @@ class ZeroOrderOptimizer(Progress):
         self.queries = queries
         self.embeddings = embeddings
         self.update, self.momentum, self.beta2 = update, momentum, beta2
+        self.large_state = large_state
         self.rounding = rounding
         self.seed = seed
         self.projected_grad: Tensor | None = None
         self._execution = EXECUTIONS[execution]()
-        self._look: DirectionSampler = self._sampler()
         self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
-        if self._moments is not None and not large_state:
-            self._refuse_large_state()
         device = self.tuned[0].parameter.device
         self.stream_version = stream_version(device)
         self._dropouts = [
@@ -124,7 +124,14 @@ class ZeroOrderOptimizer(Progress):
             **{key: getattr(self, key) for key in self.settings},
         }
         self._begin_progress(device, seed=seed, stream=self.stream_version, settings=settings)
-        if rounding == "master":
+        self._ready()
+
+    def _ready(self) -> None:
+        """Make what depends on which parameters are tuned: sampler and float32 copies."""
+        self._look: DirectionSampler = self._sampler()
+        if self._moments is not None and not self.large_state:
+            self._refuse_large_state()
+        if self.rounding == "master":
             for each in self.tuned:
                 if is_low_precision(each.parameter.dtype):
                     self.state[each.parameter]["master"] = each.parameter.detach().float()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from agzo.layers import is_quantised
+from agzo.linears import is_quantised
 
 Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]

@@ -1,10 +1,11 @@
 """The methods AGZO is compared with, all behind the same `step(closure, token_mask=None)`."""
 
 from baselines.backprop import SGD, AdamW
+from baselines.dominant_layer import DominantLayer
 from baselines.icl import ICL
 from baselines.lozo import LOZO
 from baselines.mezo import MeZO
 from baselines.zero_shot import ZeroShot
 from baselines.zo_act import ZOAct
 
-__all__ = ["ICL", "LOZO", "SGD", "AdamW", "MeZO", "ZOAct", "ZeroShot"]
+__all__ = ["ICL", "LOZO", "SGD", "AdamW", "DominantLayer", "MeZO", "ZOAct", "ZeroShot"]

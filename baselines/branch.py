@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.layers import held, is_quantised, sizes
+from agzo.linears import held, is_quantised, sizes
 from agzo.subspace import COPY
 
 NAME = "zo_act"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from agzo.calibration import Batches, leading_inputs
 from agzo.check import check_count
 from agzo.estimator import Measurement
-from agzo.layers import body_linears, held, sizes
+from agzo.linears import body_linears, held, sizes
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Closure
 from agzo.rng import Noise

@@ -81,6 +81,7 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
         values["lr"] = 1e-30  # timed steps must not spoil the model for the next column
     optimizer = registry.build(config.method["name"], parts.model, values, config.seed)
     trains = bool(getattr(optimizer, "trains", True))
+    prepare.study(config, parts, optimizer)
     steps = prepare.steps(config, optimizer) if trains else 0
     looks = len(prepare.eval_steps(config, steps)) * len(parts.dev.encoded)
     evaluated = looks + len(parts.eval.encoded)

@@ -5,6 +5,7 @@ Cheap checks come first, so that a bad setting stops a run before a large model 
 
 import hashlib
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from agzo.optimizer import ZeroOrderOptimizer
 from agzo.progress import Progress
 from experiments import models, registry
 from experiments.batches import Batch, collate, sample_batch
@@ -96,23 +98,26 @@ def prepare(config: RunConfig) -> Parts:
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, eval_steps(config, taken), truncated, demonstrations, origin,
     )  # fmt: skip
-    _study(config, parts)
+    study(config, parts, optimizer)
     return parts
 
 
-def _study(config: RunConfig, parts: Parts) -> None:
+def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     """Show a method that asks for it the first training batches of the run, before its first step.
 
     On resume as well: what a method learns there is a function of model and batches.
     """
-    wanted: int = getattr(parts.optimizer, "studies", 0)
+    wanted: int = getattr(optimizer, "studies", 0)
+    if not wanted:
+        return
+    assert isinstance(optimizer, ZeroOrderOptimizer)
     batches = [parts.batch(config.train.batch_size, config.seed, step) for step in range(wanted)]
-    shown = [(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches]
-    if shown:
-        try:
-            parts.optimizer.study(shown)
-        except ValueError as error:
-            raise BadInput(f"method={config.method['name']}: {error}") from error
+    try:
+        optimizer.study([(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches])
+    except ValueError as error:
+        raise registry.refusal(config.method["name"], config.method, error) from error
+    if optimizer.studied is not None:
+        print(f"{config.method['name']} {optimizer.studied['summary']}", file=sys.stderr)
 
 
 def _context(model: nn.Module) -> int | None:

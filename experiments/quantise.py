@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agzo.layers import body_linears, sizes
+from agzo.linears import body_linears, sizes
 from experiments.config import BadInput
 
 GROUP = 32  # inputs that share a scale at int4

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from baselines import ICL, LOZO, SGD, AdamW, MeZO, ZeroShot, ZOAct
+from baselines import ICL, LOZO, SGD, AdamW, DominantLayer, MeZO, ZeroShot, ZOAct
 from experiments.config import BadInput
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -23,6 +23,7 @@ METHODS: dict[str, type[Optimizer]] = {
     "mezo": MeZO,
     "lozo": LOZO,
     "zo_act": ZOAct,
+    "dominant_layer": DominantLayer,
     "sgd": SGD,
     "adamw": AdamW,
     "zero_shot": ZeroShot,
@@ -44,7 +45,8 @@ def method_class(name: str) -> type[Optimizer]:
 
 def method_keys(method: type[Optimizer]) -> dict[str, Any]:
     """Return the keys of a method and their types."""
-    return {name: kind for name, kind in _parameters(method).items() if name not in GIVEN}
+    given = (*GIVEN, *getattr(method, "fixed", ()))
+    return {name: kind for name, kind in _parameters(method).items() if name not in given}
 
 
 def _parameters(method: type[Optimizer]) -> dict[str, Any]:
@@ -90,10 +92,15 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
 
 
 def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
-    """Construct a method on a weightless layer, wide enough for any rank."""
+    """Construct a method on a weightless layer, wide enough for any rank.
+
+    The index of a layer is judged on the model itself.
+    """
+    if values.get("layer") is not None:
+        values = values | {"layer": 0}
     with torch.device("meta"):
-        layer = nn.Sequential(nn.Linear(2**28, 2**28))
-    return _construct(name, layer.eval(), values)
+        layers = nn.ModuleList([nn.Linear(2**28, 2**28)])
+    return _construct(name, nn.Sequential(layers).eval(), values)
 
 
 def build(name: str, model: nn.Module, values: dict[str, Any], seed: int) -> Optimizer:
@@ -107,9 +114,13 @@ def _construct(name: str, model: nn.Module, values: dict[str, Any]) -> Optimizer
     try:
         return METHODS[name](model, **values)  # pyright: ignore[reportCallIssue, reportArgumentType]
     except (ValueError, TypeError) as error:
-        own = str(error).partition("=")[0] in values  # "rank=0: allowed are ..."
-        message = f"method.{error} (method={name})" if own else f"method={name}: {error}"
-        raise BadInput(message) from error
+        raise refusal(name, values, error) from error
+
+
+def refusal(name: str, values: dict[str, Any], error: Exception) -> BadInput:
+    """Return the error of a method as one about its keys ("rank=0: allowed are ...") or itself."""
+    own = str(error).partition("=")[0] in values
+    return BadInput(f"method.{error} (method={name})" if own else f"method={name}: {error}")
 
 
 def cast(key: str, value: Any, kind: Any) -> Any:

@@ -94,6 +94,8 @@ def table(result: dict[str, Any], path: str) -> str:
         "peak memory": f"{result['peak_memory_gib']:.2f} GiB ({result['peak_memory_kind']})",
         "record": path,
     }
+    if result.get("study"):
+        lines["study"] = result["study"]["summary"]
     if any(result["truncated"].values()):
         counts = ", ".join(f"{count} of {name}" for name, count in result["truncated"].items())
         lines["truncated"] = f"prompts cut from the left to fit train.max_length: {counts}"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from agzo.layers import stored_bytes
+from agzo.linears import stored_bytes
 from experiments import checkpoint, machine, record, registry, report
 from experiments.adapter_files import save_lora
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
@@ -155,6 +155,7 @@ def _result(
         "start_dev": progress.start_dev,
         "truncated": parts.truncated,
         "demonstrations": parts.demonstrations,
+        "study": getattr(optimizer, "studied", None),
         "chance": _chance(parts),
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,

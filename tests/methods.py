@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import LOZO, MeZO, ZOAct
-from tests.networks import Network
+from baselines import LOZO, DominantLayer, MeZO, ZOAct
+from tests.networks import NETWORKS, Network, stack
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Method:
     name: str
     optimizer: Callable[..., ZeroOrderOptimizer]
     options: dict[str, Any] = field(default_factory=dict)
-    tunes: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
+    part: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
         """Construct the method on a network and let it study its batch, if it wants to."""
@@ -26,6 +28,18 @@ class Method:
         if optimizer.studies:
             optimizer.study([(net.closure, net.token_mask)] * optimizer.studies)
         return optimizer
+
+    def network(self, name: str, dtype: torch.dtype = torch.float32) -> Network:
+        """A network by its name; one with layers instead of "mlp" for a method that needs them."""
+        return (stack if name == "mlp" and self.one_layer else NETWORKS[name])(dtype)
+
+    @property
+    def one_layer(self) -> bool:
+        return issubclass(self.optimizer, DominantLayer)  # pyright: ignore[reportArgumentType]
+
+    def tunes(self, name: str) -> bool:
+        """Whether this parameter may move."""
+        return self.part in name
 
     def __str__(self) -> str:
         return self.name
@@ -45,5 +59,13 @@ METHODS = [
         {"update": "sgd", "rank": 3, "estimator": "one_sided", "queries": 2},
         "zo_act",
     ),
+    Method("dominant-layer", DominantLayer, {"layer": 1, "scan_batches": 0}, "layers.1."),
+    Method(
+        "dominant-layer-agzo",
+        DominantLayer,
+        {"layer": 1, "scan_batches": 0, "base": "agzo"},
+        "layers.1.",
+    ),
 ]
+EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]

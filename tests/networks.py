@@ -31,6 +31,39 @@ def mlp(dtype: torch.dtype = torch.float32) -> Network:
     return Network(model, lambda: F.cross_entropy(model(x), y), None)
 
 
+class Block(nn.Module):
+    """A layer as small as can be: x + W tanh(norm(x))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(torch.tanh(self.norm(x)))
+
+
+class Stack(nn.Module):
+    """A network with layers: what a method of one layer needs, and no language model."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.layers = nn.ModuleList([Block(8) for _ in range(depth)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
+def stack(dtype: torch.dtype = torch.float32) -> Network:
+    torch.manual_seed(0)
+    model = Stack().to(dtype).eval()
+    x, y = torch.randn(20, 6, dtype=dtype), torch.randint(0, 3, (20,))
+    return Network(model, lambda: F.cross_entropy(model(x), y), None)
+
+
 def _language_model(model: nn.Module, dtype: torch.dtype) -> Network:
     model = model.to(dtype).eval()
     if dtype == torch.float64:

@@ -13,7 +13,6 @@ from agzo.direction import Dense, LowRank
 from agzo.rng import Noise
 from agzo.spectrum import gradients
 from tests.methods import METHODS, Method
-from tests.networks import mlp
 
 SAMPLES = 4000
 
@@ -129,7 +128,7 @@ def test_captured_is_the_cosine_of_a_gradient_and_its_projection():
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_a_measured_slope_is_the_inner_product_with_the_exact_gradient(method: Method):
-    net = mlp(torch.float64)
+    net = method.network("mlp", torch.float64)
     optimizer = method.make(net, eps=1e-6)
     exact = gradients(net.closure, optimizer.tuned)
     for directions, g in optimizer.estimate(net.closure, net.token_mask).queries:

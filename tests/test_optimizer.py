@@ -116,7 +116,7 @@ def test_agzo_names_a_linear_layer_that_is_not_called_as_one():
 @every_method
 def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method):
     """W <- (1 - lr wd) W - lr g Delta, with the lr that the schedule gives at each step."""
-    plain, decayed = mlp(torch.float64), mlp(torch.float64)
+    plain, decayed = (method.network("mlp", torch.float64) for _ in range(2))
     lr, decay = 1e-2, 0.1
     reference = method.make(plain, lr=lr)
     optimizer = method.make(decayed, lr=lr, weight_decay=decay)
@@ -129,7 +129,7 @@ def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method)
         now = lr * (1 - 0.5 * step / 4)
         for name, parameter in decayed.model.named_parameters():
             move = dict(plain.model.named_parameters())[name] - before[name]
-            keep = 1 - now * decay if parameter.requires_grad else 1.0  # frozen ones do not decay
+            keep = 1 - now * decay if method.tunes(name) else 1.0
             wanted = keep * before[name] + move * now / lr
             torch.testing.assert_close(parameter.detach(), wanted.detach(), rtol=1e-9, atol=1e-12)
         schedule.step()
@@ -196,7 +196,7 @@ def test_published_lozo_applies_another_direction_on_refresh_steps():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_non_finite_activations_freeze_the_weights(method: Method, dtype):
     """NaN that runs through the layers reaches the bases too; nothing of it reaches a weight."""
-    net = mlp(dtype)
+    net = method.network("mlp", dtype)
     model = net.model
     x = torch.randn(20, 6, dtype=dtype)
     optimizer = method.make(net, weight_decay=0.1)
@@ -305,7 +305,7 @@ def test_bad_hyperparameters_name_key_value_and_what_is_allowed(optimizer, optio
 
 @every_method
 def test_a_loss_that_is_not_a_function_is_an_error(method: Method):
-    net = mlp()
+    net = method.network("mlp")
     with pytest.raises(ValueError, match=r"and then .* for the same weights"):
         method.make(net).step(lambda: net.closure() + torch.rand(()))
 

@@ -6,10 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agzo.update import round_stochastically
-from tests.methods import METHODS, Method
+from tests.methods import EVERYTHING, METHODS, Method
 from tests.networks import qwen3, weights
 
-OF_WEIGHTS = [method for method in METHODS if not method.tunes]  # others tune float32
 LOW = [torch.bfloat16, torch.float16]
 
 
@@ -44,7 +43,7 @@ def moved(method: Method, dtype: torch.dtype, rounding: str, steps: int = 1, lr:
     return net, optimizer, before
 
 
-@pytest.mark.parametrize("method", OF_WEIGHTS, ids=str)
+@pytest.mark.parametrize("method", EVERYTHING, ids=str)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_updates_below_half_a_spacing_survive_only_in_the_master(method: Method, dtype):
     """lr is so small that no nearest-rounded weight of ordinary size can change in one step."""
@@ -61,7 +60,7 @@ def test_updates_below_half_a_spacing_survive_only_in_the_master(method: Method,
     assert min(drift) > 0
 
 
-@pytest.mark.parametrize("method", OF_WEIGHTS, ids=str)
+@pytest.mark.parametrize("method", EVERYTHING, ids=str)
 def test_master_is_rounded_into_the_weight_each_step(method: Method):
     net, optimizer, _ = moved(method, torch.bfloat16, "master", steps=3, lr=1e-2)
     for parameter in net.model.parameters():

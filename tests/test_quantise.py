@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from agzo import AGZO
-from agzo.layers import body_linears, is_quantised, stored_bytes
+from agzo.linears import body_linears, is_quantised, stored_bytes
 from baselines import LOZO, SGD, AdamW, MeZO, ZOAct
 from experiments import quantise as quantising
 from experiments.config import BadInput

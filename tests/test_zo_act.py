@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from agzo import LowRank
 from agzo.calibration import leading_inputs
 from agzo.estimator import measure
-from agzo.layers import body_linears
+from agzo.linears import body_linears
 from agzo.perturb import InPlace
 from agzo.rng import Noise
 from baselines import ZOAct
