@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment, and say so when they are damaged.
 
-    <run>/checkpoints/step-00000400/weights.safetensors     every parameter once, persistent buffers
+    <run>/checkpoints/step-00000400/weights.safetensors     parameters that are not frozen (of an
+                                                            adapter: its own), persistent buffers
                                     optimizer.safetensors   the tensors of its state
                                     state.json              the rest of it, and the run's progress
                                     manifest.json           SHA-256 of each file above
@@ -132,8 +133,13 @@ def prune(folder: Path, keep: set[int]) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name every parameter once (tied ones under their first name) and every persistent buffer."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
+    """Name what a run may change: parameters that are not frozen, and persistent buffers.
+
+    A tied parameter comes once, under its first name.
+    """
+    found: dict[str, Tensor] = {
+        key: value for key, value in model.named_parameters() if value.requires_grad
+    }
     persistent = model.state_dict(keep_vars=True).keys()
     return found | {key: value for key, value in model.named_buffers() if key in persistent}
 

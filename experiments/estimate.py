@@ -20,7 +20,6 @@ import torch
 from experiments import prepare, registry
 from experiments.config import BadInput
 from experiments.evaluate import Questions, evaluate
-from experiments.loss import loss
 from experiments.plan import Group
 from experiments.prepare import Parts
 
@@ -96,8 +95,8 @@ def _step_seconds(
     taken = []
     for step in range(STEPS + 1):
         begin = _now(parts)
-        batch = parts.batch(batch_size, seed, step)
-        optimizer.step(lambda batch=batch: loss(parts.model, batch), token_mask=batch.token_mask)  # pyright: ignore
+        closure, token_mask = parts.objective(batch_size, seed, step)
+        optimizer.step(closure, token_mask=token_mask)  # pyright: ignore
         taken.append(_now(parts) - begin)
     return statistics.median(taken[1:])
 

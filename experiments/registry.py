@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from agzo import AGZO
 from baselines import ICL, LOZO, SGD, AdamW, MeZO, ZeroShot
-from experiments.config import BadInput
+from experiments.config import BadInput, RunConfig
 
 METHODS: dict[str, type[Optimizer]] = {
     "agzo": AGZO,
@@ -86,6 +86,22 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
         raise BadInput(f"precision.rounding={rounding}: {name} allows nearest only")
     rehearse(name, values)
     return values
+
+
+def check_fit(config: RunConfig) -> None:
+    """Refuse a method that has no use for the run's adapter or cannot follow its objective."""
+    name, adapter = config.method["name"], config.adapter.name
+    method = method_class(name)
+    if adapter != "none" and not getattr(method, "trains", True):
+        raise BadInput(
+            f"adapter.name={adapter}: method={name} trains nothing, so it would report an adapter "
+            "at its start; allowed is adapter=none"
+        )
+    if config.train.objective == "metric" and getattr(method, "needs_gradient", False):
+        raise BadInput(
+            f"train.objective=metric: the metric has steps and no derivative, which method={name} "
+            "follows; allowed are zeroth-order methods, or train.objective=loss"
+        )
 
 
 def rehearse(name: str, values: dict[str, Any]) -> Optimizer:

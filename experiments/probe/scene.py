@@ -73,6 +73,8 @@ def load(overrides: list[str]) -> Scene:
     config = compose(overrides)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.train.objective != "loss":
+        raise BadInput(f"train.objective={config.train.objective}: a probe looks at loss alone")
     parts = prepare(config)
     if not getattr(parts.optimizer, "trains", False):
         raise BadInput(f"method={config.method['name']}: allowed is a method that trains")
