@@ -66,8 +66,8 @@ def _lora(config: AdapterConfig, model: Any) -> PeftModelForCausalLM:
     try:
         made = PeftModelForCausalLM(model, wanted, autocast_adapter_dtype=config.dtype == "fp32")
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise BadInput(_targets_message(config, model, reason)) from error
+        reason = " ".join(str(error).split())[:120].rstrip(".")
+        raise BadInput(_targets_message(config, model, f"PEFT says: {reason}")) from error
     found: list[str] = made.base_model.targeted_module_names  # pyright: ignore
     for target in config.targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in found):

@@ -308,7 +308,7 @@ def _check_adapter(adapter: AdapterConfig) -> None:
         if name not in own and value is not None:
             raise BadInput(
                 f"adapter.{name}={value}: adapter={adapter.name} has no such key; allowed are "
-                f"{', '.join(own) or 'none'}"
+                f"{', '.join(['name', *own])}"
             )
         if name in own and value is None and not kind.get("optional"):
             raise BadInput(f"adapter.{name}=null: adapter={adapter.name} needs a value")

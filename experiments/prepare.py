@@ -25,7 +25,7 @@ from experiments.loss import loss
 from experiments.objective import Objective, metric_objective
 from experiments.tasks import Task, get_task
 
-PREFIX_HINT = "; adapter.init=projected has linear layers, and method=mezo or lozo need none"
+PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
 
 
 @dataclass
