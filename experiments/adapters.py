@@ -36,6 +36,9 @@ def attach(config: AdapterConfig, model: Any, seed: int) -> PeftModelForCausalLM
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an old name
+        warnings.filterwarnings(
+            "ignore", "fan_in_fan_out is set to False"
+        )  # and PEFT sets it right
         torch.default_generator.manual_seed(seed)
         made = _lora(config, model) if config.name == "lora" else _prefix(config, model, seed)
     return made.eval()
@@ -157,5 +160,5 @@ def _refuse_windows(config: Any) -> None:
     if windowed:
         raise BadInput(
             f"adapter.name=prefix: {config.model_type} has layers of {', '.join(windowed)}, "
-            "where padding would push the prefix out of sight; allowed is adapter=lora"
+            "where padding could push the prefix out of sight; allowed is adapter=lora"
         )

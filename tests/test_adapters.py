@@ -41,6 +41,7 @@ METHODS = {
     "sgd": lambda model: SGD(model, lr=1e-2),
     "adamw": lambda model: AdamW(model, lr=1e-3),
 }
+ZERO_ORDER = {"agzo": AGZO, "mezo": MeZO, "lozo": LOZO}
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 
@@ -86,6 +87,35 @@ def test_lora_starts_as_the_model_itself(family: str):
     batch = collate(ENCODER.encode_all(EXAMPLES), SST2, ENCODER.pad_id)
     with torch.no_grad():
         assert torch.equal(loss(adapted(family), batch), loss(random_model(family), batch))
+
+
+@every_family
+def test_lora_is_the_model_with_the_product_added_to_its_weights(family: str):
+    config = AdapterConfig("lora", rank=2, alpha=5.0, dtype="fp32")
+    model, plain = adapted(family, config, moved=True), random_model(family)
+    for name in adapters.about(config, model)["layers"]:
+        layer = model.get_base_model().get_submodule(name)
+        product = layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        plain.get_submodule(name).weight.data += 5.0 / 2 * product.data
+    batch = collate(ENCODER.encode_all(EXAMPLES), SST2, ENCODER.pad_id)
+    with torch.no_grad():
+        torch.testing.assert_close(loss(model, batch), loss(plain, batch), rtol=1e-5, atol=1e-5)
+
+
+@every_adapter
+@pytest.mark.parametrize("method", ["agzo", "mezo", "lozo"])
+def test_both_executions_agree_on_an_adapter(adapter: str, method: str):
+    if (adapter, method) == ("prefix", "agzo"):
+        return
+    batch = collate(ENCODER.encode_all(EXAMPLES), SST2, ENCODER.pad_id)
+    found = []
+    for execution in ("side_branch", "in_place"):
+        model = adapted("qwen3", adapter, moved=True)
+        optimizer = ZERO_ORDER[method](model, lr=1e-3, eps=1e-2, execution=execution)
+        mask = None if virtual_tokens(model) else batch.token_mask
+        losses = [optimizer.step(lambda m=model: loss(m, batch), mask) for _ in range(4)]
+        found.append((torch.stack(losses), [p.detach() for p in tuned(model).values()]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
 
 
 @every_family
@@ -169,6 +199,7 @@ def test_the_start_is_a_function_of_the_seed_and_leaves_torchs_generator(adapter
         state = torch.get_rng_state()
         models[name] = adapters.attach(ADAPTERS[adapter], base, seed)
         assert torch.get_rng_state().equal(state)
+        assert not any(module.training for module in models[name].modules())
     one, same, other = (
         torch.cat([p.flatten() for p in tuned(models[name]).values()]) for name in models
     )
@@ -218,7 +249,8 @@ def test_the_adapters_dtype(adapter: str, dtype: str):
     wanted = torch.float32 if dtype == "fp32" else torch.bfloat16
     assert {p.dtype for p in tuned(model).values()} == {wanted}
     batch = collate(ENCODER.encode_all(EXAMPLES), SST2, ENCODER.pad_id)
-    optimizer = MeZO(model, lr=1e-3, eps=1e-2, rounding="stochastic")
+    method = MeZO if adapter == "prefix" else AGZO
+    optimizer = method(model, lr=1e-3, eps=1e-2, rounding="stochastic")
     assert optimizer.step(lambda: loss(model, batch)).isfinite()
     about = adapters.about(config, model)
     assert about["dtype"] == str(wanted).removeprefix("torch.")

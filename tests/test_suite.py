@@ -442,3 +442,22 @@ def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
     assert second.returncode == 0, second.stderr
     results = [json.loads(p.read_text()) for p in saved.glob("agzo+lr*/seed0/result.json")]
     assert any(result["resumed_at"] for result in results)
+
+
+def test_an_adapted_model_has_a_name_of_its_own_and_adapters_come_from_the_plan(plan, tmp_path):
+    small = {**PLAN["scales"]["small"], "overrides": ["data=pocket", "adapter=lora"]}
+    agzo = {"agzo": PLAN["columns"]["agzo"]}
+    plan(columns=agzo, seeds=[0], scales={"small": {**small, "grid": {"agzo": {"method.lr": [1]}}}})
+    suite = read(tmp_path)
+    assert suite.about["models"] == ["pocket+lora"]
+    (group,) = suite.groups
+    assert group.name == "pocket+lora/sst2/agzo"
+    (job,) = group.jobs
+    assert job.folder.parts[-4:] == ("pocket+lora", "sst2", "agzo+lr1", "seed0")
+    for given in ("adapter=lora", "train.objective=metric"):
+        with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
+            read(tmp_path, given)
+    zero_shot = {"zero_shot": PLAN["columns"]["zero_shot"]}
+    plan(columns=zero_shot, scales={"small": {**small, "grid": {}}})
+    with pytest.raises(BadInput, match=r"adapter\.name=lora: method=zero_shot trains nothing"):
+        read(tmp_path)
