@@ -28,12 +28,14 @@ from torch import Tensor, nn
 from experiments.config import AdapterConfig, BadInput
 
 
-def attach(config: AdapterConfig, model: Any, seed: int) -> PeftModelForCausalLM:
+def attach(config: AdapterConfig, model: Any, seed: int, max_length: int) -> PeftModelForCausalLM:
     """Freeze a causal language model and put an adapter on it, changing the model in place.
 
-    Raises BadInput for targets or an architecture that PEFT cannot use. torch's global generator is
-    left as it was.
+    `max_length` is the longest sequence it will see. Raises BadInput for targets or an architecture
+    that PEFT cannot use. torch's global generator is left as it was.
     """
+    if config.name == "prefix":
+        _refuse_windows(model.config, max_length + (config.tokens or 0))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an old name
         warnings.filterwarnings(
@@ -113,7 +115,6 @@ class Prefix(PeftModelForCausalLM):
 
 def _prefix(config: AdapterConfig, model: Any, seed: int) -> Prefix:
     assert config.tokens is not None
-    _refuse_windows(model.config)
     wanted = PrefixTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=config.tokens,
@@ -144,8 +145,8 @@ def _past(model: Any, tokens: int, seed: int) -> Any:
     return model(ids.to(model.device), use_cache=True).past_key_values
 
 
-def _refuse_windows(config: Any) -> None:
-    """Refuse a model in which a token does not see all before it.
+def _refuse_windows(config: Any, longest: int) -> None:
+    """Refuse a model in which a token may not see all of the `longest` before it.
 
     Windows are measured in columns. With padding between them a row's tokens may not see a prefix
     that they see without: a score would depend on the batch.
@@ -154,11 +155,15 @@ def _refuse_windows(config: Any) -> None:
         *(getattr(config, "layer_types", None) or []),
         *getattr(config, "attention_layers", []),
     }
-    windowed = sorted(kinds - {"full_attention", "global"})
-    if not kinds and getattr(config, "sliding_window", None) is not None:
-        windowed = ["sliding_attention"]
-    if windowed:
+    window = getattr(config, "sliding_window", None) or getattr(config, "window_size", None)
+    if not kinds and window is not None:
+        kinds = {"sliding_attention"}
+    short = kinds - {"full_attention", "global"}
+    if window is not None and window >= longest:
+        short -= {"sliding_attention", "local"}
+    if short:
         raise BadInput(
-            f"adapter.name=prefix: {config.model_type} has layers of {', '.join(windowed)}, "
-            "where padding could push the prefix out of sight; allowed is adapter=lora"
+            f"adapter.name=prefix: {config.model_type} has layers of {', '.join(sorted(short))} "
+            f"(window: {window}), and padding could push a prefix out of their sight; allowed are "
+            "adapter=lora, or a train.max_length that leaves adapter.tokens room in the window"
         )

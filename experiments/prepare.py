@@ -142,7 +142,7 @@ def _adapted(config: RunConfig, model: nn.Module) -> tuple[nn.Module, dict[str, 
         return model, {}
     from experiments import adapters  # peft takes seconds to import
 
-    adapted = adapters.attach(config.adapter, model, config.seed)
+    adapted = adapters.attach(config.adapter, model, config.seed, config.train.max_length)
     return adapted, {"adapter": adapters.about(config.adapter, adapted)}
 
 

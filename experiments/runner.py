@@ -132,8 +132,9 @@ class Runner:
             group["lr"] = base * factor
         taken = parts.optimizer.step(closure, token_mask=token_mask)
         self.buffer.append(taken.detach())
-        if train.objective == "metric":
-            self.zeros.append((parts.optimizer.projected_grad == 0).double().mean())
+        gradient = parts.optimizer.projected_grad
+        if train.objective == "metric" and gradient is not None:
+            self.zeros.append((gradient == 0).double().mean())
         self.progress.step += 1
         self.progress.train_seconds += time.perf_counter() - begin
 

@@ -49,7 +49,7 @@ every_adapter = pytest.mark.parametrize("adapter", ADAPTERS)
 def adapted(family: str, adapter: str | AdapterConfig = "lora", seed: int = 0, moved: bool = False):
     """An adapted random model; `moved` puts every tuned value off its start."""
     config = ADAPTERS[adapter] if isinstance(adapter, str) else adapter
-    model = adapters.attach(config, random_model(family), seed)
+    model = adapters.attach(config, random_model(family), seed, 64)
     if moved:
         generator = torch.Generator().manual_seed(5)
         for parameter in tuned(model).values():
@@ -197,7 +197,7 @@ def test_the_start_is_a_function_of_the_seed_and_leaves_torchs_generator(adapter
         base = random_model("qwen3")
         torch.manual_seed(noise)
         state = torch.get_rng_state()
-        models[name] = adapters.attach(ADAPTERS[adapter], base, seed)
+        models[name] = adapters.attach(ADAPTERS[adapter], base, seed, 64)
         assert torch.get_rng_state().equal(state)
         assert not any(module.training for module in models[name].modules())
     one, same, other = (
@@ -209,7 +209,7 @@ def test_the_start_is_a_function_of_the_seed_and_leaves_torchs_generator(adapter
 
 def test_agzo_takes_bases_from_the_inputs_of_both_lora_layers():
     net = qwen3(torch.float64)
-    model = adapters.attach(LORA, net.model, 0)
+    model = adapters.attach(LORA, net.model, 0, 64)
     for name, parameter in tuned(model).items():
         if "lora_B" in name:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -245,7 +245,7 @@ def test_agzo_takes_bases_from_the_inputs_of_both_lora_layers():
 def test_the_adapters_dtype(adapter: str, dtype: str):
     config = copy.deepcopy(ADAPTERS[adapter])
     config.dtype = dtype
-    model = adapters.attach(config, random_model("qwen3").to(torch.bfloat16), 0)
+    model = adapters.attach(config, random_model("qwen3").to(torch.bfloat16), 0, 64)
     wanted = torch.float32 if dtype == "fp32" else torch.bfloat16
     assert {p.dtype for p in tuned(model).values()} == {wanted}
     batch = collate(ENCODER.encode_all(EXAMPLES), SST2, ENCODER.pad_id)
@@ -280,14 +280,29 @@ def test_targets_may_be_given_and_have_a_default_where_peft_knows_the_architectu
     unknown = random_model("qwen3")
     monkeypatch.setattr(type(unknown.config), "model_type", "unheard-of")
     with pytest.raises(BadInput, match=r"adapter\.targets=null: .*target_modules.*q_proj"):
-        adapters.attach(LORA, unknown, 0)
+        adapters.attach(LORA, unknown, 0, 64)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gpt_neo"])
 def test_a_prefix_is_refused_where_padding_would_hide_it(family: str):
-    with pytest.raises(BadInput, match=r"adapter\.name=prefix: .*out of sight; .*adapter=lora"):
+    with pytest.raises(BadInput, match=r"adapter\.name=prefix: .*\(window: 6\).*adapter=lora"):
         adapted(family, "prefix")
     assert adapted(family, "lora")
+
+
+def test_a_window_that_holds_the_longest_row_and_the_prefix_is_no_reason_to_refuse():
+    def wide(window: int) -> nn.Module:
+        model = random_model("mistral")
+        model.config.sliding_window = window
+        return adapters.attach(PREFIX, model, 0, 64)
+
+    encoded = ENCODER.encode_all([*EXAMPLES, *ONE_TOKEN])
+    model = wide(67)
+    plain = option_scores(model, encoded, ENCODER.pad_id, 1, "cpu", share=False)
+    found = option_scores(model, encoded, ENCODER.pad_id, 64, "cpu")
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+    with pytest.raises(BadInput, match=r"window: 66"):
+        wide(66)
 
 
 @pytest.mark.parametrize(
