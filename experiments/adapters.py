@@ -38,9 +38,7 @@ def attach(config: AdapterConfig, model: Any, seed: int, max_length: int) -> Pef
         _refuse_windows(model.config, max_length + (config.tokens or 0))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an old name
-        warnings.filterwarnings(
-            "ignore", "fan_in_fan_out is set to False"
-        )  # and PEFT sets it right
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # and PEFT sets it
         torch.default_generator.manual_seed(seed)
         made = _lora(config, model) if config.name == "lora" else _prefix(config, model, seed)
     return made.eval()
