@@ -58,6 +58,7 @@ class ZeroOrderOptimizer(Progress):
     """
 
     trains: ClassVar[bool] = True
+    alters: ClassVar[bool] = False  # whether it adds to the model or holds part in another dtype
     studies: int = 0  # training batches that `study` wants to see before the first step
     studied: dict[str, Any] | None = None  # what `study` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function

@@ -21,6 +21,7 @@ class _Backprop(Progress):
     """What SGD and AdamW share: the closure interface and the counting."""
 
     trains: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = True
     forwards_per_step: ClassVar[int] = 3
     stream_version: ClassVar[str] = ""
     rounding: ClassVar[str] = "nearest"

@@ -51,6 +51,7 @@ class DominantLayer(ZeroOrderOptimizer):
             layer without parameters to tune, or one that shares weights with others.
     """
 
+    alters: ClassVar[bool] = True
     fixed: ClassVar[tuple[str, ...]] = ("embeddings",)
 
     def __new__(cls, *_: Any, base: str = "mezo", **__: Any) -> DominantLayer:

@@ -15,7 +15,7 @@ Memory beside inference: C, its two moments and V, r (3 d_out + d_in) float32 a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -44,6 +44,7 @@ class ZOAct(ZeroOrderOptimizer):
         params: None (every linear layer but the head), or a filter ``(name, weight) -> bool``.
     """
 
+    alters: ClassVar[bool] = True
     settings = (
         *ZeroOrderOptimizer.settings,
         "rank",

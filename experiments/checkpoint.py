@@ -1,6 +1,7 @@
 """Checkpoints that survive a kill at any moment, and say so when they are damaged.
 
-    <run>/checkpoints/step-00000400/weights.safetensors     what can have changed of the model
+    <run>/checkpoints/step-00000400/weights.safetensors     parameters that are not frozen (of an
+                                                            adapter: its own), persistent buffers
                                     optimizer.safetensors   the tensors of its state
                                     state.json              the rest of it, and the run's progress
                                     manifest.json           SHA-256 of each file above
@@ -132,7 +133,7 @@ def prune(folder: Path, keep: set[int]) -> None:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name what training changes: every parameter that requires grad, every persistent buffer.
+    """Name what a run may change: parameters that require grad, and persistent buffers.
 
     A tied one comes once, under its first name. Frozen weights are those of the model that was
     loaded, which a run's origin identifies.

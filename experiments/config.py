@@ -39,6 +39,11 @@ def key(**bounds: Any) -> Any:
     return field(default=MISSING, metadata=bounds)
 
 
+def only(*adapters: str, **bounds: Any) -> Any:
+    """Declare a key that these adapters have and others have not; without it the value is null."""
+    return field(default=None, metadata={"of": adapters, **bounds})
+
+
 @dataclass
 class TaskConfig:
     """Which task (experiments/tasks)."""
@@ -59,6 +64,19 @@ class ModelConfig:
     prompt: str = key(choices=("plain", "chat"))
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
     quantize: str = key(choices=("none", "int8", "int4"))
+
+
+@dataclass
+class AdapterConfig:
+    """What is tuned in place of the model's own weights, and how it starts."""
+
+    name: str = key(choices=("none", "lora", "prefix"))
+    rank: int | None = only("lora", at_least=1)
+    alpha: float | None = only("lora", above=0)
+    targets: list[str] | None = only("lora", optional=True)  # noqa: RUF009
+    tokens: int | None = only("prefix", at_least=1)
+    init: str | None = only("prefix", choices=("activations", "random", "projected"))
+    dtype: str | None = only("lora", "prefix", choices=("fp32", "model"))
 
 
 @dataclass
@@ -97,6 +115,7 @@ class TrainConfig:
     num_dev: int = key(at_least=1)
     num_eval: int = key(at_least=1)
     train_seed: int = key(at_least=0)
+    objective: str = key(choices=("loss", "metric"))
     max_length: int = key(at_least=2)
     eval_batch_size: int = key(at_least=1)
     max_new_tokens: int = key(at_least=1)
@@ -120,6 +139,7 @@ class RunConfig:
     method: dict[str, Any] = MISSING
     task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     data: DataConfig = field(default_factory=DataConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -138,10 +158,16 @@ class RunConfig:
         return {name: value for name, value in asdict(self).items() if name != "plan"}
 
     @property
+    def model_label(self) -> str:
+        """The model's name, with its adapter behind a plus: what folders and tables call it."""
+        adapter = "" if self.adapter.name == "none" else f"+{self.adapter.name}"
+        return f"{self.model.name}{adapter}"
+
+    @property
     def folder(self) -> Path:
         """The run's own folder: the same for the same suite, model, task, method and seed."""
         method = self.method["name"] + (f"+{self.variant}" if self.variant else "")
-        parts = (self.suite, str(self.model.name), self.task.name, method, f"seed{self.seed}")
+        parts = (self.suite, self.model_label, self.task.name, method, f"seed{self.seed}")
         return Path(self.out, *parts)
 
 
@@ -191,6 +217,7 @@ def check(config: RunConfig) -> None:
     """Check bounds and what belongs together; fill in a local model's name."""
     for name, value, bounds in _entries(config):
         _check_bounds(name, value, bounds)
+    _check_adapter(config.adapter)
     train, model = config.train, config.model
     if (train.steps is None) == (train.forwards is None):
         raise BadInput(
@@ -264,8 +291,27 @@ def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, 
 def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
     if value is None:
         return
-    choices, at_least = bounds.get("choices"), bounds.get("at_least")
+    choices, at_least, above = (bounds.get(kind) for kind in ("choices", "at_least", "above"))
     if choices is not None and value not in choices:
         raise BadInput(f"{name}={value}: allowed are {', '.join(choices)}")
     if at_least is not None and (value < at_least or math.isnan(value)):
         raise BadInput(f"{name}={value}: allowed is {at_least} or more")
+    if above is not None and not value > above:
+        raise BadInput(f"{name}={value}: allowed is a number above {above}")
+
+
+def _check_adapter(adapter: AdapterConfig) -> None:
+    """Check that every key the adapter has is given, and none that it has not."""
+    kinds = {entry.name: entry.metadata for entry in fields(adapter) if "of" in entry.metadata}
+    own = [name for name, kind in kinds.items() if adapter.name in kind["of"]]
+    for name, kind in kinds.items():
+        value = getattr(adapter, name)
+        if name not in own and value is not None:
+            raise BadInput(
+                f"adapter.{name}={value}: adapter={adapter.name} has no such key; allowed are "
+                f"{', '.join(['name', *own])}"
+            )
+        if name in own and value is None and not kind.get("optional"):
+            raise BadInput(f"adapter.{name}=null: adapter={adapter.name} needs a value")
+    if adapter.targets is not None and not adapter.targets:
+        raise BadInput("adapter.targets=[]: allowed are names of linear layers, or null")

@@ -20,7 +20,6 @@ import torch
 from experiments import prepare, registry
 from experiments.config import BadInput
 from experiments.evaluate import Questions, evaluate
-from experiments.loss import loss
 from experiments.plan import Group
 from experiments.prepare import Parts
 
@@ -55,16 +54,22 @@ def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     seconds: dict[str, float] = {}
+    plain = replace(config, method={"name": "zero_shot"})
     try:
         begin = time.perf_counter()
-        parts = prepare.prepare(replace(config, method={"name": "zero_shot"}))
+        parts = prepare.prepare(plain)
         start_up = time.perf_counter() - begin
         example = _example_seconds(parts, config.train.eval_batch_size)
         for group in groups:
+            parts = parts or prepare.prepare(plain)
             try:
                 seconds[group.name] = _seconds(group, parts, start_up, example)
             except RuntimeError as error:  # out of memory among them
                 say(f"{group.name} cannot be timed: {str(error).splitlines()[0]}")
+            method = registry.method_class(group.search[0].config.method["name"])
+            if getattr(method, "alters", False):
+                parts = None  # the next one needs the model as it was
+                gc.collect()
         return seconds
     finally:
         torch.set_num_threads(before)
@@ -97,8 +102,8 @@ def _step_seconds(
     taken = []
     for step in range(STEPS + 1):
         begin = _now(parts)
-        batch = parts.batch(batch_size, seed, step)
-        optimizer.step(lambda batch=batch: loss(parts.model, batch), token_mask=batch.token_mask)  # pyright: ignore
+        closure, token_mask = parts.objective(batch_size, seed, step)
+        optimizer.step(closure, token_mask=token_mask)  # pyright: ignore
         taken.append(_now(parts) - begin)
     return statistics.median(taken[1:])
 

@@ -31,7 +31,7 @@ def generate(
     A row is done at a newline, an end-of-text token or `max_new_tokens`; the batch stops when every
     row is done. Memory: the keys and values of all rows for prompt + new tokens.
     """
-    accepted = accepted_keywords(type(model).forward)
+    accepted = accepted_keywords(model)
     if "past_key_values" not in accepted:
         raise TypeError(
             f"{type(model).__name__}.forward takes no past_key_values; "

@@ -34,10 +34,13 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 def classification_losses(scores: Tensor, batch: Batch) -> Tensor:
     """Return the cross-entropy over its options for each example: (R, C) scores to (E,) losses."""
-    options = scores.flatten()[batch.option_rows]  # (E, O)
-    if batch.ragged:
-        options = options.masked_fill(batch.option_rows < 0, float("-inf"))
-    return F.cross_entropy(options, batch.labels, reduction="none")
+    return F.cross_entropy(by_option(scores, batch), batch.labels, reduction="none")
+
+
+def by_option(scores: Tensor, batch: Batch) -> Tensor:
+    """Arrange (R, C) scores as (E, O), -inf where an example has fewer options."""
+    options = scores.flatten()[batch.option_rows]
+    return options.masked_fill(batch.option_rows < 0, float("-inf")) if batch.ragged else options
 
 
 def mean_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
@@ -64,7 +67,7 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     are taken and cut. Rows without padding are run without mask and positions, which are the
     model's defaults then. The output is the logits tensor itself, or an object with `.logits`.
     """
-    accepted = accepted_keywords(type(model).forward)
+    accepted = accepted_keywords(model)
     keywords: dict[str, Any] = {"logits_to_keep": rows.label_positions, "use_cache": False}
     if rows.padded:
         if "attention_mask" not in accepted:
@@ -80,12 +83,18 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     return logits
 
 
-@functools.cache
-def accepted_keywords(forward: Callable[..., Any]) -> frozenset[str]:
-    """Return which of the keywords above a forward takes (a model class keeps one forward).
+def accepted_keywords(model: nn.Module) -> frozenset[str]:
+    """Return which of the keywords above a model's forward takes.
 
-    A wrapper that only hands its arguments on, `forward(*args, **kwargs)`, takes them all.
+    A wrapper that only hands its arguments on, `forward(*args, **kwargs)`, takes them all; one
+    that names the model inside it, as PEFT's do with `get_base_model`, takes what that one takes.
     """
+    inner: Any = getattr(model, "get_base_model", lambda: model)
+    return _accepted(type(inner()).forward)
+
+
+@functools.cache
+def _accepted(forward: Callable[..., Any]) -> frozenset[str]:
     parameters = inspect.signature(forward).parameters
     named = frozenset(name for name, p in parameters.items() if p.kind not in _VARIADIC)
     hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())

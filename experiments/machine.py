@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "transformers", "safetensors", "tokenizers", "datasets", "numpy", "hydra-core")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "datasets",
+    "numpy",
+    "hydra-core",
+    "peft",
+)
 GIB = 2**30
 _CLEAR = Path("/proc/self/clear_refs")  # Linux: "5" sets the high-water mark to the present size
 

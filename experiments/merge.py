@@ -1,11 +1,12 @@
 """Merge the adapter that a run saved into the weights of its model, as a folder of its own.
 
-    python -m experiments.run method=zo_act train.save_model=true ...
+    python -m experiments.run method=zo_act train.save_model=true ...      (or adapter=lora)
     python -m experiments.merge runs/.../seed0 merged_model
 
 The folder is an ordinary model then (model=local model.path=merged_model), in the run's dtype.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -27,6 +28,11 @@ def merge(run: Path, out: Path) -> None:
         )
     if out.exists():
         raise BadInput(f"{out}: it is there already; allowed is the name of a new folder")
+    kind = json.loads((adapter / ADAPTER).read_text())["peft_type"]
+    if kind != "LORA":
+        raise BadInput(
+            f"{adapter}: its adapter is of kind {kind}; allowed is LORA, a sum of weights"
+        )
     config = read_yaml(run / "config.yaml")
     about = ModelConfig(**config["model"])
     if about.quantize != "none":
@@ -35,10 +41,9 @@ def merge(run: Path, out: Path) -> None:
             "is none: use the adapter beside the model it was trained with"
         )
     model, tokenizer = models.load(about, config["precision"]["dtype"], torch.device("cpu"))
-    from peft import PeftModel
+    from experiments import adapters  # peft takes seconds to import
 
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()  # pyright: ignore
-    merged.save_pretrained(out)  # pyright: ignore
+    adapters.merged(model, adapter).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

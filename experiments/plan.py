@@ -21,6 +21,7 @@ LOG = "log.txt"  # in a run's folder: what it printed
 KINDS = ("zo", "first_order", "untrained")
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
+    "adapter", "train.objective",
 )  # fmt: skip
 
 
@@ -259,14 +260,15 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         for key, value in cell.settings.items():
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
+        registry.check_fit(config)
         own = [f"{key}={value}" for key, value in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *own, *variant, f"seed={seed}")
-        return Job(str(base.model.name), task, column, cell, seed, words, config)
+        return Job(base.model_label, task, column, cell, seed, words, config)
 
     first, *rest = column.seeds
     return Group(
-        str(base.model.name),
+        base.model_label,
         task,
         column,
         tuple(job(cell, first) for cell in column.cells),

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.progress import Progress
+from agzo.select import roles
 from experiments import models, registry
 from experiments.batches import Batch, collate, sample_batch
 from experiments.config import BadInput, RunConfig
@@ -23,7 +24,10 @@ from experiments.demonstrations import with_demonstrations
 from experiments.encode import Encoded, Encoder
 from experiments.evaluate import Questions, questions
 from experiments.loss import loss
+from experiments.objective import Objective, metric_objective
 from experiments.tasks import Task, get_task
+
+PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
 
 
 @dataclass
@@ -44,11 +48,31 @@ class Parts:
     truncated: dict[str, int]
     demonstrations: dict[str, Any] | None  # of in-context learning: how many were used
     origin: dict[str, Any]  # of data and model, and the device: must be the same on resume
+    questions: Questions | None = None  # the training examples, where the metric is the objective
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """Return the training batch of a step of the run with this seed."""
         chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
         return collate(chosen, self.task, self.encoder.pad_id, self.device)
+
+    def objective(self, size: int, seed: int, step: int) -> Objective:
+        """Return what a step of the run with this seed minimises."""
+        if self.questions is None:
+            return self.task_loss(size, seed, step)
+        chosen = sample_batch(len(self.train), size, seed, step)
+        closure, mask = metric_objective(
+            self.model, self.encoder, self.task, self.questions, chosen, self.device
+        )
+        return Objective(closure, self._seen(mask))
+
+    def task_loss(self, size: int, seed: int, step: int) -> Objective:
+        """Return the task's loss on the batch of a step, whatever the objective: one forward."""
+        batch = self.batch(size, seed, step)
+        return Objective(lambda: loss(self.model, batch), self._seen(batch.token_mask))
+
+    def _seen(self, mask: Tensor | None) -> Tensor | None:
+        """Return the mask of real tokens, None where tuned layers see virtual tokens alone."""
+        return None if virtual_tokens(self.model) else mask
 
 
 def prepare(config: RunConfig) -> Parts:
@@ -79,24 +103,30 @@ def prepare(config: RunConfig) -> Parts:
             f"examples, {len(splits.train)}"
         )
     model, tokenizer = models.load(config.model, config.precision.dtype, device)
-    about = models.origin(config.model, model)  # before a method adds anything to it
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
-    optimizer = registry.build(config.method["name"], model, values, config.seed)
+    about = models.origin(config.model, model)  # before anything is added to it
+    about |= {"name": config.model_label}
+    model, adapter = _adapted(config, model)
+    optimizer = _build(config, model, values)
     asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
     encoded = encoder.encode_all(splits.train)
-    _check_lengths(config, encoded, asked, _context(model))
-    truncated = {"train": sum(example.truncated for example in encoded)}
-    truncated |= {name: split.truncated for name, split in asked.items()}
+    own = None
+    if train.objective == "metric":
+        own = questions(encoder, task, splits.train, train.max_new_tokens)
+    _check_lengths(config, encoded, asked | ({"train": own} if own else {}), _context(model))
+    lost = own.truncated if own else sum(example.truncated for example in encoded)
+    truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
     taken = steps(config, optimizer) if trains else 0
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": about,
+        **adapter,
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
-        taken, eval_steps(config, taken), truncated, demonstrations, origin,
+        taken, eval_steps(config, taken), truncated, demonstrations, origin, own,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts
@@ -111,18 +141,48 @@ def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     if not wanted:
         return
     assert isinstance(optimizer, ZeroOrderOptimizer)
-    batches = [parts.batch(config.train.batch_size, config.seed, step) for step in range(wanted)]
+    size, seed = config.train.batch_size, config.seed
     try:
-        optimizer.study([(lambda b=b: loss(parts.model, b), b.token_mask) for b in batches])
+        optimizer.study([parts.task_loss(size, seed, step) for step in range(wanted)])
     except ValueError as error:
         raise registry.refusal(config.method["name"], config.method, error) from error
     if optimizer.studied is not None:
         print(f"{config.method['name']} {optimizer.studied['summary']}", file=sys.stderr)
 
 
+def _adapted(config: RunConfig, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """Put the run's adapter on the model; return the model and what a result says of it."""
+    if config.adapter.name == "none":
+        return model, {}
+    from experiments import adapters  # peft takes seconds to import
+
+    adapted = adapters.attach(config.adapter, model, config.seed, config.train.max_length)
+    return adapted, {"adapter": adapters.about(config.adapter, adapted)}
+
+
+def _build(config: RunConfig, model: nn.Module, values: dict[str, Any]) -> Optimizer:
+    """Construct the method; where the adapter leaves it nothing it can tune, say so."""
+    try:
+        return registry.build(config.method["name"], model, values, config.seed)
+    except BadInput as error:
+        if config.adapter.name == "none":
+            raise
+        kinds = sorted({kind for p, kind in roles(model).items() if p.requires_grad})
+        raise BadInput(
+            f"{error} (adapter={config.adapter.name}: its parameters are of kind "
+            f"{', '.join(kinds)}{PREFIX_HINT if kinds == ['embedding'] else ''})"
+        ) from error
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Return how many tokens a prefix puts in front of every sequence, 0 without one."""
+    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
+
+
 def _context(model: nn.Module) -> int | None:
-    """Return the longest sequence a model says it can take."""
-    return getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    """Return the longest sequence a model says it can take, behind its prefix if it has one."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return None if longest is None else longest - virtual_tokens(model)
 
 
 def _questions(
@@ -162,7 +222,7 @@ def _check_lengths(
     if context is not None and longest > context:
         raise BadInput(
             f"train.max_length={config.train.max_length}: a sequence has {longest} tokens, "
-            f"{config.model.name} allows {context}; set train.max_length to {context} or less"
+            f"{config.model_label} allows {context}; set train.max_length to {context} or less"
         )
 
 

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from agzo import AGZO
 from baselines import ICL, LOZO, SGD, AdamW, DominantLayer, MeZO, ZeroShot, ZOAct
-from experiments.config import BadInput
+from experiments.config import BadInput, RunConfig
+from experiments.tasks import get_task
 
 METHODS: dict[str, type[Optimizer]] = {
     "agzo": AGZO,
@@ -32,6 +33,17 @@ METHODS: dict[str, type[Optimizer]] = {
 
 # Constructor parameters that are not keys of the method: the run gives them.
 GIVEN = ("self", "model", "params", "seed", "rounding")
+
+# Adapters that a method cannot tune, and why.
+NO_ADAPTER: dict[str, dict[str, str]] = {
+    "zo_act": dict.fromkeys(
+        ("lora", "prefix"),
+        "it attaches one of its own beside frozen weights; allowed is adapter=none",
+    ),
+    "dominant_layer": {
+        "prefix": "a prefix lies in no decoder layer; allowed are adapter=none and adapter=lora"
+    },
+}
 
 WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a word"}
 
@@ -89,6 +101,34 @@ def settings(config: dict[str, Any], rounding: str) -> dict[str, Any]:
         raise BadInput(f"precision.rounding={rounding}: {name} allows nearest only")
     rehearse(name, values)
     return values
+
+
+def check_fit(config: RunConfig) -> None:
+    """Refuse a method that cannot tune the run's adapter or cannot follow its objective."""
+    name, adapter = config.method["name"], config.adapter.name
+    method = method_class(name)
+    if adapter != "none" and not getattr(method, "trains", True):
+        raise BadInput(
+            f"adapter.name={adapter}: method={name} trains nothing, so it would report an adapter "
+            "at its start; allowed is adapter=none"
+        )
+    if adapter in NO_ADAPTER.get(name, {}):
+        raise BadInput(
+            f"adapter.name={adapter}: method={name} cannot tune it, because "
+            f"{NO_ADAPTER[name][adapter]}"
+        )
+    if config.train.objective == "metric" and getattr(method, "needs_gradient", False):
+        raise BadInput(
+            f"train.objective=metric: the metric has steps and no derivative, which method={name} "
+            "follows; allowed are zeroth-order methods, or train.objective=loss"
+        )
+    generates = config.train.objective == "metric" and get_task(config.task.name).kind
+    if generates == "generation" and config.method.get("reuse_prefix"):
+        raise BadInput(
+            f"method.reuse_prefix=true: with train.objective=metric {config.task.name} generates, "
+            "so later tokens depend on the tuned layer and layers before it cannot be reused; "
+            "allowed is method.reuse_prefix=false"
+        )
 
 
 def rehearse(name: str, values: dict[str, Any]) -> Optimizer:

@@ -18,7 +18,6 @@ from experiments import checkpoint, machine, record, report
 from experiments.config import RunConfig
 from experiments.evaluate import Questions, evaluate
 from experiments.interrupt import Interrupted, StopRequest
-from experiments.loss import loss
 from experiments.prepare import Parts
 from experiments.tracking import Tracker
 
@@ -42,6 +41,7 @@ class Progress:
     total_seconds: float = 0.0  # evaluation and checkpoints too, loading not
     peak_gib: float = 0.0
     projected_grad: float | None = None  # of the last step that was read
+    zeros: list[float] = field(default_factory=list)  # shares of zero ones since the last row
     resumed: list[int] = field(default_factory=list)  # steps at which a run went on
     protected: list[list[int]] = field(
         default_factory=list
@@ -60,6 +60,7 @@ class Runner:
         self.checkpoints = folder / "checkpoints"
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         self.buffer: list[Tensor] = []  # losses still on the device
+        self.zeros: list[Tensor] = []  # shares of projected gradients that are 0, likewise
         self.progress = Progress()
         saved = checkpoint.steps(self.checkpoints)
         if saved:
@@ -125,12 +126,15 @@ class Runner:
     def _advance(self) -> None:
         begin = time.perf_counter()
         parts, train = self.parts, self.config.train
-        batch = parts.batch(train.batch_size, self.config.seed, self.at)
+        closure, token_mask = parts.objective(train.batch_size, self.config.seed, self.at)
         factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
         for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
-        taken = parts.optimizer.step(lambda: loss(parts.model, batch), token_mask=batch.token_mask)
+        taken = parts.optimizer.step(closure, token_mask=token_mask)
         self.buffer.append(taken.detach())
+        gradient = parts.optimizer.projected_grad
+        if train.objective == "metric" and gradient is not None:
+            self.zeros.append((gradient == 0).double().mean())
         self.progress.step += 1
         self.progress.train_seconds += time.perf_counter() - begin
 
@@ -156,6 +160,9 @@ class Runner:
             self.progress.projected_grad = gradient.double().mean().item()
         self.progress.pending += values
         self.buffer.clear()
+        if self.zeros:
+            self.progress.zeros += torch.stack(self.zeros).tolist()
+            self.zeros.clear()
 
     def _non_finite(self, what: str) -> NonFiniteLoss:
         config = self.config
@@ -178,7 +185,10 @@ class Runner:
             "dev": dev,
             "seconds": progress.train_seconds,
         }
-        progress.pending = []
+        if self.config.train.objective == "metric":
+            zeros = progress.zeros
+            row["zero_grads"] = math.fsum(zeros) / len(zeros) if zeros else None
+        progress.pending, progress.zeros = [], []
         self.metrics.add(row)
         self.tracker.log(row)
         progress.last_dev = dev or progress.last_dev

@@ -64,7 +64,7 @@ def _way(model: nn.Module, example: Encoded) -> Callable[..., Tensor]:
         return _plain
     if example.one_token:
         return _one_row
-    cache = "past_key_values" in accepted_keywords(type(model).forward)
+    cache = "past_key_values" in accepted_keywords(model)
     return _cached if cache and example.shared > 1 else _plain
 
 
@@ -96,7 +96,7 @@ def _cached(
     are padded on the left and what follows on the right, so that real tokens stand side by side:
     some models measure distances in columns, not in positions.
     """
-    accepted = accepted_keywords(type(model).forward)
+    accepted = accepted_keywords(model)
     starts = [example.shared - 1 for example in examples]
     prompts = [e.ids[0][:start] for e, start in zip(examples, starts, strict=True)]
     ids, mask, positions = (t.to(device) for t in pad_left(prompts, pad_id))

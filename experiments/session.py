@@ -32,6 +32,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Do one run, or find it done, and return its result."""
     check(config)
     registry.settings(config.method, config.precision.rounding)
+    registry.check_fit(config)
     folder = config.folder
     done = _found(config, folder)
     if done is not None:
@@ -140,6 +141,8 @@ def _result(
         "task": config.task.name,
         "task_version": parts.task.version,
         "model": parts.origin["model"],
+        "adapter": parts.origin.get("adapter"),
+        "objective": config.train.objective,
         "data": parts.origin["data"],
         "seed": config.seed,
         "pocket": "pocket" in (config.model.source, config.data.source),
@@ -201,15 +204,16 @@ def _refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any], what
 def _save_model(parts: Parts, target: Path) -> None:
     """Write model and tokenizer with save_pretrained, whole or not at all.
 
-    A method that trains factors beside the weights says so by `adapter()`; of it, a LoRA adapter is
-    written in the place of the model.
+    Of an adapted model PEFT writes the adapter alone, for `PeftModel.from_pretrained`. So is what a
+    method trains beside the weights, which it hands out by `adapter()`.
     """
     beside = target.with_name(".model.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     if hasattr(parts.optimizer, "adapter"):
         save_lora(parts.model, parts.optimizer.adapter(), beside)
     else:
-        parts.model.save_pretrained(beside)  # pyright: ignore[reportCallIssue]
+        alone = {"save_embedding_layers": False} if "adapter" in parts.origin else {}
+        parts.model.save_pretrained(beside, **alone)  # pyright: ignore[reportCallIssue]
     parts.tokenizer.save_pretrained(beside)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)

@@ -442,3 +442,54 @@ def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
     assert second.returncode == 0, second.stderr
     results = [json.loads(p.read_text()) for p in saved.glob("agzo+lr*/seed0/result.json")]
     assert any(result["resumed_at"] for result in results)
+
+
+def test_methods_that_add_to_the_model_leave_the_next_column_the_model_as_it_was(
+    plan, tmp_path, monkeypatch
+):
+    """ZO-Act freezes what it is given, a dominant layer is held in float32."""
+    seen = []
+    build = estimate.registry.build
+
+    def watched(name, model, values, seed):
+        named = {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+        seen.append((named, [n for n, m in model.named_modules() if m._forward_hooks]))
+        return build(name, model, values, seed)
+
+    monkeypatch.setattr(estimate.registry, "build", watched)
+    layer = {"method.layer": 1, "method.scan_batches": 1}
+    columns = {
+        "zo_act": {"method": "zo_act", "kind": "zo", "label": "ZO-Act",
+                   "settings": {"method.large_state": True}},
+        "dominant": {"method": "dominant_layer", "kind": "zo", "label": "D", "settings": layer},
+        "agzo": PLAN["columns"]["agzo"],
+    }  # fmt: skip
+    grid = {name: {"method.lr": [1e-3]} for name in columns}
+    small = PLAN["scales"]["small"]
+    overrides = [*small["overrides"], "precision=bf16"]
+    plan(columns=columns, scales={"small": {**small, "overrides": overrides, "grid": grid}})
+    said = []
+    seconds = estimate.measure(read(tmp_path).active, said.append)
+    assert len(seconds) == 3
+    assert min(seconds.values()) > 0
+    assert not any("cannot be timed" in line for line in said)
+    assert all(each == seen[0] for each in seen)
+
+
+def test_an_adapted_model_has_a_name_of_its_own_and_adapters_come_from_the_plan(plan, tmp_path):
+    small = {**PLAN["scales"]["small"], "overrides": ["data=pocket", "adapter=lora"]}
+    agzo = {"agzo": PLAN["columns"]["agzo"]}
+    plan(columns=agzo, seeds=[0], scales={"small": {**small, "grid": {"agzo": {"method.lr": [1]}}}})
+    suite = read(tmp_path)
+    assert suite.about["models"] == ["pocket+lora"]
+    (group,) = suite.groups
+    assert group.name == "pocket+lora/sst2/agzo"
+    (job,) = group.jobs
+    assert job.folder.parts[-4:] == ("pocket+lora", "sst2", "agzo+lr1", "seed0")
+    for given in ("adapter=lora", "train.objective=metric"):
+        with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
+            read(tmp_path, given)
+    zero_shot = {"zero_shot": PLAN["columns"]["zero_shot"]}
+    plan(columns=zero_shot, scales={"small": {**small, "grid": {}}})
+    with pytest.raises(BadInput, match=r"adapter\.name=lora: method=zero_shot trains nothing"):
+        read(tmp_path)

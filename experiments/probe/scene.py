@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments import registry
 from experiments.batches import Batch
 from experiments.config import BadInput, RunConfig, compose
 from experiments.loss import loss
@@ -73,6 +74,9 @@ def load(overrides: list[str]) -> Scene:
     config = compose(overrides)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.train.objective != "loss":
+        raise BadInput(f"train.objective={config.train.objective}: a probe looks at loss alone")
+    registry.check_fit(config)
     parts = prepare(config)
     if not getattr(parts.optimizer, "trains", False):
         raise BadInput(f"method={config.method['name']}: allowed is a method that trains")
