@@ -39,11 +39,12 @@ METHODS: dict[str, MethodStyle] = {
     "adamw": MethodStyle("AdamW", "#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P"),
     "mezo": MethodStyle("MeZO", "#E69F00", (0, (4, 1.5)), "^"),
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),
+    "lozo_m": MethodStyle("LOZO-M", "#0072B2", (0, (2, 1, 1, 1)), "<"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),
 }
 SPARE = (
     MethodStyle("", "#009E73", (0, (2, 1)), "D"),
-    MethodStyle("", "#0072B2", (0, (6, 1, 1, 1)), "X"),
+    MethodStyle("", "#882255", (0, (6, 1, 1, 1)), "X"),
     MethodStyle("", "#332288", (0, (1, 1)), "*"),
 )
 

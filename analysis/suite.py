@@ -18,7 +18,7 @@ BUDGETS = ("steps", "forwards")
 KINDS = ("first_order", "zo", "untrained")
 LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
-    "zero_shot": "zero-shot", "icl": "in-context",
+    "lozo_m": "LOZO-M", "zero_shot": "zero-shot", "icl": "in-context",
 }  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 from baselines.backprop import SGD, AdamW
 from baselines.icl import ICL
 from baselines.lozo import LOZO
+from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
 from baselines.zero_shot import ZeroShot
 
-__all__ = ["ICL", "LOZO", "SGD", "AdamW", "MeZO", "ZeroShot"]
+__all__ = ["ICL", "LOZO", "LOZOM", "SGD", "AdamW", "MeZO", "ZeroShot"]

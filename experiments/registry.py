@@ -15,13 +15,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from baselines import ICL, LOZO, SGD, AdamW, MeZO, ZeroShot
+from baselines import ICL, LOZO, LOZOM, SGD, AdamW, MeZO, ZeroShot
 from experiments.config import BadInput
 
 METHODS: dict[str, type[Optimizer]] = {
     "agzo": AGZO,
     "mezo": MeZO,
     "lozo": LOZO,
+    "lozo_m": LOZOM,
     "sgd": SGD,
     "adamw": AdamW,
     "zero_shot": ZeroShot,

@@ -12,10 +12,8 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.select import roles
 from baselines import LOZO, SGD, AdamW, MeZO, ZeroShot
 from experiments import registry
-from tests.methods import METHODS, Method
+from tests.methods import METHODS, Method, every_method
 from tests.networks import NETWORKS, mlp, qwen3, weights
-
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
