@@ -259,7 +259,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         for key, value in cell.settings.items():
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
-        own = [f"{key}={value}" for key, value in cell.settings.items()]
+        own = [f"{k}={'null' if v is None else v}" for k, v in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *own, *variant, f"seed={seed}")
         return Job(str(base.model.name), task, column, cell, seed, words, config)

@@ -17,7 +17,7 @@ from agzo.subspace import leading, subspace_extract
 from baselines import MeZO
 from tests.networks import mlp, qwen3, weights
 
-D_OUT, D_IN, SAMPLES = 6, 8, 4000
+D_OUT, D_IN, SAMPLES = 6, 8, 2000
 LAYER = "model.layers.0.mlp.up_proj.weight"
 
 # --- when bases are taken and used
@@ -204,7 +204,7 @@ def gradient() -> Tensor:
 
 
 @pytest.mark.parametrize("rank", [1, 3])
-@pytest.mark.parametrize("isotropic", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("isotropic", [0.0, 0.3])
 @pytest.mark.parametrize("scale", ["paper", "mezo"])
 def test_scale_sets_the_length_and_isotropic_is_a_share_of_it(rank, scale, isotropic):
     """E|Delta|^2 and the mean of <G, Delta> Delta, as the sampler's text states them."""
