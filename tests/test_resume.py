@@ -76,14 +76,29 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
-    config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
+    overrides = [f"method={method}"]
+    if method == "lozo_m":
+        overrides.append("method.large_state=true")  # of a model this small it is large
+    config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
     run_and_die(config, prepare, "sample_batch", 7)
     run_and_die(config, prepare, "sample_batch", 5)
     result = run(config)
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
     result["config"]["train"]["checkpoint_every"] = None
-    tiny_run.assert_same(config, result, *undisturbed(f"method={method}"))
+    tiny_run.assert_same(config, result, *undisturbed(*overrides))
+
+
+def test_bases_of_a_later_batch_go_on_exactly(tmp_path, undisturbed):
+    """A lagged two-sided AGZO keeps the bases in use and those taken for the next step."""
+    overrides = ("method=agzo", "method.lagged=true", "method.estimator=two_sided")
+    config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
+    run_and_die(config, prepare, "sample_batch", 7)
+    result = run(config)
+    assert result["resumed_at"] == [5]
+    config.train.checkpoint_every = None
+    result["config"]["train"]["checkpoint_every"] = None
+    tiny_run.assert_same(config, result, *undisturbed(*overrides))
 
 
 @pytest.mark.parametrize("precision", ["bf16_master", "bf16_stochastic"])
