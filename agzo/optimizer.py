@@ -30,7 +30,7 @@ LARGE = 0.1  # moments of more than this part of the model's size need large_sta
 
 
 class ZeroOrderOptimizer(Progress):
-    """A zeroth-order method: look with a sampler, measure by finite differences, move by SGD.
+    """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_sampler` and name their own hyperparameters.
 
