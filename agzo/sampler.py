@@ -62,8 +62,8 @@ class ActivationSubspace(Gaussian):
 
     E|Delta|^2 = c^2 d_out r for each s: the share is one of the squared length, and the scale sets
     the length, with "mezo" to d_out d_in, that of dense noise. The mean estimate of a gradient G is
-    c^2 ((1 - s) G A A^T + s (r / d_in) G). With s > 0 a direction is dense: its noise is made for
-    each evaluation, as MeZO's is.
+    c^2 ((1 - s) G A A^T + s (r / d_in) G). With s > 0 a direction is dense, and costs what MeZO's
+    does: its noise is made for each evaluation, and added to the weight in the weight's precision.
 
     Args:
         linear: the linear weights that get a basis.
