@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from agzo.rng import Noise
 from agzo.select import Tuned
-from agzo.subspace import subspace_extract
+from agzo.subspace import leading, subspace_extract
 
 
 class ActivationCapture(TorchFunctionMode):
@@ -28,20 +28,22 @@ class ActivationCapture(TorchFunctionMode):
     Args:
         wanted: the linear weights.
         rank: r; fewer tokens than r cap it.
-        power_steps: K of Algorithm 1.
+        power_steps: K of Algorithm 1; None takes the exact leading directions instead.
         noise: address of the test matrix Omega (completed by input and example).
         token_mask: boolean (batch, sequence), True for real tokens; None counts all. It applies to
             inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
             as a head's label positions, are taken whole.
+        ahead: the bases are for a later step, so any forward of this one will do.
     """
 
     def __init__(
         self,
         wanted: list[Tuned],
         rank: int,
-        power_steps: int,
+        power_steps: int | None,
         noise: Noise,
         token_mask: Tensor | None,
+        ahead: bool = False,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -49,6 +51,7 @@ class ActivationCapture(TorchFunctionMode):
         self._power_steps = power_steps
         self._noise = noise
         self._mask = token_mask
+        self.ahead = ahead
         self._by_input: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -90,8 +93,11 @@ class ActivationCapture(TorchFunctionMode):
             keep, (examples, positions) = mask.reshape(-1), mask.shape
             self._mask_used = True
         rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
-        omega = self._noise.table(examples, positions, rank, x.device, name).view(-1, rank)
-        basis = subspace_extract(flat, omega, self._power_steps, keep)
+        if self._power_steps is None:
+            basis = leading(flat, rank, keep)
+        else:
+            omega = self._noise.table(examples, positions, rank, x.device, name).view(-1, rank)
+            basis = subspace_extract(flat, omega, self._power_steps, keep)
         finite = torch.isfinite(basis)
         self._finite.append(finite.all())
         basis = torch.where(finite, basis, 0.0)  # the step is void then, and 0 * NaN would not be 0

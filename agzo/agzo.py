@@ -7,8 +7,10 @@ One step, one-sided as the paper writes it:
        Delta ~ N(0, 1) for every other parameter
     3. f+ = f(W + eps Delta);  g = (f+ - f0) / eps;  W <- W - lr g Delta
 
-Memory beside inference: the bases, sum of d_in * r float32 over distinct layer inputs, and the
-factors R of one step.
+The defaults are the paper's; the other values of `basis`, `refresh_every`, `lagged`, `scale`,
+`isotropic`, `include_padding` and `estimator` are variants it leaves open. Memory beside
+inference: the bases, sum of d_in * r float32 over distinct layer inputs (twice that if lagged), and
+the factors R of one step.
 """
 
 from __future__ import annotations
@@ -16,11 +18,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from agzo.check import check_count
+from agzo.check import check_choice, check_count, check_number
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.refresh import Refresh
 from agzo.sampler import ActivationSubspace
+
+BASES = ("power", "exact")
+SCALES = ("paper", "mezo")
 
 
 class AGZO(ZeroOrderOptimizer):
@@ -30,19 +37,29 @@ class AGZO(ZeroOrderOptimizer):
         model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
             smaller than MeZO's, so lr and eps must be tuned apart from MeZO's.
         rank: r, directions per layer input; above a layer's width is an error.
-        power_steps: K, power iterations.
-        refresh_every: steps between new bases; 1 is the paper.
+        power_steps: K, power iterations of basis="power".
+        refresh_every: steps between new bases; 1 is the paper; None keeps the first step's.
         estimator: "one_sided" (the paper; 2 forwards) or "two_sided" (the author's prototype: a
-            separate capture forward and the two losses; 3 forwards).
+            separate capture forward and the two losses; 3 forwards, 2 if lagged).
         include_padding: take bases over padding tokens too, as the author's prototype does.
+        basis: "power" (the paper's iteration) or "exact", the leading singular vectors themselves:
+            slower, and it waits for the device, see `agzo.subspace.leading`.
+        lagged: perturb inside bases of an earlier batch, never (but for the first) of a step's own,
+            see `agzo.refresh`. Two-sided the bases for the next step are then taken at W + eps
+            Delta and cost no forward.
+        scale: "paper" or "mezo": R A^T times sqrt(d_in / r), which makes E|Delta|^2 that of dense
+            noise. For linear layers this is lr times d_in / r and eps times its root.
+        isotropic: share of dense noise in E|Delta|^2, from 0 (the paper) to 1, which with
+            scale="mezo" is MeZO; see `agzo.sampler.ActivationSubspace`.
+
+    With low-rank directions and `update` other than "sgd" the moments are those of R, and each new
+    basis turns them, see `agzo.moments`.
     """
 
     settings = (
         *ZeroOrderOptimizer.settings,
-        "rank",
-        "power_steps",
-        "refresh_every",
-        "include_padding",
+        *("rank", "power_steps", "refresh_every", "include_padding"),
+        *("basis", "lagged", "scale", "isotropic"),
     )
 
     def __init__(
@@ -52,39 +69,80 @@ class AGZO(ZeroOrderOptimizer):
         eps: float,
         rank: int = 1,
         power_steps: int = 3,
-        refresh_every: int = 1,
+        refresh_every: int | None = 1,
         estimator: str = "one_sided",
         include_padding: bool = False,
+        basis: str = "power",
+        lagged: bool = False,
+        scale: str = "paper",
+        isotropic: float = 0.0,
         **shared: Any,
     ) -> None:
         check_count("rank", rank)
+        check_choice("basis", basis, BASES)
         check_count("power_steps", power_steps, minimum=0)
-        check_count("refresh_every", refresh_every)
+        check_count("refresh_every", refresh_every, none="one-shot")
+        if lagged and refresh_every is None:
+            raise ValueError(
+                "lagged=True: allowed is False with refresh_every=None, which keeps the first bases"
+            )
+        check_choice("scale", scale, SCALES)
+        check_number("isotropic", isotropic, minimum=0.0, maximum=1.0)
         self.rank = rank
+        self.basis = basis
         self.power_steps = power_steps
         self.refresh_every = refresh_every
+        self.lagged = lagged
         self.include_padding = include_padding
+        self.scale = scale
+        self.isotropic = isotropic
+        self._refresh = Refresh(refresh_every, lagged)
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _sampler(self) -> ActivationSubspace:
-        linear = [each for each in self.tuned if each.role == "linear"]
         self._subspace = ActivationSubspace(
-            linear, self.rank, self.power_steps, self.refresh_every, self.include_padding
+            [each for each in self.tuned if each.role == "linear"],
+            self.rank,
+            self.power_steps if self.basis == "power" else None,
+            self._refresh,
+            self.include_padding,
+            self.scale,
+            self.isotropic,
         )
         return self._subspace
 
     def _captures(self, step: int) -> bool:
-        return step % self.refresh_every == 0
+        return self._refresh.own(step)
+
+    def _refreshes(self, step: int) -> bool:
+        return self._refresh.new(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict with the current bases under ``["state"]["zo"]["bases"]``."""
+        """Return torch's state dict; the bases are under ``["state"]["zo"]``.
+
+        Those in use are "bases"; those taken for a later step are "upcoming".
+        """
         state = super().state_dict()
-        state["state"]["zo"] = {**state["state"]["zo"], "bases": dict(self._subspace.bases)}
+        look = self._subspace
+        upcoming = None if look.upcoming is None else (look.upcoming[0], dict(look.upcoming[1]))
+        bases = {"bases": dict(look.bases), "upcoming": upcoming}
+        state["state"]["zo"] = {**state["state"]["zo"], **bases}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, the bases of a lagged refresh included."""
+        """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
         device = self.tuned[0].parameter.device
-        bases = self._zo.pop("bases")
-        self._subspace.bases = {name: basis.to(device) for name, basis in bases.items()}
+        bases, upcoming = self._zo.pop("bases"), self._zo.pop("upcoming", None)
+
+        def here(bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            """Put bases on the device, column-major as a decomposition leaves them.
+
+            Files keep no layout, and products round by it.
+            """
+            rows = {name: basis.to(device).T for name, basis in bases.items()}
+            layout = torch.contiguous_format
+            return {name: each.clone(memory_format=layout).T for name, each in rows.items()}
+
+        self._subspace.bases = here(bases)
+        self._subspace.upcoming = None if upcoming is None else (upcoming[0], here(upcoming[1]))

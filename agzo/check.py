@@ -34,20 +34,29 @@ def check_number(
     above: float | None = None,
     minimum: float | None = None,
     below: float | None = None,
+    maximum: float | None = None,
 ) -> None:
     """Raise ValueError unless `value` is finite and in range."""
     allowed = f"> {above}" if above is not None else f">= {minimum}"
     in_range = (above is None or value > above) and (minimum is None or value >= minimum)
     if below is not None:
         allowed, in_range = f"{allowed} and < {below}", in_range and value < below
+    if maximum is not None:
+        allowed, in_range = f"{allowed} and <= {maximum}", in_range and value <= maximum
     if not (math.isfinite(value) and in_range):
         raise ValueError(f"{key}={value}: allowed are finite numbers {allowed}")
 
 
-def check_count(key: str, value: int, minimum: int = 1) -> None:
-    """Raise ValueError unless `value` is a whole number of at least `minimum`."""
+def check_count(key: str, value: int | None, minimum: int = 1, none: str = "") -> None:
+    """Raise ValueError unless `value` is a whole number of at least `minimum`.
+
+    None is allowed too where `none` says what it means.
+    """
+    if none and value is None:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{key}={value!r}: allowed are whole numbers >= {minimum}")
+        also = f", or None ({none})" if none else ""
+        raise ValueError(f"{key}={value!r}: allowed are whole numbers >= {minimum}{also}")
 
 
 def check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -4,7 +4,8 @@
     two-sided    g = (f(W + eps Delta) - f(W - eps Delta)) / (2 eps)    2 q forwards a step
 
 A method that needs activations captures them in the base forward f(W): free when one-sided (AGZO,
-Algorithm 2), one forward more when two-sided. The differences stay on the device.
+Algorithm 2), one forward more when two-sided. What is captured for a later step needs no forward
+of its own: two-sided it is captured at W + eps Delta. The differences stay on the device.
 """
 
 from __future__ import annotations
@@ -40,17 +41,26 @@ def measure(
     eps: float,
     execution: Execution,
     capture: AbstractContextManager[object] | None,
+    ahead: bool = False,
 ) -> Measurement:
-    """Measure `queries` directions; ``sample(query)`` is called after the capture has run."""
-    base = None
-    if estimator == "one_sided" or capture is not None:
+    """Measure `queries` directions; ``sample(query)`` is called after the capture has run.
+
+    With `ahead` the capture is for a later step: it watches the first forward, whichever that is.
+    """
+
+    def watched() -> Tensor:
         with capture or nullcontext():
-            base = _full_precision(closure())
+            return closure()
+
+    base, first = None, watched
+    if estimator == "one_sided" or (capture is not None and not ahead):
+        base, first = _full_precision(watched()), closure
     measured: list[tuple[Directions, Tensor]] = []
     losses: list[Tensor] = []
     for query in range(queries):
         directions = sample(query)
-        plus = _full_precision(execution.evaluate(closure, directions, eps))
+        plus = _full_precision(execution.evaluate(first, directions, eps))
+        first = closure
         if estimator == "one_sided":
             assert base is not None
             measured.append((directions, (plus - base) / eps))
@@ -68,7 +78,7 @@ def _full_precision(loss: Tensor) -> Tensor:
 
 
 def forwards_per_step(estimator: str, queries: int, captures: bool) -> int:
-    """Count the forwards of a step that takes its bases anew if `captures`."""
+    """Count the forwards of a step that takes bases for itself if `captures`."""
     if estimator == "one_sided":
         return 1 + queries
     return 2 * queries + int(captures)

@@ -4,54 +4,65 @@ A direction is L B^T with L drawn and B known: AGZO's basis, LOZO's V, the ident
 The step's estimate is g L B^T, so moments of g L are enough, and they are as small as L:
 
     sgd        W <- W - lr g L B^T
-    momentum   N <- b1 N' + (1 - b1) g L,   W <- W - lr N B^T;   first step N = g L
-    adam       M <- b1 M' + (1 - b1) g L,   S <- b2 S' + (1 - b2) (g L)^2,
+    momentum   N <- b1 N + (1 - b1) g L,  N = g L at first;  W <- W - lr N B^T
+    adam       M <- b1 M + (1 - b1) g L,  S <- b2 S + (1 - b2) (g L)^2,  both 0 at first;
                W <- W - lr (M / (1 - b1^t)) / (sqrt(S / (1 - b2^t)) + 1e-8) B^T
 
-Where the basis has changed since, N' = N B_old^T B (B^T B)^-1: what of N B_old^T lies in the new
-span. LOZO-M (arXiv 2410.07698) writes 1 / d_in for (B^T B)^-1, which is its mean. Squares cannot be
-turned so; S' has in each row the row's mean over columns, which for r = 1 is S itself.
+While B stays, N B^T is what momentum of the whole estimate would hold. With a new B it cannot be
+held: N becomes N B_old^T B (B^T B)^-1, for which N B^T is closest to the old N B_old^T. LOZO-M
+(arXiv 2410.07698) divides by d_in, the mean of its B^T B; for orthonormal B there is no division.
 
-Memory: one (momentum) or two (adam) float32 tensors of the size of L, and B.
+Adam turns M alike. Squares of coordinates cannot be turned, and need not be: for Gaussian L
+
+    E (g L_ij)^2 = |G B|^2 + 2 (G B)_ij^2,    G the gradient, |G B|^2 a sum of d_out r such terms
+
+so S is nearly one number, that of the slope g, in whatever basis. S becomes its mean over each row.
+
+Memory: float32 N, or M and S, of the size of L, and B. Weight decay is apart from the moments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from agzo.direction import Direction, LowRank, _ByRows
+from agzo.direction import ByRows, Direction, LowRank
 from agzo.rng import rows_per_chunk
 
 UPDATES = ("sgd", "momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
 TINY = 1e-8
 
+Estimates = Sequence[tuple[Direction, Tensor]]  # (direction, projected_grad), one for each query
+
 
 @dataclass(frozen=True)
-class Held(_ByRows):
-    """A direction that is a tensor, float32: the moments of dense noise."""
+class Held(ByRows):
+    """What the moments of dense noise say, made from them in blocks of rows."""
 
-    values: Tensor
+    mean: Tensor
+    square: Tensor | None
+    rule: Callable[[Tensor, Tensor | None], Tensor]
 
     @property
     def shape(self) -> torch.Size:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Shape of the parameter."""
-        return self.values.shape
+        return self.mean.shape
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield blocks of rows, free to be overwritten."""
-        if self.values.dim() == 0:
-            yield 0, 1, self.values.clone()
+        """Yield ``rule(mean, square)`` for each block of rows."""
+        if self.mean.dim() == 0:
+            yield 0, 1, self.rule(self.mean, self.square)
             return
-        step = rows_per_chunk(self.values[:1].numel())
-        for start in range(0, self.values.shape[0], step):
-            stop = min(self.values.shape[0], start + step)
-            yield start, stop, self.values[start:stop].clone()
+        step = rows_per_chunk(self.mean[:1].numel())
+        for start in range(0, self.mean.shape[0], step):
+            stop = min(self.mean.shape[0], start + step)
+            square = None if self.square is None else self.square[start:stop]
+            yield start, stop, self.rule(self.mean[start:stop], square)
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,13 @@ class Moments:
     b1: float
     b2: float
 
+    def size(self, drawn: int, right: int) -> int:
+        """Count the float32 values that are kept for L of `drawn` values and B of `right`."""
+        return drawn * (2 if self.update == "adam" else 1) + right
+
     def direction(
         self,
-        queries: Sequence[tuple[Direction, Tensor]],
+        queries: Estimates,
         state: MutableMapping[str, Any],
         step: int,
         refreshed: bool,
@@ -73,55 +88,86 @@ class Moments:
         """Take one parameter's estimates into its state and return what to move along.
 
         Args:
-            queries: (direction, projected_grad) pairs of this step.
+            queries: this step's estimates; low-rank ones share one B.
             state: the parameter's; holds the keys `KEPT` from its first step on.
             step: number of the step, from 0.
-            refreshed: the bases are new at this step.
-            alive: 0-dim bool on the parameter's device; where False zero is returned.
+            refreshed: B is not that of the step before.
+            alive: 0-dim bool on the parameter's device; where False zero is returned, and the state
+                is of no more use.
         """
-        drawn, right = coordinates(queries)
+
+        def rule(mean: Tensor, square: Tensor | None) -> Tensor:
+            moved = mean if square is None else self._ratio(mean, square, step)
+            return torch.where(alive, moved, 0.0)  # a factor of 0 would not be enough for a NaN
+
         first = "mean" not in state
-        mean = torch.zeros_like(drawn) if first else state["mean"]
-        square = torch.zeros_like(drawn) if first else state.get("square", drawn)
-        if right is not None and refreshed and not first:
-            mean = turned(mean, state["right"], right)
-            square = square.mean(dim=1, keepdim=True).expand_as(square)
-        if self.update == "momentum":
-            moved = mean = drawn if first else torch.lerp(drawn, mean, self.b1)
+        if not isinstance(queries[0][0], LowRank):
+            self._take_dense(queries, state, first)
+            return Held(state["mean"], state.get("square"), rule)
+        drawn, right = coordinates(queries)
+        if first:
+            self._begin(state, drawn)
+        elif refreshed:
+            self._turn(state, right)
+        state["right"] = right
+        self._take(drawn, state["mean"], state.get("square"), first)
+        return LowRank(rule(state["mean"], state.get("square")), right)
+
+    def _begin(self, state: MutableMapping[str, Any], like: Tensor) -> None:
+        state["mean"] = torch.zeros_like(like)
+        if self.update == "adam":
+            state["square"] = torch.zeros_like(like)
+
+    def _take(self, estimate: Tensor, mean: Tensor, square: Tensor | None, first: bool) -> None:
+        """Take an estimate into the moments, in place."""
+        if square is None:
+            mean.mul_(self.b1).add_(estimate, alpha=1.0 if first else 1.0 - self.b1)
         else:
-            mean = torch.lerp(drawn, mean, self.b1)
-            square = torch.lerp(drawn.square(), square, self.b2)
-            deviation = (square / (1.0 - self.b2 ** (step + 1))).sqrt()
-            moved = mean / (1.0 - self.b1 ** (step + 1)) / (deviation + TINY)
-            state["square"] = square
-        state["mean"] = mean
-        if right is not None:
-            state["right"] = right
-        moved = torch.where(alive, moved, 0.0)  # the factor is 0 then, and 0 * NaN would not be
-        return Held(moved) if right is None else LowRank(moved, right)
+            mean.lerp_(estimate, 1.0 - self.b1)
+            square.mul_(self.b2).addcmul_(estimate, estimate, value=1.0 - self.b2)
+
+    def _take_dense(self, queries: Estimates, state: MutableMapping[str, Any], first: bool) -> None:
+        direction, g = queries[0]
+        if first:
+            self._begin(state, torch.empty(direction.shape, dtype=torch.float32, device=g.device))
+        mean, square = state["mean"], state.get("square")
+        shares = [g.float() / len(queries) for _, g in queries]
+        for blocks in zip(*(each.rows() for each, _ in queries), strict=True):
+            start, stop, values = blocks[0]
+            estimate = values.mul_(shares[0])
+            for (_, _, values), share in zip(blocks[1:], shares[1:], strict=True):
+                estimate += values.mul_(share)
+            rows = ... if mean.dim() == 0 else slice(start, stop)
+            self._take(estimate, mean[rows], None if square is None else square[rows], first)
+
+    def _turn(self, state: MutableMapping[str, Any], right: Tensor) -> None:
+        """Carry the moments over to a new B, which may have another number of columns."""
+        state["mean"] = turned(state["mean"], state["right"], right)
+        if self.update == "adam":
+            rows = state["square"].mean(dim=1, keepdim=True)
+            state["square"] = rows.repeat(1, right.shape[1])
+
+    def _ratio(self, mean: Tensor, square: Tensor, step: int) -> Tensor:
+        deviation = (square / (1.0 - self.b2 ** (step + 1))).sqrt_().add_(TINY)
+        return (mean / (1.0 - self.b1 ** (step + 1))).div_(deviation)
 
 
-def coordinates(queries: Sequence[tuple[Direction, Tensor]]) -> tuple[Tensor, Tensor | None]:
-    """Return the mean over queries of g L, float32, and B where the directions are L B^T."""
-    share = 1.0 / len(queries)
-    first, _ = queries[0]
-    if isinstance(first, LowRank):
-        lefts = []
-        for direction, g in queries:
-            assert isinstance(direction, LowRank)
-            assert direction.right is first.right  # one basis a step
-            lefts.append(direction.left * (g.float() * share))
-        return torch.stack(lefts).sum(dim=0), first.right
-    mean: Tensor | None = None
+def coordinates(queries: Estimates) -> tuple[Tensor, Tensor]:
+    """Return the mean over queries of g L, (d_out, r) float32, and B, (d_in, r)."""
+    total: Tensor | None = None
+    right: Tensor | None = None
     for direction, g in queries:
-        noise = direction.dense() * (g.float() * share)
-        mean = noise if mean is None else mean.add_(noise)
-    assert mean is not None
-    return mean, None
+        assert isinstance(direction, LowRank)
+        one, right = direction.left * (g.float() / len(queries)), direction.right
+        total = one if total is None else total.add_(one)
+    assert total is not None
+    assert right is not None
+    return total, right
 
 
 def turned(mean: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """Return N B_old^T B (B^T B)^-1: N B_old^T, (d_out, d_in), as far as the span of B holds it."""
-    gram, overlap = new.T @ new, old.T @ new  # (r, r) each
-    solved, _ = torch.linalg.solve_ex(gram, overlap.T)  # B^T B is symmetric; no wait for the device
+    """Return N B_old^T B (B^T B)^-1: the N' whose N' B^T is closest to N B_old^T."""
+    old = old.clone(memory_format=torch.contiguous_format)  # as loaded: products round by layout
+    gram, overlap = new.T @ new, new.T @ old  # (r, r), (r, r_old)
+    solved, _ = torch.linalg.solve_ex(gram, overlap)  # unlike solve it does not wait for the device
     return mean @ solved.T

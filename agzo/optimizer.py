@@ -30,7 +30,7 @@ LARGE = 0.1  # moments of more than this part of the model's size need large_sta
 
 
 class ZeroOrderOptimizer(Progress):
-    """A zeroth-order method: look with a sampler, measure by finite differences, move by SGD.
+    """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_sampler` and name their own hyperparameters.
 
@@ -131,7 +131,7 @@ class ZeroOrderOptimizer(Progress):
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
         self._look: DirectionSampler = self._sampler()
         if self._moments is not None and not self.large_state:
-            self._refuse_large_state()
+            self._refuse_large_state(self._moments)
         if self.rounding == "master":
             for each in self.tuned:
                 if is_low_precision(each.parameter.dtype):
@@ -141,23 +141,28 @@ class ZeroOrderOptimizer(Progress):
         return Gaussian()
 
     def _captures(self, step: int) -> bool:
-        """Tell whether step number `step` looks at activations."""
+        """Tell whether step number `step` must look at activations before it perturbs."""
         return False
 
     def _refreshes(self, step: int) -> bool:
-        """Tell whether the right factors of step number `step` are new."""
+        """Tell whether the right factors of step `step` are others than those of the one before."""
         return self._captures(step)
 
-    def _refuse_large_state(self) -> None:
-        """Moments are meant to be small: refuse those that would be a good part of the model."""
-        values = sum(self._look.drawn(each) for each in self.tuned)
-        values *= 1 + (self.update == "adam")
+    def _refuse_large_state(self, moments: Moments) -> None:
+        """Moments are meant to be small: refuse those that would be a good part of the model.
+
+        On the meta device nothing is refused: a rehearsal without weights says nothing of memory.
+        """
+        sizes = {each.name: moments.size(*self._look.sizes(each)) for each in self.tuned}
+        values = sum(sizes.values())
         whole = sum(parameter.numel() for parameter in self.model.parameters())
-        if values > LARGE * whole:
+        if values > LARGE * whole and self.tuned[0].parameter.device.type != "meta":
+            largest = max(sizes, key=lambda name: sizes[name])
             raise ValueError(
-                f"update={self.update!r}: its state would hold {values:,} float32 values "
-                f"({values * 4 / 2**30:.3f} GiB) for a model of {whole:,}; allowed are a low-rank "
-                "sampler with embeddings='frozen', fewer params, update='sgd', or large_state=True"
+                f"update={self.update!r}: its state would take {_gib(values)} in float32, for a "
+                f"model of {whole:,} values ({_gib(sizes[largest])} of it for {largest} alone); "
+                f"allowed are up to {_gib(LARGE * whole)} (low-rank directions, "
+                "embeddings='frozen', fewer params), update='sgd', or large_state=True"
             )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -240,6 +245,7 @@ class ZeroOrderOptimizer(Progress):
             self.eps,
             self._execution,
             capture,
+            ahead=capture is not None and capture.ahead,
         )
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
@@ -293,7 +299,7 @@ class ZeroOrderOptimizer(Progress):
             return [(d, torch.where(alive, g * share, 0.0)) for d, g in queries]
         refreshed = self._refreshes(step)
         moved = self._moments.direction(queries, self.state[parameter], step, refreshed, alive)
-        return [(moved, torch.where(alive, -lr, 0.0))]
+        return [(moved, alive.double() * -lr)]
 
     def _refuse_dropout(self) -> None:
         for name, module in self._dropouts:
@@ -348,6 +354,11 @@ class ZeroOrderOptimizer(Progress):
             for key in ("master", *KEPT):
                 if key in saved:
                     self.state[parameter][key] = saved[key].clone().to(parameter.device)
+
+
+def _gib(values: float) -> str:
+    """Write the memory of so many float32 values."""
+    return f"{values * 4 / 2**30:.3g} GiB"
 
 
 class _Uses(TorchFunctionMode):

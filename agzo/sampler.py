@@ -9,12 +9,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 from torch import Tensor
 
 from agzo.activations import ActivationCapture
-from agzo.direction import Dense, Direction, LowRank
+from agzo.direction import Dense, Direction, LowRank, Mixed
+from agzo.refresh import Refresh
 from agzo.rng import Noise
 from agzo.select import Tuned
 
@@ -30,8 +32,8 @@ class DirectionSampler(Protocol):
         """Return the direction of one parameter for the (seed, step, query) of `noise`."""
         ...
 
-    def drawn(self, tuned: Tuned) -> int:
-        """Count the numbers drawn for one parameter's direction: the size of its moments."""
+    def sizes(self, tuned: Tuned) -> tuple[int, int]:
+        """Count the values of one parameter's factors: those drawn, and the right factor's."""
         ...
 
 
@@ -45,28 +47,43 @@ class Gaussian:
         """Return dense Gaussian noise."""
         return Dense(noise, tuned.name, tuned.parameter.shape, tuned.parameter.device)
 
-    def drawn(self, tuned: Tuned) -> int:
-        """Count the parameter's values."""
-        return tuned.parameter.numel()
+    def sizes(self, tuned: Tuned) -> tuple[int, int]:
+        """Count the parameter's values; there is no right factor."""
+        return tuned.parameter.numel(), 0
 
 
 class ActivationSubspace(Gaussian):
     """AGZO's sampler: Delta = R A^T (Eq. 10), R ~ N(0, 1) of shape (d_out, r), unscaled.
 
+    What the paper leaves open, with c = 1 if scale is "paper", sqrt(d_in / r) if it is "mezo", and
+    s the isotropic share:
+
+        Delta = c (sqrt(1 - s) R A^T + sqrt(s r / d_in) Z),   Z ~ N(0, 1) of the weight's shape
+
+    E|Delta|^2 = c^2 d_out r for each s: the share is one of the squared length, and the scale sets
+    the length, with "mezo" to d_out d_in, that of dense noise. The mean estimate of a gradient G is
+    c^2 ((1 - s) G A A^T + s (r / d_in) G). With s > 0 a direction is dense, and costs what MeZO's
+    does: its noise is made for each evaluation, and added to the weight in the weight's precision.
+
     Args:
         linear: the linear weights that get a basis.
-        rank, power_steps: r and K of Algorithm 1.
-        refresh_every: steps between new bases; 1 is the paper.
+        rank, power_steps: r and K of Algorithm 1; K = None takes the exact leading directions.
+        refresh: when bases are taken and used, see `agzo.refresh`; a number is that of steps
+            between new bases.
         include_padding: count padding tokens too, as the author's prototype does.
+        scale: "paper" or "mezo".
+        isotropic: s, from 0 to 1.
     """
 
     def __init__(
         self,
         linear: list[Tuned],
         rank: int,
-        power_steps: int,
-        refresh_every: int,
+        power_steps: int | None,
+        refresh: Refresh | int,
         include_padding: bool,
+        scale: str = "paper",
+        isotropic: float = 0.0,
     ) -> None:
         if not linear:
             raise ValueError(
@@ -82,21 +99,36 @@ class ActivationSubspace(Gaussian):
         self._linear = linear
         self._rank = rank
         self._power_steps = power_steps
-        self._refresh_every = refresh_every
+        self._refresh = refresh if isinstance(refresh, Refresh) else Refresh(refresh)
         self._include_padding = include_padding
+        self._scale = scale
+        self._isotropic = isotropic
         self.bases: dict[str, Tensor] = {}
+        self.upcoming: tuple[int, dict[str, Tensor]] | None = None  # (from which step on, bases)
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
-        """Return a capture that fills `bases` on refresh steps, None on the others."""
-        if noise.step % self._refresh_every:
+        """Return a capture that fills `bases`, or those of a later step; None where neither is due.
+
+        An optimizer that has no bases yet takes its own at any step.
+        """
+        step = noise.step
+        if self.upcoming is not None and step >= self.upcoming[0]:
+            self.bases, self.upcoming = self.upcoming[1], None
+        own = not self.bases or self._refresh.own(step)
+        if not (own or self._refresh.takes(step)):
             return None
         mask = None if self._include_padding else token_mask
-        capture = ActivationCapture(self._linear, self._rank, self._power_steps, noise, mask)
-        self.bases = capture.bases
-        return capture
+        found = ActivationCapture(
+            self._linear, self._rank, self._power_steps, noise, mask, ahead=not own
+        )
+        if own:
+            self.bases = found.bases
+        else:
+            self.upcoming = (step + 1, found.bases)
+        return found
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
-        """Return R A^T for a linear weight, dense noise for any other parameter."""
+        """Return R A^T (or its variant) for a linear weight, dense noise for the rest."""
         if tuned.role != "linear":
             return super().sample(tuned, noise)
         if tuned.name not in self.bases:
@@ -105,14 +137,22 @@ class ActivationSubspace(Gaussian):
                 "weight in the captured forward; exclude it with params="
             )
         right = self.bases[tuned.name]  # (d_in, r) orthonormal columns
-        shape = (tuned.parameter.shape[0], right.shape[1])
-        return LowRank(noise.tensor(shape, right.device, tuned.name, "left"), right)
+        d_in, rank = right.shape
+        left = noise.tensor((tuned.parameter.shape[0], rank), right.device, tuned.name, "left")
+        scale = math.sqrt(d_in / rank) if self._scale == "mezo" else 1.0
+        if not self._isotropic:
+            return LowRank(left, right if scale == 1.0 else right * scale)
+        low = LowRank(left, right * (scale * math.sqrt(1.0 - self._isotropic)))
+        share = scale * math.sqrt(self._isotropic * rank / d_in)
+        dense = Dense(noise, tuned.name, tuned.parameter.shape, tuned.parameter.device)
+        return Mixed(low, dense, share)
 
-    def drawn(self, tuned: Tuned) -> int:
-        """Count the values of R, (d_out, r), or of dense noise."""
-        if tuned.role != "linear":
-            return super().drawn(tuned)
-        return tuned.parameter.shape[0] * self._rank
+    def sizes(self, tuned: Tuned) -> tuple[int, int]:
+        """Count the values of R, (d_out, r), and A, (d_in, r), or of dense noise."""
+        if tuned.role != "linear" or self._isotropic:
+            return super().sizes(tuned)
+        d_out, d_in = tuned.parameter.shape
+        return d_out * self._rank, d_in * self._rank
 
 
 class RandomSubspace(Gaussian):
@@ -140,10 +180,12 @@ class RandomSubspace(Gaussian):
             return super().sample(tuned, noise)
         return LowRank(self._left(tuned, noise, "left"), self._right(tuned, noise))
 
-    def drawn(self, tuned: Tuned) -> int:
-        """Count the values of U, (d_out, r), or of dense noise."""
+    def sizes(self, tuned: Tuned) -> tuple[int, int]:
+        """Count the values of U, (d_out, r), and V, (d_in, r), or of dense noise."""
         shape = tuned.parameter.shape
-        return shape[0] * self._rank if len(shape) == 2 else super().drawn(tuned)
+        if len(shape) != 2:
+            return super().sizes(tuned)
+        return shape[0] * self._rank, shape[1] * self._rank
 
     def published_update(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return what LOZO's published code applies instead of `sample` on a refresh step.

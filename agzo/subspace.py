@@ -6,6 +6,9 @@ the upstream gradient, so its rows lie in the span of the rows of X. A few power
 
 In the paper's letters H = X^T (d_in, m). Memory: m x r and d_in x r in float32, and where X has
 another dtype a float32 copy of at most `COPY` values of it: a larger X is read in parts.
+
+`leading` is what the iteration approaches, by an eigenvalue decomposition: the reference, and the
+method's ``basis="exact"``.
 """
 
 from __future__ import annotations
@@ -55,6 +58,40 @@ def subspace_extract(
     for _ in range(power_steps):
         y = product(orthonormal(y))
     return orthonormal(y)
+
+
+def leading(x: Tensor, rank: int, keep: Tensor | None = None) -> Tensor:
+    """Return A (d_in, r), float32: the top r right singular vectors of x, the first one first.
+
+    Takes the eigenvectors of X^T X, or of X X^T where that is smaller, in float64: squaring halves
+    the digits, which float32 could not spare for a direction far weaker than the first.
+    Memory: n^2 float64 with n = min(m, d_in) and about three times that while it is decomposed, and
+    a float64 copy of X where m < d_in, of at most `COPY` values otherwise. The decomposition waits
+    for the device. Where x is not finite, neither is A.
+
+    Args:
+        x, keep: as in `subspace_extract`.
+        rank: r, at most min(m, d_in).
+    """
+    tokens, width = x.shape
+    size = tokens if tokens < width else max(1, COPY // width)
+
+    def part(start: int) -> Tensor:
+        h = x[start : start + size].double()
+        return h if keep is None else h.masked_fill(~keep[start : start + size, None], 0.0)
+
+    h = part(0)
+    if tokens < width:
+        gram = h @ h.T
+    else:
+        gram = h.T @ h
+        for start in range(size, tokens, size):
+            h = part(start)
+            gram.addmm_(h.T, h)
+    finite = torch.isfinite(gram).all()
+    vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0)).eigenvectors[:, -rank:].flip(1)
+    basis = orthonormal(h.T @ vectors) if tokens < width else vectors
+    return torch.where(finite, basis, torch.nan).float()
 
 
 def orthonormal(y: Tensor) -> Tensor:

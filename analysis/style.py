@@ -39,13 +39,14 @@ METHODS: dict[str, MethodStyle] = {
     "adamw": MethodStyle("AdamW", "#CC79A7", (0, (5, 1, 1, 1, 1, 1)), "P"),
     "mezo": MethodStyle("MeZO", "#E69F00", (0, (4, 1.5)), "^"),
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),
+    "lozo_m": MethodStyle("LOZO-M", "#0072B2", (0, (2, 1, 1, 1)), "<"),
     "zo_act": MethodStyle("ZO-Act", "#009E73", (0, (2, 1)), "D"),
     "dominant_layer": MethodStyle("Dominant layer", "#882255", (0, (6, 1, 1, 1)), "d"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),
 }
 SPARE = (
     MethodStyle("", "#999933", (0, (3, 1)), "p"),
-    MethodStyle("", "#0072B2", (0, (5, 2)), "X"),
+    MethodStyle("", "#DDCC77", (0, (5, 2)), "X"),
     MethodStyle("", "#332288", (0, (1, 1)), "*"),
 )
 

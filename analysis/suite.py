@@ -18,6 +18,7 @@ BUDGETS = ("steps", "forwards")
 KINDS = ("first_order", "zo", "untrained")
 LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
+    "lozo_m": "LOZO-M", "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
     "zero_shot": "zero-shot", "icl": "in-context",
 }  # fmt: skip
 

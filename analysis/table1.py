@@ -1,4 +1,4 @@
-"""The paper's main table from a suite's result files: tasks as rows, methods as columns.
+"""The main table from a suite's result files: tasks as rows, methods as columns (many: turned).
 
 One table per model, with mean ± sample standard deviation over the seeds, the comparisons fixed
 beforehand, the chosen settings and the dev loss of every grid cell. What has not run is shown as
@@ -28,6 +28,7 @@ from analysis.tabular import Table
 
 DIGITS = 1
 INCOMPLETE = "†"
+MOST_COLUMNS = 10  # of methods; the main table of more has a row for each
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,14 @@ def _document(
 ) -> Document:
     data = "+".join(sorted({run.row["data"] for run in runs_of(cells)})) or "no"
     about = f"scale {suite.scale}, model {model}, {data} data, equal {suite.budget}"
+    header = ["task", *(column.label for column in suite.columns)]
+    rows = main_rows(suite, cells, literature)
+    if len(suite.columns) > MOST_COLUMNS:
+        header, *rows = turned(["method", *header[1:]], rows)
     main = Table(
         f"{suite.title}: {about}",
-        ["task", *(column.label for column in suite.columns)],
-        main_rows(suite, cells, literature),
+        header,
+        rows,
         notes(suite, cells, _paper_note(suite, cells, literature), left_over),
     )
     tables = [
@@ -103,6 +108,11 @@ def main_rows(suite: Suite, cells: Cells, literature: PaperTable | None = None) 
         else:
             last.append(_bold(_spread(per_seed), _is_best(statistics.fmean(per_seed), kind, best)))
     return [*rows, last]
+
+
+def turned(header: list[str], rows: list[list[str]]) -> list[list[str]]:
+    """Make rows of the columns, for a table of more methods than fit beside one another."""
+    return [list(column) for column in zip(header, *rows, strict=True)]
 
 
 def _cell(cell: Cell) -> str:

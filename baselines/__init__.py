@@ -4,8 +4,19 @@ from baselines.backprop import SGD, AdamW
 from baselines.dominant_layer import DominantLayer
 from baselines.icl import ICL
 from baselines.lozo import LOZO
+from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
 from baselines.zero_shot import ZeroShot
 from baselines.zo_act import ZOAct
 
-__all__ = ["ICL", "LOZO", "SGD", "AdamW", "DominantLayer", "MeZO", "ZOAct", "ZeroShot"]
+__all__ = [
+    "ICL",
+    "LOZO",
+    "LOZOM",
+    "SGD",
+    "AdamW",
+    "DominantLayer",
+    "MeZO",
+    "ZOAct",
+    "ZeroShot",
+]

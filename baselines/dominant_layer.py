@@ -2,7 +2,8 @@
 
 The layer is the first one with activation outliers, found by a scan of a few batches (inference
 only) before the first step. The paper's own statistic is not public; `baselines.outliers` has three
-that are, and `layer` overrides them. Inside the layer the method is MeZO, LOZO or AGZO as it is.
+that are, and `layer` overrides them. Inside the layer the method is MeZO, LOZO, LOZO-M or AGZO as
+it is.
 
 Held in float32, the layer has none of the rounding that low precision costs a zeroth-order method.
 In a step the layers before it are run once: their result is the same in every evaluation. Memory
@@ -28,6 +29,7 @@ from agzo.prefix import Prefix
 from agzo.rng import Noise
 from agzo.sampler import Gaussian
 from baselines.lozo import LOZO
+from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, Scores, first_above
 
@@ -42,8 +44,10 @@ class DominantLayer(ZeroOrderOptimizer):
         detector: one of `baselines.outliers.DETECTORS`.
         scan_batches: training batches that `study` scans, one forward each; 0 only with `layer`,
             whose scan is for the record.
-        base: "mezo", "lozo" or "agzo"; an instance is of its class as well.
-        estimator, rank, power_steps, refresh_every: the base's own; None is its default.
+        base: "mezo", "lozo", "lozo_m" or "agzo"; an instance is of its class as well.
+        estimator, update, rank, power_steps, refresh_every, basis, lagged, scale, isotropic: the
+            base's own; None is its default (so AGZO's one-shot bases, refresh_every=None of its
+            own, are not to be had here: a large number of steps is the same).
         reuse_prefix: run the layers before the tuned one once a step; the same numbers, less time.
 
     Raises:
@@ -70,19 +74,25 @@ class DominantLayer(ZeroOrderOptimizer):
         scan_batches: int = 4,
         base: str = "mezo",
         estimator: str | None = None,
+        update: str | None = None,
         rank: int | None = None,
         power_steps: int | None = None,
         refresh_every: int | None = None,
+        basis: str | None = None,
+        lagged: bool | None = None,
+        scale: str | None = None,
+        isotropic: float | None = None,
         reuse_prefix: bool = True,
         **shared: Any,
     ) -> None:
         check_choice("detector", detector, DETECTORS)
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
-        own = {"estimator": estimator, "rank": rank, "power_steps": power_steps,
-               "refresh_every": refresh_every}  # fmt: skip
+        own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
+               "refresh_every": refresh_every, "basis": basis, "lagged": lagged, "scale": scale,
+               "isotropic": isotropic}  # fmt: skip
         own = {key: value for key, value in own.items() if value is not None}
         for key, value in own.items():
-            if key not in inspect.signature(BASE_METHODS[base].__init__).parameters:
+            if key not in _arguments(BASE_METHODS[base]):
                 raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is None")
         self.layers_name, self._layers = decoder_layers(model)
         if layer is not None:
@@ -199,6 +209,12 @@ class DominantLayer(ZeroOrderOptimizer):
         return super()._forward(closure)
 
 
+def _arguments(method: type[ZeroOrderOptimizer]) -> set[str]:
+    """Name what a method's constructor takes, with what it hands on to those it inherits from."""
+    made = [base.__init__ for base in method.__mro__ if "__init__" in vars(base)]
+    return {name for each in made for name in inspect.signature(each).parameters}
+
+
 def _listed(scores: Sequence[float]) -> str:
     return ", ".join(f"{score:.3g}" for score in scores)
 
@@ -215,15 +231,27 @@ class DominantLOZO(DominantLayer, LOZO):
     settings = (*LOZO.settings, "base", "layer")
 
 
+class DominantLOZOM(DominantLayer, LOZOM):
+    """LOZO-M on one decoder layer: momentum of that layer's left factors alone."""
+
+    settings = (*LOZOM.settings, "base", "layer")
+
+
 class DominantAGZO(DominantLayer, AGZO):
     """AGZO on one decoder layer: bases for that layer's inputs alone."""
 
     settings = (*AGZO.settings, "base", "layer")
 
 
-BASE_METHODS: dict[str, type[ZeroOrderOptimizer]] = {"mezo": MeZO, "lozo": LOZO, "agzo": AGZO}
+BASE_METHODS: dict[str, type[ZeroOrderOptimizer]] = {
+    "mezo": MeZO,
+    "lozo": LOZO,
+    "lozo_m": LOZOM,
+    "agzo": AGZO,
+}
 BASES: dict[str, type[DominantLayer]] = {
     "mezo": DominantMeZO,
     "lozo": DominantLOZO,
+    "lozo_m": DominantLOZOM,
     "agzo": DominantAGZO,
 }

@@ -261,7 +261,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
         registry.check_fit(config)
-        own = [f"{key}={value}" for key, value in cell.settings.items()]
+        own = [f"{k}={'null' if v is None else v}" for k, v in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *own, *variant, f"seed={seed}")
         return Job(base.model_label, task, column, cell, seed, words, config)

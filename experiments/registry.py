@@ -15,7 +15,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from baselines import ICL, LOZO, SGD, AdamW, DominantLayer, MeZO, ZeroShot, ZOAct
+from baselines import (
+    ICL,
+    LOZO,
+    LOZOM,
+    SGD,
+    AdamW,
+    DominantLayer,
+    MeZO,
+    ZeroShot,
+    ZOAct,
+)
 from experiments.config import BadInput, RunConfig
 from experiments.tasks import get_task
 
@@ -23,6 +33,7 @@ METHODS: dict[str, type[Optimizer]] = {
     "agzo": AGZO,
     "mezo": MeZO,
     "lozo": LOZO,
+    "lozo_m": LOZOM,
     "zo_act": ZOAct,
     "dominant_layer": DominantLayer,
     "sgd": SGD,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import LOZO, DominantLayer, MeZO, ZOAct
+from baselines import LOZO, LOZOM, DominantLayer, MeZO, ZOAct
 from tests.networks import NETWORKS, Network, stack
 
 
@@ -20,6 +21,7 @@ class Method:
     optimizer: Callable[..., ZeroOrderOptimizer]
     options: dict[str, Any] = field(default_factory=dict)
     part: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
+    networks: tuple[str, ...] = tuple(NETWORKS)  # on which the rules of every network are run
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
         """Construct the method on a network and let it study its batch, if it wants to."""
@@ -52,20 +54,80 @@ METHODS = [
     Method("mezo", MeZO),
     Method("mezo-one-sided-q3", MeZO, {"estimator": "one_sided", "queries": 3}),
     Method("lozo", LOZO, {"refresh_every": 3}),
-    Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, "zo_act"),
+    Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",
         ZOAct,
         {"update": "sgd", "rank": 3, "estimator": "one_sided", "queries": 2},
-        "zo_act",
+        part="zo_act",
     ),
-    Method("dominant-layer", DominantLayer, {"layer": 1, "scan_batches": 0}, "layers.1."),
+    Method("dominant-layer", DominantLayer, {"layer": 1, "scan_batches": 0}, part="layers.1."),
     Method(
         "dominant-layer-agzo",
         DominantLayer,
         {"layer": 1, "scan_batches": 0, "base": "agzo"},
-        "layers.1.",
+        part="layers.1.",
     ),
+    # Other updates and other choices of AGZO, for time on one network each. The momentum is small
+    # so that a step shows its own estimate, and the networks are too small for small moments.
+    Method(
+        "lozo-m",
+        LOZOM,
+        {"refresh_every": 3, "momentum": 0.5, "large_state": True},
+        networks=("llama-untied",),
+    ),
+    Method(
+        "agzo-momentum-lagged",
+        AGZO,
+        {
+            **{"rank": 2, "refresh_every": 3, "lagged": True, "estimator": "two_sided"},
+            **{"update": "momentum", "momentum": 0.5, "large_state": True},
+        },
+        networks=("opt-tied",),
+    ),
+    Method(
+        "mezo-adam-large", MeZO, {"update": "adam", "large_state": True}, networks=("qwen3-tied",)
+    ),
+    Method(
+        "agzo-exact-once-q2",
+        AGZO,
+        {"basis": "exact", "refresh_every": None, "scale": "mezo", "queries": 2},
+        networks=("qwen3-untied",),
+    ),
+    Method(
+        "dominant-layer-lozo-m",
+        DominantLayer,
+        {
+            **{"layer": 1, "scan_batches": 0, "base": "lozo_m", "refresh_every": 3},
+            **{"momentum": 0.5, "large_state": True},
+        },
+        part="layers.1.",
+        networks=("mlp", "llama-untied"),
+    ),
+    Method(
+        "dominant-layer-agzo-momentum-lagged",
+        DominantLayer,
+        {
+            **{"layer": 1, "scan_batches": 0, "base": "agzo", "estimator": "two_sided"},
+            **{"lagged": True, "update": "momentum", "momentum": 0.5, "large_state": True},
+        },
+        part="layers.1.",
+        networks=("qwen3-tied",),
+    ),
+    Method(
+        "zo_act-adam",
+        ZOAct,
+        {"rank": 2, "calibration_batches": 1, "large_state": True},
+        part="zo_act",
+        networks=("qwen3-tied",),
+    ),
+    Method("agzo-isotropic-lagged", AGZO, {"isotropic": 0.3, "lagged": True}, networks=("mlp",)),
 ]
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+every_method_and_network = pytest.mark.parametrize(
+    ("method", "network"),
+    [pytest.param(m, network, id=f"{m}-{network}") for m in METHODS for network in m.networks],
+)

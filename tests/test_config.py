@@ -45,7 +45,8 @@ def test_presets_start_with_the_command_that_runs_them(path):
     text = path.read_text()
     lines = text.splitlines()
     assert lines[0] == "# @package _global_"
-    assert lines[1].startswith(("# python -m experiments.run", f"# make reproduce-{path.stem} "))
+    suite = (f"# make reproduce-{path.stem} ", f"# python -m experiments.suite {path.stem} ")
+    assert lines[1].startswith(("# python -m experiments.run", *suite))
     assert f"experiment={path.stem}" in lines[1] or f"experiments.suite {path.stem}" in text
 
 

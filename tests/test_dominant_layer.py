@@ -102,10 +102,12 @@ def test_a_layer_outside_the_model_is_an_error(layer):
     ("options", "message"),
     [
         ({"detector": "eyes"}, r"detector='eyes': allowed are massive_activations, super_weight"),
-        ({"base": "sgd"}, r"base='sgd': allowed are mezo, lozo, agzo"),
+        ({"base": "sgd"}, r"base='sgd': allowed are mezo, lozo, lozo_m, agzo"),
         ({"scan_batches": 0}, r"scan_batches=0: allowed are whole numbers >= 1"),
         ({"rank": 2}, r"rank=2: base=mezo has no rank"),
         ({"base": "lozo", "power_steps": 2}, r"power_steps=2: base=lozo has no power_steps"),
+        ({"isotropic": 0.5}, r"isotropic=0.5: base=mezo has no isotropic"),
+        ({"base": "lozo_m", "basis": "exact"}, r"basis=exact: base=lozo_m has no basis"),
         ({"base": "agzo", "rank": 99, "layer": 0}, r"rank=99"),
         ({"update": "adam", "layer": 0}, r"update='adam'"),
     ],

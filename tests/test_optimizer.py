@@ -1,6 +1,7 @@
 """The torch.optim face: hyperparameters, groups, schedules, errors, the non-finite freeze."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.select import roles
-from baselines import LOZO, SGD, AdamW, MeZO, ZeroShot
+from baselines import LOZO, LOZOM, SGD, AdamW, MeZO, ZeroShot
 from experiments import registry
-from tests.methods import METHODS, Method
+from tests.methods import METHODS, Method, every_method
 from tests.networks import NETWORKS, mlp, qwen3, weights
-
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -452,7 +451,18 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("optimizer", [AGZO, MeZO, LOZO])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        AGZO,
+        MeZO,
+        LOZO,
+        LOZOM,
+        partial(AGZO, isotropic=0.5, lagged=True),
+        partial(MeZO, update="momentum", large_state=True),  # the state itself apart
+        partial(MeZO, update="adam", large_state=True, queries=2),
+    ],
+)
 def test_a_step_makes_no_second_tensor_of_a_large_weights_size(
     optimizer, dtype, rounding, monkeypatch
 ):

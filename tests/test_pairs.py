@@ -58,7 +58,7 @@ def test_a_prefix_lies_in_no_layer(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("base", ["mezo", "lozo", "agzo"])
+@pytest.mark.parametrize("base", ["mezo", "lozo", "lozo_m", "agzo"])
 @pytest.mark.parametrize("layer", [None, 1])
 def test_a_dominant_layer_of_an_adapted_model_is_its_adapter(family, base, layer):
     """The layer is found through the adapter; what else lies in it stays frozen."""
@@ -69,6 +69,8 @@ def test_a_dominant_layer_of_an_adapted_model_is_its_adapter(family, base, layer
         model = adapters.attach(LORA, plant(random_model(family), 2, token), 0, 64)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         options = {"rank": 2} if base != "mezo" else {}
+        if base == "lozo_m":
+            options |= {"large_state": True, "refresh_every": 2}
         optimizer = DominantLayer(
             model, 1e-3, 1e-3, layer=layer, base=base, reuse_prefix=reuse, **options
         )
@@ -110,6 +112,51 @@ def test_a_run_tunes_the_adapter_of_one_layer_and_goes_on_exactly(tmp_path):
     changed = {n for n, p in plain.named_parameters() if not p.equal(merged[n].bfloat16())}
     assert changed
     assert all(".layers.1.self_attn." in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["base=lozo_m", "refresh_every=3", "large_state=true"],
+        ["base=lozo_m", "update=sgd"],
+        ["base=mezo", "update=adam", "large_state=true"],
+        ["base=agzo", "lagged=true", "estimator=two_sided", "scale=mezo", "update=momentum"],
+        ["base=agzo", "basis=exact", "isotropic=0.25"],
+    ],
+    ids=lambda options: "-".join(options[:2]),
+)
+def test_moments_and_variants_inside_one_layer_go_on_exactly(tmp_path, options):
+    words = (*DOMINANT, *(f"method.{option}" for option in options))
+    whole, killed = (tiny_run.config(tmp_path / end, *words) for end in ("whole", "killed"))
+    result = run(whole)
+    run_and_die(killed, prepare, "sample_batch", 7)
+    again = run(killed)
+    assert again["resumed_at"] == [4]
+    tiny_run.assert_same(killed, again, whole, result)
+
+
+def test_the_defaults_of_a_dominant_layer_are_those_of_its_base():
+    kinds = {}
+    for base in ("mezo", "lozo", "lozo_m", "agzo"):
+        model = random_model("qwen3")
+        made = DominantLayer(model, 1e-3, 1e-3, layer=1, base=base, large_state=True)
+        kinds[base] = (made.update, made.estimator, getattr(made, "rank", None))
+    assert kinds == {
+        "mezo": ("sgd", "two_sided", None),
+        "lozo": ("sgd", "two_sided", 2),
+        "lozo_m": ("momentum", "two_sided", 2),
+        "agzo": ("sgd", "one_sided", 1),
+    }
+
+
+@pytest.mark.parametrize("update", ["momentum", "adam"])
+@peft_warns
+def test_moments_of_an_adapter_go_on_exactly(tmp_path, update):
+    words = ("method=agzo", "adapter=lora", f"method.update={update}", "method.large_state=true")
+    whole, killed = (tiny_run.config(tmp_path / end, *words) for end in ("whole", "killed"))
+    result = run(whole)
+    run_and_die(killed, prepare, "sample_batch", 7)
+    tiny_run.assert_same(killed, run(killed), whole, result)
 
 
 @peft_warns

@@ -76,7 +76,10 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
-    config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
+    overrides = [f"method={method}"]
+    if method == "lozo_m":
+        overrides.append("method.large_state=true")  # of a model this small it is large
+    config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
     studied = getattr(rehearsed, "studies", 0)
     run_and_die(config, prepare, "sample_batch", 7 + studied)
@@ -85,7 +88,30 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
     result["config"]["train"]["checkpoint_every"] = None
-    tiny_run.assert_same(config, result, *undisturbed(f"method={method}"))
+    tiny_run.assert_same(config, result, *undisturbed(*overrides))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("lagged=true", "estimator=two_sided"),
+        ("rank=3", "refresh_every=7"),
+        ("rank=3", "update=momentum", "large_state=true"),
+        ("rank=2", "refresh_every=3", "lagged=true", "update=adam", "large_state=true"),
+        ("basis=exact", "rank=2", "scale=mezo", "refresh_every=null"),
+    ],
+    ids=",".join,
+)
+def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
+    """Those in use and those taken for a later step; files keep no layout, and products round."""
+    overrides = ("method=agzo", *(f"method.{option}" for option in options))
+    config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
+    run_and_die(config, prepare, "sample_batch", 7)
+    result = run(config)
+    assert result["resumed_at"] == [5]
+    config.train.checkpoint_every = None
+    result["config"]["train"]["checkpoint_every"] = None
+    tiny_run.assert_same(config, result, *undisturbed(*overrides))
 
 
 @pytest.mark.parametrize("precision", ["bf16_master", "bf16_stochastic"])

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from analysis.table1 import main as table1
 from experiments import config as configuration
 from experiments import estimate, pool, record, suite
-from experiments.config import CONF, BadInput
+from experiments.config import CONF, BadInput, changes, compose
 from experiments.models import folder_sha256
 from experiments.plan import read_suite
 from experiments.standing import Standing, State, look
@@ -96,6 +96,17 @@ def read(tmp_path: Path, *given: str, budget: str | None = None, tasks=()):
 
 
 TWO = ["sst2", "rte"]
+
+
+def test_a_runs_command_line_gives_its_configuration_back(plan, tmp_path):
+    """Words, yes and no, and nothing at all: settings of a plan that are not numbers."""
+    odd = {"method.basis": "exact", "method.include_padding": True, "method.refresh_every": None}
+    column = {"method": "agzo", "kind": "zo", "label": "odd", "settings": odd}
+    plan(**{"columns": {"odd": column}, "scales.small.grid": {"odd": {"method.lr": [1e-3]}}})
+    job = read(tmp_path).groups[0].search[0]
+    again = compose(list(job.overrides))
+    assert changes(job.config.as_dict(), again.as_dict()) == []
+    assert again.method["refresh_every"] is None
 
 
 def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, tmp_path):

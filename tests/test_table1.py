@@ -569,3 +569,10 @@ def test_torch_is_not_imported() -> None:
     code = "import sys, analysis.table1, analysis.paper.__main__; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_many_methods_become_rows():
+    rows = [["sst2", "1", "2"], ["mean", "3", "4"]]
+    assert table1.turned(["method", "A", "B"], rows) == [
+        ["method", "sst2", "mean"], ["A", "1", "3"], ["B", "2", "4"],
+    ]  # fmt: skip
