@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
 DEVICE ?= cpu
+TESTERS ?= 2
 
 # Of the tables: SCALE=paper|pocket|local (auto: paper on CUDA, pocket elsewhere), BUDGET=steps|forwards,
 # TASKS=sst2,rte (all), MODELS=qwen3-0.6b-base (the plan's own), JOBS=2 (runs at once), DRY=1 (the plan
@@ -104,8 +105,8 @@ notebooks: $(READY) ## run both notebooks and store their outputs
 theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict
 	@$(BIN)/python -m experiments.theory --out runs/theory
 
-test: lint types ## lint, types and the fast tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: lint types ## lint, types and the fast tests, in TESTERS=2 processes
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and the import rules
 	@$(BIN)/ruff check .
