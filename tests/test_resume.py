@@ -76,10 +76,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
-    overrides = [f"method={method}"]
-    if method == "lozo_m":
-        overrides.append("method.large_state=true")  # of a model this small it is large
-    config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
+    config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
     studied = getattr(rehearsed, "studies", 0)
     run_and_die(config, prepare, "sample_batch", 7 + studied)
@@ -88,7 +85,7 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
     result["config"]["train"]["checkpoint_every"] = None
-    tiny_run.assert_same(config, result, *undisturbed(*overrides))
+    tiny_run.assert_same(config, result, *undisturbed(f"method={method}"))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     given = arguments(Path("out"), *overrides)
     if "method=dominant_layer" in overrides and not any("method.layer" in o for o in overrides):
         given += ["method.layer=1", "method.scan_batches=0"]  # a random model has no outliers
+    if "method=lozo_m" in overrides:
+        given.append("method.large_state=true")  # of a model this small it is large
     if {"method=zero_shot", "method=icl"} & set(overrides):
         given.remove("method.lr=1e-3")
     return compose(given)
