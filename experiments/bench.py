@@ -85,7 +85,7 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
     "mezo side_branch": lambda model: MeZO(model, LR, EPS),
     "mezo in_place": lambda model: MeZO(model, LR, EPS, execution="in_place"),
     "mezo textbook": lambda model: TextbookMeZO(model, LR, EPS),
-    "lozo_m side_branch": lambda model: LOZOM(model, LR, EPS),
+    "lozo_m side_branch": lambda model: LOZOM(model, LR, EPS, large_state=True),
     "zo_act": lambda model: ZOAct(model, LR, EPS, calibration_batches=1),
     "dominant_layer": lambda model: DominantLayer(model, LR, EPS, layer=1, scan_batches=0),
     "sgd backprop": lambda model: SGD(model, LR),
