@@ -15,7 +15,7 @@ TINY = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 32,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 8,
