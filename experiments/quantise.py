@@ -8,6 +8,9 @@ Embeddings, the head and norms keep the dtype of `precision`. Quantised weights 
 what is tuned stands beside them (method=zo_act).
 """
 
+# torchao is an optional extra: the types are checked without it too.
+# pyright: reportMissingImports=false
+
 import importlib
 import logging
 import sys
