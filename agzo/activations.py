@@ -9,7 +9,6 @@ Memory: the bases, (d_in, r) float32 for each distinct input.
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from agzo.inputs import BySameTensor, fits
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
@@ -52,7 +52,7 @@ class ActivationCapture(TorchFunctionMode):
         self._noise = noise
         self._mask = token_mask
         self.ahead = ahead
-        self._by_input: dict[int, tuple[weakref.ref[Tensor], int, Tensor]] = {}
+        self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
         self.bases: dict[str, Tensor] = {}
@@ -81,15 +81,14 @@ class ActivationCapture(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _basis(self, x: Tensor, name: str) -> Tensor:
-        version = -1 if x.is_inference() else x._version  # counts changes in place
-        known = self._by_input.get(id(x))
-        if known is not None and known[0]() is x and known[1] == version:
-            return known[2]
+        known = self._by_input.get(x)
+        if known is not None:
+            return known
         flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
         examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
         keep = None
         mask = self._mask
-        if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
+        if mask is not None and fits(x, mask):
             keep, (examples, positions) = mask.reshape(-1), mask.shape
             self._mask_used = True
         rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
@@ -101,7 +100,7 @@ class ActivationCapture(TorchFunctionMode):
         finite = torch.isfinite(basis)
         self._finite.append(finite.all())
         basis = torch.where(finite, basis, 0.0)  # the step is void then, and 0 * NaN would not be 0
-        self._by_input[id(x)] = (weakref.ref(x), version, basis)
+        self._by_input.put(x, basis)
         return basis
 
 

@@ -16,7 +16,6 @@ and (d_in, d_in): 33 GB over the 128 distinct inputs of an 8B Llama, against 61 
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.inputs import BySameTensor, fits
 from agzo.perturb import Closure
 from agzo.rng import Noise
 from agzo.subspace import COPY, orthonormal
@@ -96,7 +96,7 @@ class _Inputs:
         self._sketches: dict[str, _Sketch] = {}
         self._mask: Tensor | None = None
         self._masked = self._mask_used = False
-        self._recent: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
+        self._recent: BySameTensor[str] = BySameTensor()
 
     def begin(self, mask: Tensor | None) -> None:
         """Prepare for the forward of a batch."""
@@ -107,19 +107,16 @@ class _Inputs:
     def see(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """Take in what enters the layer `name`: a forward pre-hook."""
         x: Tensor = args[0] if args else kwargs["input"]
-        version = -1 if x.is_inference() else x._version  # counts changes in place
         if name not in self._leader:
-            known = self._recent.get(id(x))
-            shared = known is not None and known[0]() is x and known[1] == version
-            self._leader[name] = known[2] if known is not None and shared else name
+            self._leader[name] = self._recent.get(x) or name
         if self._leader[name] == name:
-            self._recent[id(x)] = (weakref.ref(x), version, name)
+            self._recent.put(x, name)
             self._add(name, x)
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
         mask, keep = self._mask, None
-        if mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),)):
+        if mask is not None and fits(x, mask):
             keep, self._mask_used = mask.reshape(-1), True
         if name not in self._sketches:
             shape = (x.shape[-1], min(x.shape[-1], self._rank + OVERSAMPLING))

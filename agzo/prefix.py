@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.inputs import version
+
 
 class Prefix:
     """The first layers of a model.
@@ -84,4 +86,4 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _versions(output: Any) -> list[int]:
-    return [-1 if t.is_inference() else t._version for t in _tensors(output)]
+    return [version(t) for t in _tensors(output)]

@@ -10,7 +10,6 @@ data and commit cannot be judged.
 
 import argparse
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.command import report
 from analysis.load import ResultError, Source, load_metrics, load_results
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, save, styles
 from analysis.table import SANITY, Run, commits, listed, records
@@ -168,13 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
     parser.add_argument("--window", type=float, default=WINDOW, help="fraction of the forwards")
     options = parser.parse_args(arguments)
-    try:
-        paths = draw(options.folder, options.out, options.window)
-    except ResultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return report(lambda: draw(options.folder, options.out, options.window))
 
 
 if __name__ == "__main__":

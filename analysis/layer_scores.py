@@ -7,7 +7,6 @@ threshold of all. The layer that was tuned is ringed.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from analysis.command import report
 from analysis.load import ResultError, read_result, result_paths, value
 from analysis.probe import code, device, write_figure
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle
@@ -153,13 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("results", type=Path, nargs="+", help="result.json files, or their folders")
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
-    try:
-        paths = draw(options.results, options.out)
-    except ResultError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return report(lambda: draw(options.results, options.out))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ above inference.
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from matplotlib.typing import LineStyleType
 
-from analysis.load import ResultError
+from analysis.command import report
 from analysis.memory_caption import caption
 from analysis.memory_points import LIMIT, SERIES, Sweep, load_sweep, table
 from analysis.probe import write_figure
@@ -176,15 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, nargs="+", help="what the memory probe has written")
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
-    try:
+
+    def make() -> list[object]:
         paths = draw(options.folder, options.out)
-        tables = [table(load_sweep(folder)) for folder in options.folder]
-    except (ResultError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(one.text() for one in tables))
-    print("\n".join(str(path) for path in paths))
-    return 0
+        return [*(table(load_sweep(folder)).text() for folder in options.folder), *paths]
+
+    return report(make)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ missing file, table or column stops with its name: a figure with a silent gap is
 """
 
 import argparse
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.command import report
 from analysis.load import ResultError, read_json, value
 from analysis.style import save
 from analysis.table import SANITY
@@ -96,13 +96,7 @@ def command_line(
     parser.add_argument("folder", type=Path, help="what the probe has written")
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
-    try:
-        paths = draw(options.folder, options.out)
-    except (ResultError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return report(lambda: draw(options.folder, options.out))
 
 
 def code(about: Mapping[str, Any]) -> str:

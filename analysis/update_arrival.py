@@ -8,7 +8,6 @@ change. One line per dtype and rounding policy.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from analysis.command import report
 from analysis.eps_window import DTYPES, known, power
 from analysis.load import ResultError
 from analysis.probe import Probe, code, device, load_probe, of_pocket, write_figure
@@ -173,13 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
     parser.add_argument("--scope", choices=list(SCOPES), default="linear", help="which parameters")
     options = parser.parse_args(arguments)
-    try:
-        paths = draw(options.folder, options.out, options.scope)
-    except (ResultError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(str(path) for path in paths))
-    return 0
+    return report(lambda: draw(options.folder, options.out, options.scope))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.alignment import captured
+from agzo.inputs import fits
 from agzo.perturb import Closure
 from agzo.rng import Noise
 from agzo.select import Tuned, select
@@ -53,7 +54,7 @@ def real_tokens(x: Tensor, mask: Tensor) -> Tensor:
     An input that has not the mask's shape, such as a head's label positions, is taken whole.
     """
     flat = x.reshape(-1, x.shape[-1])
-    return flat[mask.reshape(-1)] if x.shape[:-1] in (mask.shape, (mask.numel(),)) else flat
+    return flat[mask.reshape(-1)] if fits(x, mask) else flat
 
 
 def spectra_of(closure: Closure, rows: Rows, layers: list[Tuned]) -> dict[str, Spectrum]:

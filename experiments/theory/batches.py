@@ -7,6 +7,8 @@ independent batch it is E[grad f(B)] E[AA^T]. `helps` and `hurts` show two ways 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -79,38 +81,36 @@ def slopes(context: Context, strong: float, same: bool) -> tuple[Tensor, float]:
     return measure(n, LATER), half
 
 
-def helps(context: Context) -> list[Row]:
-    """Each batch's gradient lies along its own input: the batch's own basis keeps all of it."""
-    setting = "2 batches, each with its own input direction, rank 1"
-    independent, half = slopes(context, 0.0, same=False)
-    same, _ = slopes(context, 0.0, same=True)
-    found = context.mean(same, half)
-    return [
+def both_ways(context: Context, strong: float, setting: str, note: str) -> tuple[list[Row], Any]:
+    """Return the rows on the basis of an independent and of the measured batch, and the latter."""
+    independent, half = slopes(context, strong, same=False)
+    same, _ = slopes(context, strong, same=True)
+    rows = [
         Row(NAME, "basis of an independent batch: E g Delta along grad F = E grad F AA^T", setting,
             0.5, **context.mean(independent, half)),
         Row(NAME, "basis of the measured batch less basis of an independent one: no difference",
             setting, 0.0, **but(context.difference(same, independent), sized="as the row above"),
-            expected=False, note="A depends on the batch: here that helps"),
-        Row("instead", "basis of the measured batch: E grad f(B) A(B) A(B)^T along grad F", setting,
-            1.0, **found),
+            expected=False, note=note),
     ]  # fmt: skip
+    return rows, context.mean(same, half)
+
+
+def helps(context: Context) -> list[Row]:
+    """Each batch's gradient lies along its own input: the batch's own basis keeps all of it."""
+    setting = "2 batches, each with its own input direction, rank 1"
+    note = "A depends on the batch: here that helps"
+    rows, same = both_ways(context, 0.0, setting, note)
+    claim = "basis of the measured batch: E grad f(B) A(B) A(B)^T along grad F"
+    return [*rows, Row("instead", claim, setting, 1.0, **same)]
 
 
 def hurts(context: Context) -> list[Row]:
     """Each batch's gradient lies where its own input is weak: its own basis misses it."""
     setting = "2 batches, strong in each other's gradient direction, rank 1"
-    independent, half = slopes(context, 10.0, same=False)
-    same, _ = slopes(context, 10.0, same=True)
-    found = context.mean(same, half)
-    return [
-        Row(NAME, "basis of an independent batch: E g Delta along grad F = E grad F AA^T", setting,
-            0.5, **context.mean(independent, half)),
-        Row(NAME, "basis of the measured batch less basis of an independent one: no difference",
-            setting, 0.0, **but(context.difference(same, independent), sized="as the row above"),
-            expected=False, note="A depends on the batch: here that loses the gradient"),
-        Row("instead", "basis of the measured batch: E grad f(B) A(B) A(B)^T along grad F is "
-            "nearly nothing", setting, 0.01, relation="<=", **found),
-    ]  # fmt: skip
+    note = "A depends on the batch: here that loses the gradient"
+    rows, same = both_ways(context, 10.0, setting, note)
+    claim = "basis of the measured batch: E grad f(B) A(B) A(B)^T along grad F is nearly nothing"
+    return [*rows, Row("instead", claim, setting, 0.01, relation="<=", **same)]
 
 
 def given_the_batch(context: Context) -> list[Row]:

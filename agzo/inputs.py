@@ -1,0 +1,45 @@
+"""What a layer's input is: which of its rows are real tokens, and whether it was seen before."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def fits(x: Tensor, mask: Tensor | None) -> bool:
+    """Tell whether a token mask (batch, sequence) is about the rows of this input.
+
+    It is for inputs (batch, sequence, width) and (batch * sequence, width). Others, such as a
+    head's label positions, are taken whole.
+    """
+    return mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),))
+
+
+def version(x: Tensor) -> int:
+    """Return a number that a change in place changes; inference tensors keep no count."""
+    return -1 if x.is_inference() else x._version
+
+
+class BySameTensor(Generic[T]):
+    """Remembers a value for a tensor, for as long as that object lives and is not changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, T]] = {}
+
+    def get(self, x: Tensor) -> T | None:
+        """Return what was put for this very tensor as it is now."""
+        known = self._known.get(id(x))
+        same = known is not None and known[0]() is x and known[1] == version(x)
+        return known[2] if known is not None and same else None
+
+    def put(self, x: Tensor, value: T) -> None:
+        """Remember a value; the tensor is only referenced weakly."""
+        self._known[id(x)] = (weakref.ref(x), version(x), value)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
