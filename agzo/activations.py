@@ -95,7 +95,7 @@ class ActivationCapture(TorchFunctionMode):
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
-            omega = self._noise.table(examples, positions, rank, x.device, name).view(-1, rank)
+            omega = self._noise.table(examples, positions, rank, x.device, name).reshape(-1, rank)
             basis = subspace_extract(flat, omega, self._power_steps, keep)
         finite = torch.isfinite(basis)
         self._finite.append(finite.all())

@@ -1,20 +1,22 @@
 """A search direction for one parameter: dense noise made in chunks, or a low-rank product.
 
 `Dense` is Z ~ N(0, 1) of the parameter's shape, never stored: it holds its address and makes its
-rows anew each time (4 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
-U V^T) and holds its two thin factors. `Mixed` is one of each, added.
+rows anew each time (1 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
+U V^T) and holds its two thin factors. `Mixed` is one of each, added; `Sum` is several queries'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from agzo.rng import CHUNK, Noise
+from agzo import kernels
+from agzo.rng import Noise, chunks
 
 
 class Direction(Protocol):
@@ -41,9 +43,33 @@ class Direction(Protocol):
         """Return the Frobenius norm (0-dim float64)."""
         ...
 
+    def perturbed(self, weight: Tensor, scale: float) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(start, stop, rows)``: blocks of rows of weight + scale * direction.
+
+        In the weight's dtype, computed in at least float32. A block holds until the next is made.
+        """
+        ...
+
+    def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """Return the rows `ids` (n,) of weight + scale * direction, (n, width), as `perturbed`."""
+        ...
+
+    def add_to(
+        self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None
+    ) -> None:
+        """Set weight to ``keep * weight + scale * direction``, in place.
+
+        Args:
+            weight: of the direction's shape, any float dtype; the sum is at least float32.
+            keep: 0-dim, on the weight's device; None for 1.
+            scale: 0-dim, on the weight's device.
+            rounding: key of the stochastic rounding of float16 and bfloat16; None: to nearest.
+        """
+        ...
+
 
 class ByRows:
-    """`dense`, `inner` and `norm` of any direction that can yield its rows."""
+    """What any direction that can yield its rows can do; the reference of what others do faster."""
 
     def dense(self: Direction) -> Tensor:
         """Return the whole direction; see `Direction.dense`."""
@@ -59,10 +85,75 @@ class ByRows:
         """Return the Frobenius norm; see `Direction.norm`."""
         return torch.stack([v.double().square().sum() for _, _, v in self.rows()]).sum().sqrt()
 
+    def perturbed(
+        self: Direction, weight: Tensor, scale: float
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield blocks of rows of the perturbed weight; see `Direction.perturbed`."""
+        for start, stop, values in self.rows():
+            own = weight if weight.dim() == 0 else weight[start:stop]
+            yield start, stop, perturbed_rows(own, values.view(own.shape), scale)
+            del values, own  # before the next block is made
+
+    def gather(self: Direction, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """Return some rows of the perturbed weight; see `Direction.gather`.
+
+        Goes over the direction's blocks without a host synchronisation.
+        """
+        gathered = torch.zeros(ids.shape[0], weight.shape[1], device=ids.device)
+        for start, stop, values in self.rows():
+            inside = (ids >= start) & (ids < stop)
+            local = (ids - start).clamp_(0, stop - start - 1)
+            gathered = torch.where(inside[:, None], values[local], gathered)
+            del values  # before the next block is made
+        return perturbed_rows(weight[ids], gathered, scale)
+
+    def add_to(
+        self: Direction,
+        weight: Tensor,
+        keep: Tensor | None,
+        scale: Tensor,
+        rounding: kernels.Key | None,
+    ) -> None:
+        """Set weight to ``keep * weight + scale * direction``; see `Direction.add_to`."""
+        width = math.prod(weight.shape[1:])
+        for start, stop, values in self.rows():
+            own = weight if weight.dim() == 0 else weight[start:stop]
+            change = values.view(own.shape).to(at_least_float32(weight.dtype)).mul_(scale)
+            del values  # before the next block is made
+            if change.dtype == own.dtype:
+                if keep is not None:
+                    own.mul_(keep)
+                own.add_(change)
+                continue
+            change += own if keep is None else own.float() * keep
+            if rounding is not None:
+                bits = kernels.sixteen_bits(rounding, start * width, own.shape, own.device)
+                change = kernels.round_stochastically(change, bits, own.dtype)
+            own.copy_(change)
+            del change, own
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which sums with a weight of this dtype are made."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def perturbed_rows(weight: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Return weight + scale * values in the weight's dtype, computed in at least float32.
+
+    `values` (same shape, float32) may be overwritten.
+    """
+    if weight.dtype == torch.float64:
+        return values.double().mul_(scale).add_(weight)
+    return values.mul_(scale).add_(weight).to(weight.dtype)
+
 
 @dataclass(frozen=True)
 class Dense(ByRows):
-    """Standard normal noise of a parameter's shape, regenerated on each use."""
+    """Standard normal noise of a parameter's shape, regenerated on each use.
+
+    `agzo.kernels` adds it to the weight as it is made, and makes of an embedding the rows in use.
+    """
 
     noise: Noise
     name: str
@@ -70,8 +161,38 @@ class Dense(ByRows):
     device: torch.device
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the noise in chunks of whole rows, float32, free to be overwritten."""
+        """Yield the noise in blocks of whole rows, float32, free to be overwritten."""
         return self.noise.rows(self.shape, self.device, self.name, "dense")
+
+    def perturbed(self, weight: Tensor, scale: float) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield blocks of rows of the perturbed weight, each in the memory of the one before."""
+        width = math.prod(self.shape[1:])
+        buffer = None
+        for start, stop in chunks(self.shape):
+            own = weight if weight.dim() == 0 else weight[start:stop]
+            if buffer is None:
+                buffer = torch.empty(own.shape, dtype=own.dtype, device=own.device)
+            block = buffer if own.dim() == 0 else buffer[: stop - start]
+            kernels.normal_(block, self._key, start * width, own, scale=scale)
+            yield start, stop, block
+
+    def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """Return some rows of the perturbed weight; see `Direction.gather`."""
+        return kernels.normal_rows(self._key, ids, self.shape[1], weight.contiguous(), scale)
+
+    def add_to(
+        self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None
+    ) -> None:
+        """Set weight to ``keep * weight + scale * direction`` in one pass; see `Direction`."""
+        if weight.is_contiguous():
+            decay = 1.0 if keep is None else keep
+            kernels.normal_(weight, self._key, 0, weight, decay, scale, rounding)
+        else:
+            super().add_to(weight, keep, scale, rounding)
+
+    @property
+    def _key(self) -> kernels.Key:
+        return self.noise.key(self.name, "dense")
 
 
 @dataclass(frozen=True)
@@ -87,11 +208,26 @@ class LowRank(ByRows):
         return torch.Size((self.left.shape[0], self.right.shape[0]))
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the product in blocks of rows of at most `CHUNK` values."""
-        step = max(1, CHUNK // self.shape[1])
-        for start in range(0, self.shape[0], step):
-            stop = min(self.shape[0], start + step)
+        """Yield the product in blocks of rows."""
+        for start, stop in chunks(self.shape):
             yield start, stop, self.left[start:stop] @ self.right.T
+
+    def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """Return some rows of the perturbed weight; see `Direction.gather`."""
+        return perturbed_rows(weight[ids], self.left[ids] @ self.right.T, scale)
+
+    def add_to(
+        self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None
+    ) -> None:
+        """Set weight to ``keep * weight + scale * direction`` in one pass; see `Direction`."""
+        if kernels.adds_low_rank(weight):
+            kernels.add_low_rank(weight, self.left, self.right, keep, scale, rounding)
+        elif weight.dtype == at_least_float32(weight.dtype):
+            if keep is not None:
+                weight.mul_(keep)
+            weight.addmm_(self.left.to(weight.dtype) * scale, self.right.T.to(weight.dtype))
+        else:
+            super().add_to(weight, keep, scale, rounding)
 
 
 @dataclass(frozen=True)
@@ -112,3 +248,24 @@ class Mixed(ByRows):
         left, right = self.low.left, self.low.right
         for start, stop, values in self.noise.rows():
             yield start, stop, values.mul_(self.share).addmm_(left[start:stop], right.T)
+
+
+@dataclass(frozen=True)
+class Sum(ByRows):
+    """``sum(c * direction)`` of directions of one shape: several queries to be rounded once."""
+
+    parts: Sequence[tuple[Direction, Tensor]]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of each."""
+        return self.parts[0][0].shape
+
+    def rows(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield the sum in the blocks of its parts, float32."""
+        for blocks in zip(*(direction.rows() for direction, _ in self.parts), strict=True):
+            start, stop, total = blocks[0]
+            total.mul_(self.parts[0][1])
+            for (_, _, values), (_, c) in zip(blocks[1:], self.parts[1:], strict=True):
+                total += values.mul_(c)
+            yield start, stop, total

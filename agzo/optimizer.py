@@ -21,7 +21,7 @@ from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
 from agzo.moments import KEPT, UPDATES, Moments
 from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
 from agzo.progress import Progress
-from agzo.rng import Noise, stream_version
+from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian
 from agzo.select import Params, Tuned, select
 from agzo.update import ROUNDINGS, is_low_precision, move
@@ -114,7 +114,7 @@ class ZeroOrderOptimizer(Progress):
         self._execution = EXECUTIONS[execution]()
         self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
         device = self.tuned[0].parameter.device
-        self.stream_version = stream_version(device)
+        self.stream_version = STREAM
         self._dropouts = [
             (name, module)
             for name, module in model.named_modules()
@@ -337,7 +337,7 @@ class ZeroOrderOptimizer(Progress):
         if zo["stream"] != self.stream_version:
             raise ValueError(
                 f"stream={zo['stream']!r}: allowed is {self.stream_version!r}; noise of another "
-                "stream version or device type would continue a different run"
+                "stream version would continue a different run"
             )
         mine = self._zo["settings"]
         for key, value in zo["settings"].items():

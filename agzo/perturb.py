@@ -9,7 +9,7 @@ calls and answers those that take a perturbed parameter:
     anything else        called with a perturbed copy (vectors; convolutions, fused modules)
 
 Calls are matched by the parameter object, so a tied weight is perturbed consistently at each use,
-however the model reaches it. Memory: one 4 MiB chunk and thin products; for "anything else" one
+however the model reaches it. Memory: one 1 MiB chunk and thin products; for "anything else" one
 copy of that parameter during the call.
 
 `InPlace` is the readable reference: it writes W + scale * direction and restores from a copy
@@ -40,25 +40,15 @@ class Execution(Protocol):
         ...
 
 
-def perturbed_rows(weight: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Return weight + scale * values in the weight's dtype, computed in at least float32.
-
-    `values` (same shape, float32) may be overwritten.
-    """
-    if weight.dtype == torch.float64:
-        return values.double().mul_(scale).add_(weight)
-    return values.mul_(scale).add_(weight).to(weight.dtype)
-
-
 def perturbed_copy(parameter: Tensor, direction: Direction, scale: float) -> Tensor:
     """Return parameter + scale * direction as a new tensor of the parameter's dtype."""
     copy = torch.empty_like(parameter)
-    for start, stop, values in direction.rows():
+    for start, stop, rows in direction.perturbed(parameter, scale):
         if parameter.dim() == 0:
-            copy.copy_(perturbed_rows(parameter, values.view(()), scale))
+            copy.copy_(rows)
         else:
-            copy[start:stop] = perturbed_rows(parameter[start:stop], values, scale)
-        del values  # before the next chunk is made
+            copy[start:stop] = rows
+        del rows  # before the next block is made
     return copy
 
 
@@ -137,9 +127,9 @@ class _Perturbed(TorchFunctionMode):
 
     def _dense_linear(self, x: Tensor, weight: Tensor, direction: Direction) -> Tensor:
         y = None
-        for start, stop, values in direction.rows():
-            part = F.linear(x, perturbed_rows(weight[start:stop], values, self._scale))
-            del values  # before the next chunk is made
+        for start, stop, rows in direction.perturbed(weight, self._scale):
+            part = F.linear(x, rows)
+            del rows  # before the next block is made
             if stop - start == weight.shape[0]:
                 return part
             if y is None:
@@ -152,12 +142,7 @@ class _Perturbed(TorchFunctionMode):
         if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
             return F.embedding(input, self._substitute(weight), *args, **kwargs)
         direction = self._directions[id(weight)]
-        ids = input.reshape(-1)  # (tokens,)
-        if isinstance(direction, LowRank):
-            values = direction.left[ids] @ direction.right.T
-        else:
-            values = gather_rows(direction, ids, weight.shape[1])
-        rows = perturbed_rows(weight[ids], values, self._scale)
+        rows = direction.gather(weight, input.reshape(-1), self._scale)
         return rows.view(*input.shape, weight.shape[1])
 
     def _substitute(self, value: Any) -> Any:
@@ -171,20 +156,6 @@ class _Perturbed(TorchFunctionMode):
             items = [self._substitute(item) for item in value]
             return items if isinstance(value, list) else tuple(items)
         return value
-
-
-def gather_rows(direction: Direction, ids: Tensor, width: int) -> Tensor:
-    """Return the rows `ids` (tokens,) of a direction, (tokens, width) float32.
-
-    Goes over the direction's chunks without a host synchronisation.
-    """
-    gathered = torch.zeros(ids.shape[0], width, device=ids.device)
-    for start, stop, values in direction.rows():
-        inside = (ids >= start) & (ids < stop)
-        local = (ids - start).clamp_(0, stop - start - 1)
-        gathered = torch.where(inside[:, None], values[local], gathered)
-        del values  # before the next chunk is made
-    return gathered
 
 
 def uses(wanted: Mapping[int, Any] | set[int], *arguments: Any) -> bool:

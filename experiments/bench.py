@@ -188,16 +188,22 @@ def split(
 
 
 def measure(
-    shape: str, dtype: torch.dtype, device: torch.device, batch: int, length: int, rounds: int
+    shape: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch: int,
+    length: int,
+    rounds: int,
+    methods: Sequence[str],
 ) -> list[Row]:
-    """Measure every method at one shape and batch."""
+    """Measure methods at one shape and batch."""
     rows = []
     clock = Clock(device)
-    for name, make in METHODS.items():
+    for name in methods:
         gc.collect()
         model = build(shape, dtype, device)
         closure, mask = make_closure(model, batch, length)
-        optimizer = make(model)
+        optimizer = METHODS[name](model)
         if getattr(optimizer, "studies", 0):
             optimizer.study([(closure, mask)])
 
@@ -285,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="step cost in units of two plain forwards")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--shape", nargs="*", choices=list(SHAPES))
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--length", type=int, nargs="*", default=[64, 256])
@@ -308,7 +315,9 @@ def main() -> None:
                 f"{torch.get_num_threads()} threads, {args.rounds} rounds\n{HEADER}"
             )
             dtype = getattr(torch, args.dtype)
-            rows += measure(shape, dtype, device, args.batch, length, args.rounds)
+            rows += measure(
+                shape, dtype, device, args.batch, length, args.rounds, args.methods or list(METHODS)
+            )
     if args.out:
         write(args.out, "python -m experiments.bench", args, device, rows)
 

@@ -9,6 +9,7 @@ from agzo import AGZO
 from agzo.spectrum import gradients
 from experiments.probe.alignment import Moment, whole_rows
 from experiments.probe.structure import cosine_rows, linear_layers, spectra_of
+from tests import interpreted_kernels
 from tests.methods import EXECUTIONS, METHODS, Method
 from tests.networks import Network, qwen3, weights
 
@@ -104,3 +105,7 @@ def test_probes_measure_on_cuda():
     cosines = torch.tensor([row["cosine"] for row in whole])
     expected = sum(row["expected"] for row in whole) / 30
     assert abs(cosines.mean() - expected) < 5 * cosines.std() / 30**0.5 + 0.02 * expected
+
+
+def test_triton_kernels_equal_the_reference():
+    interpreted_kernels.main()

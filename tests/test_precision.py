@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agzo.update import round_stochastically
+from agzo.kernels import round_stochastically
 from tests.methods import EVERYTHING, METHODS, Method
 from tests.networks import qwen3, weights
 

@@ -1,7 +1,6 @@
 """Noise is a pure function of its address, and it is Gaussian."""
 
 import hashlib
-import random
 
 import pytest
 import torch
@@ -9,49 +8,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agzo import rng
-from agzo.rng import Noise, rows_per_chunk, stream_version
+from agzo.kernels import reference
+from agzo.rng import STREAM, Noise, rows_per_chunk
 
 CPU = torch.device("cpu")
 
 
-def test_cpu_generator_gets_the_whole_hashed_state():
-    """The state written into torch's generator is the Mersenne Twister state it stands for."""
-    noise = Noise(seed=1, step=2, query=3)
-    generator = noise._generator(CPU, "w", "dense", 0)
-    ours = torch.randint(0, 2**31, (700,), generator=generator, dtype=torch.int64)
-    key = "\x1f".join([stream_version(CPU), "1", "2", "3", "w", "dense", "0"]).encode()
-    words = hashlib.shake_128(key).digest(4 * 624)
-    table = [int.from_bytes(words[i : i + 4], "little") for i in range(0, len(words), 4)]
-    reference = random.Random()
-    # manual_seed leaves one number to draw before the next twist, like position 624 in Python
-    reference.setstate((3, (*table, 624), None))
-    # torch takes two words for an int64 number; below 2^32 the second one decides
-    words_drawn = [reference.getrandbits(32) for _ in range(1400)]
-    expected = [word % 2**31 for word in words_drawn[1::2]]
-    assert ours.tolist() == expected
+def test_the_key_is_the_hashed_address():
+    """Pinned: a change of the mapping is a change of every number, and needs a new `STREAM`."""
+    address = "\x1f".join([STREAM, "1", "2", "3", "w", "dense"]).encode()
+    digest = hashlib.shake_128(address).digest(8)
+    words = tuple(int.from_bytes(digest[i : i + 4], "little") for i in (0, 4))
+    assert Noise(seed=1, step=2, query=3).key("w", "dense") == words
+    assert STREAM == "2"
+    values = Noise(1, 2, 3).tensor((3,), CPU, "w", "dense")
+    assert values.equal(reference.normal(words, 0, 3, CPU))
 
 
-def test_a_chunk_alone_equals_its_part_of_the_tensor(monkeypatch):
-    monkeypatch.setattr(rng, "CHUNK", 64)
-    noise = Noise(5, 7)
-    whole = noise.tensor((23, 10), CPU, "w", "dense")
-    for chunk in range(noise.chunks((23, 10))):
-        start, stop, values = noise.chunk((23, 10), CPU, "w", "dense", chunk)
-        assert stop - start <= 6
-        assert values.equal(whole[start:stop])
-
-
-@given(rows=st.integers(1, 300), width=st.integers(1, 40))
+@given(rows=st.integers(1, 300), width=st.integers(1, 40), chunk=st.integers(1, 5000))
 @settings(max_examples=40, deadline=None)
-def test_chunks_cover_every_row_once(rows, width):
+def test_blocks_of_rows_put_together_are_the_tensor(rows, width, chunk):
     noise = Noise(0, 0)
-    covered = [0] * rows
-    for start, stop, values in noise.rows((rows, width), CPU, "w", "dense"):
-        assert values.shape == (stop - start, width)
-        for row in range(start, stop):
-            covered[row] += 1
-    assert covered == [1] * rows
-    assert rows_per_chunk(width) * width <= rng.CHUNK
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rng, "CHUNK", chunk)
+        blocks = [(start, stop, v) for start, stop, v in noise.rows((rows, width), CPU, "w", "x")]
+        assert rows_per_chunk(width) * width <= max(chunk, width)
+    assert [start for start, _, _ in blocks] == [0, *(stop for _, stop, _ in blocks[:-1])]
+    whole = noise.tensor((rows, width), CPU, "w", "x")
+    assert torch.cat([values for _, _, values in blocks]).equal(whole)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +53,6 @@ def test_each_part_of_the_address_changes_the_numbers(other):
     noise, name, role = other
     there = noise.tensor((1000,), CPU, name, role)
     assert abs(torch.corrcoef(torch.stack([here, there]))[0, 1]) < 5 / 1000**0.5
-
-
-def test_chunks_of_one_tensor_do_not_repeat(monkeypatch):
-    monkeypatch.setattr(rng, "CHUNK", 1000)
-    blocks = Noise(0, 0).tensor((50, 1000), CPU, "w", "dense")
-    correlation = torch.corrcoef(blocks) - torch.eye(50)
-    assert correlation.abs().max() < 6 / 1000**0.5
 
 
 def moments(z: torch.Tensor) -> None:
@@ -105,8 +82,3 @@ def test_table_is_addressed_by_example_position_and_column():
 def test_scalar_parameters_have_noise():
     start, stop, value = next(Noise(0, 0).rows((), CPU, "scale", "dense"))
     assert (start, stop, value.shape) == (0, 1, torch.Size(()))
-
-
-def test_chunk_out_of_range_names_what_is_allowed():
-    with pytest.raises(IndexError, match="chunk=3: allowed are 0 to 0"):
-        Noise(0, 0).chunk((4, 4), CPU, "w", "dense", 3)

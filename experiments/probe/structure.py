@@ -71,7 +71,7 @@ def spectra_of(closure: Closure, rows: Rows, layers: list[Tuned]) -> dict[str, S
 def power_basis(layer: Spectrum, rank: int, name: str, step: int) -> Tensor:
     """Return what Algorithm 1 finds for this input, (d_in, rank)."""
     x = ((layer.left * layer.values) @ layer.right.T).float()  # X again: (tokens, d_in)
-    omega = Noise(0, step).table(x.shape[0], 1, rank, x.device, name).view(-1, rank)
+    omega = Noise(0, step).table(1, x.shape[0], rank, x.device, name)[0]
     return subspace_extract(x, omega, POWER_STEPS)
 
 

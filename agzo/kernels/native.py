@@ -1,0 +1,87 @@
+"""The compiled twin of `normal.py` for the CPU, through ctypes; `library` is None where it is not built.
+
+It runs in torch's OpenMP threads, as many as ``torch.get_num_threads()``: with a pool of its own
+the two would fight for the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ARGUMENTS = {
+    "agzo_normal": [c_void_p, c_void_p, c_int64, c_uint64, c_uint32, c_uint32]
+    + [c_float, c_float, c_int],
+    "agzo_normal_rows": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_uint32, c_uint32]
+    + [c_float, c_int],
+    "agzo_normal_table": [c_void_p, c_int64, c_int64, c_int64, c_uint32, c_uint32, c_int],
+    "agzo_bits": [c_void_p, c_int64, c_uint64, c_uint32, c_uint32, c_int],
+}
+
+
+def _load() -> ctypes.CDLL | None:
+    for path in sorted(Path(__file__).parent.glob("native_normal*.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:
+            continue  # of another platform: a shared home directory, say
+        for name, arguments in ARGUMENTS.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        return library
+    return None
+
+
+library = _load()
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Tell whether the compiled functions can work on these: contiguous float32 on the CPU."""
+    return library is not None and all(
+        t is None or (t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous())
+        for t in tensors
+    )
+
+
+def normal(
+    out: Tensor, key: tuple[int, int], start: int, base: Tensor | None, keep: float, scale: float
+) -> None:
+    """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out."""
+    assert library is not None
+    library.agzo_normal(
+        out.data_ptr(), _pointer(base), out.numel(), start, *key, keep, scale, _threads()
+    )
+
+
+def normal_rows(
+    out: Tensor, key: tuple[int, int], rows: Tensor, base: Tensor | None, scale: float
+) -> None:
+    """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``."""
+    assert library is not None
+    library.agzo_normal_rows(
+        out.data_ptr(), _pointer(base), rows.data_ptr(), *out.shape, *key, scale, _threads()
+    )
+
+
+def normal_table(out: Tensor, key: tuple[int, int]) -> None:
+    """Set out (examples, columns, positions) to the elements `positions` of their streams."""
+    assert library is not None
+    library.agzo_normal_table(out.data_ptr(), *out.shape, *key, _threads())
+
+
+def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
+    """Set out, contiguous int32 on the CPU, to uniform numbers in [0, 2^16)."""
+    assert library is not None
+    library.agzo_bits(out.data_ptr(), out.numel(), start, *key, _threads())
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _threads() -> int:
+    return torch.get_num_threads()

@@ -1,0 +1,167 @@
+// Standard normal numbers as a pure function of (key, streams, element): see normal.py, whose every
+// number these functions repeat bit for bit. Compiled with -ffp-contract=off, because a fused
+// multiply-add would round once where the twin rounds twice; the three target clones (AVX-512, AVX2,
+// baseline) differ in width alone.
+//
+// A block is 64 elements: 16 lanes, each one counter of Philox-4x32 and the four words it gives.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+constexpr int LANES = 16, BLOCK = 4 * LANES, ROUNDS = 7;
+constexpr int64_t SLICE = 1 << 14;  // elements of a thread's smallest share
+
+#if defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDE
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+struct Address {
+    uint32_t key0, key1;  // of the tensor
+    uint32_t row, column; // streams under one key
+};
+
+INLINE uint32_t bits(float x) { uint32_t u; std::memcpy(&u, &x, 4); return u; }
+INLINE float number(uint32_t u) { float x; std::memcpy(&x, &u, 4); return x; }
+
+INLINE void philox(uint64_t counter, Address a, uint32_t w[4]) {
+    uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = a.row, c3 = a.column;
+    uint32_t k0 = a.key0, k1 = a.key1;
+    for (int round = 0; round < ROUNDS; round++) {
+        const uint64_t p0 = uint64_t(c0) * 0xD2511F53u, p1 = uint64_t(c2) * 0xCD9E8D57u;
+        c0 = uint32_t(p1 >> 32) ^ c1 ^ k0;
+        c1 = uint32_t(p1);
+        c2 = uint32_t(p0 >> 32) ^ c3 ^ k1;
+        c3 = uint32_t(p0);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    w[0] = c0; w[1] = c1; w[2] = c2; w[3] = c3;
+}
+
+// Box-Muller: radius from a, angle from b.
+INLINE void pair(uint32_t a, uint32_t b, float *first, float *second) {
+    const float u = (float(a) + 0.5f) * 0x1p-32f;
+    const int32_t i = int32_t(bits(u)) - 0x3F3504F3;  // u = m 2^e with m in [sqrt(1/2), sqrt(2))
+    const float e = float(i >> 23);
+    const float x = number(uint32_t((i & 0x7FFFFF) + 0x3F3504F3)) - 1.0f;
+    const float xx = x * x;
+    float y = 7.0376836292e-2f;
+    y = y * x + -1.1514610310e-1f;
+    y = y * x + 1.1676998740e-1f;
+    y = y * x + -1.2420140846e-1f;
+    y = y * x + 1.4249322787e-1f;
+    y = y * x + -1.6668057665e-1f;
+    y = y * x + 2.0000714765e-1f;
+    y = y * x + -2.4999993993e-1f;
+    y = y * x + 3.3333331174e-1f;
+    y = y * x * xx - 0.5f * xx;
+    const float radius = std::sqrt(-2.0f * ((x + y) + e * 0.6931471805599453f));
+    const uint32_t quarter = (b + (1u << 29)) >> 30;
+    const float t = float(int32_t(b - (quarter << 30))) * 1.4629180792671596e-9f;  // 2 pi 2^-32
+    const float tt = t * t;
+    const float s = ((-1.9515295891e-4f * tt + 8.3321608736e-3f) * tt + -1.6666654611e-1f) * tt * t + t;
+    const float c =
+        ((2.443315711809948e-5f * tt + -1.388731625493765e-3f) * tt + 4.166664568298827e-2f) * tt * tt
+        - 0.5f * tt + 1.0f;
+    const bool odd = quarter & 1;
+    *first = radius * number(bits(odd ? s : c) ^ (((quarter + 1) & 2) << 30));
+    *second = radius * number(bits(odd ? c : s) ^ ((quarter & 2) << 30));
+}
+
+INLINE void normals(uint64_t block, Address a, float z[BLOCK]) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < LANES; lane++) {
+        uint32_t w[4];
+        philox(block * LANES + lane, a, w);
+        pair(w[0], w[1], z + lane, z + LANES + lane);
+        pair(w[2], w[3], z + 2 * LANES + lane, z + 3 * LANES + lane);
+    }
+}
+
+INLINE void words(uint64_t block, Address a, uint32_t x[BLOCK]) {
+#pragma GCC ivdep
+    for (int lane = 0; lane < LANES; lane++) {
+        uint32_t w[4];
+        philox(block * LANES + lane, a, w);
+        for (int k = 0; k < 4; k++) x[k * LANES + lane] = w[k];
+    }
+}
+
+// out[i] = keep * base[i] + scale * z(start + i) for i in [0, n), or scale * z without a base.
+WIDE void add_normals(float *out, const float *base, int64_t n, uint64_t start, Address a,
+                      float keep, float scale) {
+    float z[BLOCK];
+    for (int64_t i = 0; i < n;) {
+        const uint64_t element = start + uint64_t(i);
+        const int64_t from = int64_t(element % BLOCK);
+        const int64_t count = n - i < BLOCK - from ? n - i : BLOCK - from;
+        normals(element / BLOCK, a, z);
+        if (base == nullptr) {
+            for (int64_t j = 0; j < count; j++) out[i + j] = scale * z[from + j];
+        } else if (count == BLOCK) {
+            for (int j = 0; j < BLOCK; j++) out[i + j] = keep * base[i + j] + scale * z[j];
+        } else {
+            for (int64_t j = 0; j < count; j++) out[i + j] = keep * base[i + j] + scale * z[from + j];
+        }
+        i += count;
+    }
+}
+
+WIDE void sixteen_bits(int32_t *out, int64_t n, uint64_t start, Address a) {
+    uint32_t x[BLOCK];
+    for (int64_t i = 0; i < n;) {
+        const uint64_t element = start + uint64_t(i);
+        const int64_t from = int64_t(element % BLOCK);
+        const int64_t count = n - i < BLOCK - from ? n - i : BLOCK - from;
+        words(element / BLOCK, a, x);
+        for (int64_t j = 0; j < count; j++) out[i + j] = int32_t(x[from + j] >> 16);
+        i += count;
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void agzo_normal(float *out, const float *base, int64_t n, uint64_t start, uint32_t key0,
+                 uint32_t key1, float keep, float scale, int threads) {
+    const Address a{key0, key1, 0, 0};
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SLICE)
+    for (int64_t i = 0; i < n; i += SLICE)
+        add_normals(out + i, base ? base + i : nullptr, n - i < SLICE ? n - i : SLICE,
+                    start + uint64_t(i), a, keep, scale);
+}
+
+// Row t of out: the row rows[t] of base plus scale times the same row of the noise.
+void agzo_normal_rows(float *out, const float *base, const int64_t *rows, int64_t n, int64_t width,
+                      uint32_t key0, uint32_t key1, float scale, int threads) {
+    const Address a{key0, key1, 0, 0};
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * width > SLICE)
+    for (int64_t t = 0; t < n; t++)
+        add_normals(out + t * width, base ? base + rows[t] * width : nullptr, width,
+                    uint64_t(rows[t]) * uint64_t(width), a, 1.0f, scale);
+}
+
+// out[e, c, p]: element p of the streams (row e, column c).
+void agzo_normal_table(float *out, int64_t examples, int64_t columns, int64_t positions,
+                       uint32_t key0, uint32_t key1, int threads) {
+#pragma omp parallel for num_threads(threads) if (examples * columns * positions > SLICE)
+    for (int64_t i = 0; i < examples * columns; i++)
+        add_normals(out + i * positions, nullptr, positions, 0,
+                    Address{key0, key1, uint32_t(i / columns), uint32_t(i % columns)}, 1.0f, 1.0f);
+}
+
+void agzo_bits(int32_t *out, int64_t n, uint64_t start, uint32_t key0, uint32_t key1, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SLICE)
+    for (int64_t i = 0; i < n; i += SLICE)
+        sixteen_bits(out + i, n - i < SLICE ? n - i : SLICE, start + uint64_t(i),
+                     Address{key0, key1, 0, 0});
+}
+
+}  // extern "C"
