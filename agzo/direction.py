@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agzo import kernels
+from agzo.kernels import thin
 from agzo.rng import Noise, chunks
 
 
@@ -197,7 +198,10 @@ class Dense(ByRows):
 
 @dataclass(frozen=True)
 class LowRank(ByRows):
-    """``left @ right.T`` with left (d_out, r) and right (d_in, r), both float32."""
+    """``left @ right.T`` with left (d_out, r) and right (d_in, r), both float32.
+
+    Either layout will do; with contiguous columns no copy is made, see `agzo.kernels.thin`.
+    """
 
     left: Tensor
     right: Tensor
@@ -225,7 +229,8 @@ class LowRank(ByRows):
         elif weight.dtype == at_least_float32(weight.dtype):
             if keep is not None:
                 weight.mul_(keep)
-            weight.addmm_(self.left.to(weight.dtype) * scale, self.right.T.to(weight.dtype))
+            left = thin.rows(self.left).to(weight.dtype) * scale
+            thin.add_product(weight, left, thin.rows(self.right).to(weight.dtype))
         else:
             super().add_to(weight, keep, scale, rounding)
 

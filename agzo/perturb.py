@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from agzo.direction import Direction, LowRank
+from agzo.kernels import thin
 
 Closure = Callable[[], Tensor]
 Directions = Mapping[nn.Parameter, Direction]
@@ -115,10 +116,10 @@ class _Perturbed(TorchFunctionMode):
             y = F.linear(x, weight, bias)
         elif isinstance(direction, LowRank):
             y = F.linear(x, weight, bias)
-            inner = x @ direction.right.to(x.dtype)  # (tokens, r)
+            inner = thin.rows(direction.right).to(x.dtype) @ x.T  # (r, tokens)
             exact = torch.promote_types(y.dtype, torch.float32)
-            left = (direction.left.to(exact) * self._scale).to(y.dtype)
-            y.addmm_(inner.to(y.dtype), left.T)
+            left = (thin.rows(direction.left).to(exact) * self._scale).to(y.dtype)
+            thin.add_product(y, inner.to(y.dtype), left)
         else:
             y = self._dense_linear(x, weight, direction)
             if bias is not None:

@@ -61,6 +61,15 @@ class Noise:
         """Make a whole tensor of `shape`, float32, standard normal."""
         return kernels.normal_(torch.empty(shape, device=device), self.key(parameter, role))
 
+    def columns(
+        self, height: int, count: int, device: torch.device, parameter: str, role: str
+    ) -> Tensor:
+        """Make a thin factor (height, count), float32, standard normal; its columns are contiguous.
+
+        Its first columns are those of a factor with fewer.
+        """
+        return self.tensor((count, height), device, parameter, role).T
+
     def rows(
         self, shape: torch.Size | tuple[int, ...], device: torch.device, parameter: str, role: str
     ) -> Iterator[tuple[int, int, Tensor]]:

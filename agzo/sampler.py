@@ -138,7 +138,7 @@ class ActivationSubspace(Gaussian):
             )
         right = self.bases[tuned.name]  # (d_in, r) orthonormal columns
         d_in, rank = right.shape
-        left = noise.tensor((tuned.parameter.shape[0], rank), right.device, tuned.name, "left")
+        left = noise.columns(tuned.parameter.shape[0], rank, right.device, tuned.name, "left")
         scale = math.sqrt(d_in / rank) if self._scale == "mezo" else 1.0
         if not self._isotropic:
             return LowRank(left, right if scale == 1.0 else right * scale)
@@ -199,11 +199,11 @@ class RandomSubspace(Gaussian):
         return LowRank(self._left(tuned, noise, "left-published"), self._right(tuned, noise))
 
     def _left(self, tuned: Tuned, noise: Noise, role: str) -> Tensor:
-        shape = (tuned.parameter.shape[0], self._rank)
-        return noise.tensor(shape, tuned.parameter.device, tuned.name, role)
+        height, device = tuned.parameter.shape[0], tuned.parameter.device
+        return noise.columns(height, self._rank, device, tuned.name, role)
 
     def _right(self, tuned: Tuned, noise: Noise) -> Tensor:
         first_step = noise.step - noise.step % self._refresh_every
         address = Noise(noise.seed, first_step)
-        shape = (tuned.parameter.shape[1], self._rank)
-        return address.tensor(shape, tuned.parameter.device, tuned.name, "right")
+        width, device = tuned.parameter.shape[1], tuned.parameter.device
+        return address.columns(width, self._rank, device, tuned.name, "right")

@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from agzo.kernels import thin
+
 COPY = 1 << 23
 """Values in the largest float32 copy that is made of an input of another dtype (32 MiB)."""
 
@@ -41,23 +43,24 @@ def subspace_extract(
     def part(start: int, q: Tensor | None) -> Tensor:
         block = slice(start, start + size)
         h = x[block].float()  # its rows are columns of the paper's H
-        coefficients = omega[block] if q is None else h @ q
+        coefficients = omega[:, block] if q is None else q @ h.T  # (r, tokens)
         if keep is not None:
             # Zeroing a token's coefficients takes it out of every product without a copy of x.
-            coefficients = coefficients.masked_fill(~keep[block, None], 0.0)
-        return h.T @ coefficients
+            coefficients = coefficients.masked_fill(~keep[block], 0.0)
+        return coefficients @ h
 
     def product(q: Tensor | None) -> Tensor:
-        """Return H (H^T Q), (d_in, r); H Omega where there is no Q yet."""
+        """Return (H (H^T Q))^T, (r, d_in), of Q^T; (H Omega)^T where there is no Q yet."""
         y = part(0, q)
         for start in range(size, tokens, size):
             y += part(start, q)
         return y
 
+    omega = thin.rows(omega)
     y = product(None)
     for _ in range(power_steps):
-        y = product(orthonormal(y))
-    return orthonormal(y)
+        y = product(orthonormal(y.T).T)
+    return orthonormal(y.T)
 
 
 def leading(x: Tensor, rank: int, keep: Tensor | None = None) -> Tensor:
