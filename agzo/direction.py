@@ -1,7 +1,7 @@
 """A search direction for one parameter: dense noise made in chunks, or a low-rank product.
 
 `Dense` is Z ~ N(0, 1) of the parameter's shape, never stored: it holds its address and makes its
-rows anew each time (1 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
+rows anew each time (4 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
 U V^T) and holds its two thin factors. `Mixed` is one of each, added; `Sum` is several queries'.
 """
 

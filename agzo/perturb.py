@@ -9,7 +9,7 @@ calls and answers those that take a perturbed parameter:
     anything else        called with a perturbed copy (vectors; convolutions, fused modules)
 
 Calls are matched by the parameter object, so a tied weight is perturbed consistently at each use,
-however the model reaches it. Memory: one 1 MiB chunk and thin products; for "anything else" one
+however the model reaches it. Memory: one 4 MiB chunk and thin products; for "anything else" one
 copy of that parameter during the call.
 
 `InPlace` is the readable reference: it writes W + scale * direction and restores from a copy

@@ -21,8 +21,8 @@ from agzo import kernels
 STREAM = "2"
 """Version of the mapping from address to number; a change of any number needs a new version."""
 
-CHUNK = 1 << 18
-"""Values in one chunk of a large tensor (1 MiB of float32: it stays in a core's cache)."""
+CHUNK = 1 << 20
+"""Values in one chunk of a large tensor (4 MiB of float32: it stays in the cache)."""
 
 
 def rows_per_chunk(row_length: int) -> int:
@@ -95,6 +95,4 @@ class Noise:
         A value depends on its example, position and column only, so a batch cut into parts, or
         padded on the right, gives each example the numbers it has in the whole batch.
         """
-        return kernels.normal_table(
-            self.key(parameter, "table"), examples, positions, rank, device
-        )
+        return kernels.normal_table(self.key(parameter, "table"), examples, positions, rank, device)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from agzo import kernels
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -63,6 +65,7 @@ def about(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "device": device.type,
+        "noise": kernels.kind(device),
         "device_name": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -1,7 +1,8 @@
-"""Compares the Triton kernels with the reference: TRITON_INTERPRET=1 python tests/interpreted_kernels.py.
+"""Compares the Triton kernels with the reference, by Triton's interpreter on the CPU.
 
-A program of its own because the interpreter is chosen when the kernels are imported. With a GPU and
-without the variable it compares the compiled kernels.
+TRITON_INTERPRET=1 python tests/interpreted_kernels.py: a program of its own because the interpreter
+is chosen when the kernels are imported. With a GPU, and without the variable, it compares what is
+compiled.
 """
 
 import sys

@@ -1,10 +1,10 @@
 """Fast ways to make noise and to add it, each behind one function and equal to its reference.
 
-| where              | how                                     | needs                               |
-|--------------------|-----------------------------------------|-------------------------------------|
-| CPU, float32       | `native`, compiled at install           | a C++ compiler at install           |
-| CUDA               | `cuda`, Triton                          | triton (torch for CUDA brings it)   |
-| anything else      | `normal`, plain torch                   | nothing                             |
+| where         | how                                | needs                             |
+|---------------|------------------------------------|-----------------------------------|
+| CPU, float32  | `native`, compiled at install      | a C++ compiler at install         |
+| CUDA          | `cuda`, Triton                     | triton (torch for CUDA brings it) |
+| anything else | `normal`, plain torch              | nothing                           |
 
 All give the same bits (`normal.py` defines them), so which one ran is no part of a result.
 """
@@ -24,7 +24,7 @@ from agzo.kernels.rounding import round_stochastically as round_stochastically
 Key = tuple[int, int]  # two 32-bit words
 Number = float | Tensor  # a 0-dim tensor on the device stays there
 
-PART = 1 << 18
+PART = 1 << 20
 """Elements that the reference makes at a time; it needs about a hundred bytes for each."""
 
 
@@ -48,8 +48,8 @@ def normal_(
 ) -> Tensor:
     """Set out to ``keep * base + scale * z`` (``scale * z`` without a base) and return it.
 
-    Computed in float32 (float64 for a float64 `out`) and rounded once, to nearest or stochastically.
-    On the meta device nothing happens.
+    Computed in float32 (float64 for a float64 `out`) and rounded once, to nearest or
+    stochastically. On the meta device nothing happens.
 
     Args:
         out: contiguous, any float dtype.

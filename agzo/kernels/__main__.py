@@ -4,5 +4,11 @@ import torch
 
 from agzo.kernels import kind
 
+SLOW = (
+    "; the same numbers at a thirtieth of the speed, because no C++ compiler was found at install "
+    "(install one, then pip install -e . again)"
+)
+
 for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
-    print(f"{name}: {kind(torch.device(name))}")
+    found = kind(torch.device(name))
+    print(f"noise on {name}: {found}{SLOW if (name, found) == ('cpu', 'torch') else ''}")

@@ -1,15 +1,14 @@
 """The Triton twins of `normal.py` for CUDA, and the update with its rounding in one pass.
 
 Each kernel writes its result once and makes no tensor beside it. Fused multiply-adds are off, so
-the numbers are those of the reference, bit for bit. In the kernels a program has `LANES` lanes, each
-one counter of Philox and four elements, 16 apart, as `normal.py` lays them out.
+the numbers are those of the reference, bit for bit. In the kernels a program has `LANES` lanes,
+each one counter of Philox and four elements, 16 apart, as `normal.py` lays them out.
 
 TRITON_INTERPRET=1, set before the import, runs the same code on the CPU: slow, for tests.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -110,7 +109,7 @@ def _store_normals(
     out, base, counter, start, n, row, column, k0, k1, r0, r1, keep, scale,
     BASE: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Store ``keep * base + scale * z`` for the four elements of each counter that are asked for."""
+    """Store ``keep * base + scale * z`` for those of a counter's four elements that are wanted."""
     offset = counter // 16 * 64 + counter % 16 - start
     x0, x1, x2, x3 = _philox(counter, row, column, k0, k1)
     z0, z1 = _pair(x0, x1)
@@ -232,7 +231,8 @@ def normal(
         return
     blocks = (start + out.numel() - 1) // 64 - start // 64 + 1
     _normal_kernel[(triton.cdiv(blocks * 16, LANES),)](
-        out, out if base is None else base, out.numel(), start, *_signed(key), *_signed(stochastic or key),
+        out, out if base is None else base, out.numel(), start,
+        *_signed(key), *_signed(stochastic or key),
         keep, scale, isinstance(keep, Tensor), isinstance(scale, Tensor), base is not None,
         int(stochastic is not None), LANES, **EXACT,
     )  # fmt: skip
@@ -247,7 +247,15 @@ def normal_rows(
     count, width = out.shape
     programs = triton.cdiv((width // 64 + 2) * 16, LANES)
     _rows_kernel[(count, programs)](
-        out, out if base is None else base, rows, width, *_signed(key), scale, base is not None, LANES, **EXACT
+        out,
+        out if base is None else base,
+        rows,
+        width,
+        *_signed(key),
+        scale,
+        base is not None,
+        LANES,
+        **EXACT,
     )
 
 
@@ -255,7 +263,9 @@ def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     examples, columns, positions = out.shape
     programs = triton.cdiv(triton.cdiv(positions, 64) * 16, LANES)
-    _table_kernel[(examples * columns, programs)](out, columns, positions, *_signed(key), LANES, **EXACT)
+    _table_kernel[(examples * columns, programs)](
+        out, columns, positions, *_signed(key), LANES, **EXACT
+    )
 
 
 def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
@@ -283,7 +293,7 @@ def add_low_rank(
     d_out, d_in = weight.shape
     grid = (triton.cdiv(d_out, TILE[0]), triton.cdiv(d_in, TILE[1]))
     _low_rank_kernel[grid](
-        weight, left, right, keep, scale, d_out, d_in, left.shape[1], *_signed(stochastic or (0, 0)),
-        *left.stride(), *right.stride(), isinstance(keep, Tensor), int(stochastic is not None),
-        *TILE, **EXACT,
+        weight, left, right, keep, scale, d_out, d_in, left.shape[1],
+        *_signed(stochastic or (0, 0)), *left.stride(), *right.stride(),
+        isinstance(keep, Tensor), int(stochastic is not None), *TILE, **EXACT,
     )  # fmt: skip

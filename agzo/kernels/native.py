@@ -1,4 +1,4 @@
-"""The compiled twin of `normal.py` for the CPU, through ctypes; `library` is None where it is not built.
+"""The compiled twin of `normal.py` for the CPU, through ctypes; `library` is None if not built.
 
 It runs in torch's OpenMP threads, as many as ``torch.get_num_threads()``: with a pool of its own
 the two would fight for the cores.
@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+KEY = (c_uint32, c_uint32)
 ARGUMENTS = {
-    "agzo_normal": [c_void_p, c_void_p, c_int64, c_uint64, c_uint32, c_uint32]
-    + [c_float, c_float, c_int],
-    "agzo_normal_rows": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_uint32, c_uint32]
-    + [c_float, c_int],
-    "agzo_normal_table": [c_void_p, c_int64, c_int64, c_int64, c_uint32, c_uint32, c_int],
-    "agzo_bits": [c_void_p, c_int64, c_uint64, c_uint32, c_uint32, c_int],
+    "agzo_normal": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int),
+    "agzo_normal_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float, c_int),
+    "agzo_normal_table": (c_void_p, c_int64, c_int64, c_int64, *KEY, c_int),
+    "agzo_bits": (c_void_p, c_int64, c_uint64, *KEY, c_int),
 }
 
 

@@ -37,7 +37,12 @@ _COS = (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
 
 
 def normal(
-    key: tuple[int, int], start: int, count: int, device: torch.device, row: int = 0, column: int = 0
+    key: tuple[int, int],
+    start: int,
+    count: int,
+    device: torch.device,
+    row: int = 0,
+    column: int = 0,
 ) -> Tensor:
     """Return elements start .. start + count - 1 of a key's stream, float32 (count,)."""
     x = philox(key, start, count, device, row, column)
@@ -51,7 +56,12 @@ def sixteen_bits(key: tuple[int, int], start: int, count: int, device: torch.dev
 
 
 def philox(
-    key: tuple[int, int], start: int, count: int, device: torch.device, row: int = 0, column: int = 0
+    key: tuple[int, int],
+    start: int,
+    count: int,
+    device: torch.device,
+    row: int = 0,
+    column: int = 0,
 ) -> list[Tensor]:
     """Return x_0 .. x_3 of the lanes of every block that the elements lie in, int64 (lanes,)."""
     first, last = start // BLOCK, (start + count - 1) // BLOCK
