@@ -13,17 +13,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
+from agzo.loss_check import check_loss, dropouts, refuse_dropout
 from agzo.moments import KEPT, UPDATES, Moments
-from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
+from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian
-from agzo.select import Params, Tuned, select
+from agzo.select import Params, select
 from agzo.update import ROUNDINGS, is_low_precision, move
 
 LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
@@ -115,11 +115,7 @@ class ZeroOrderOptimizer(Progress):
         self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
         device = self.tuned[0].parameter.device
         self.stream_version = STREAM
-        self._dropouts = [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.dropout._DropoutNd)
-        ]
+        self._dropouts = dropouts(model)
         settings = {
             "method": type(self).__name__,
             **{key: getattr(self, key) for key in self.settings},
@@ -202,7 +198,7 @@ class ZeroOrderOptimizer(Progress):
         caller decides when to look.
         """
         zo = self._zo
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         check_mask(token_mask)
         if zo["step"] == 0:
             self._check(closure)
@@ -223,7 +219,7 @@ class ZeroOrderOptimizer(Progress):
         For looking at a method: the directions and projected gradients are those of `step`. Weights
         and the counts of steps and forwards stay; a method's bases are those taken here.
         """
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         check_mask(token_mask)
         forwards = self._zo["forwards"]
         try:
@@ -301,35 +297,10 @@ class ZeroOrderOptimizer(Progress):
         moved = self._moments.direction(queries, self.state[parameter], step, refreshed, alive)
         return [(moved, alive.double() * -lr)]
 
-    def _refuse_dropout(self) -> None:
-        for name, module in self._dropouts:
-            if module.training and module.p > 0:
-                raise ValueError(
-                    f"module {name}: active dropout (p={module.p}) makes the loss random and "
-                    "drowns a finite difference; call model.eval() or set p=0"
-                )
-
     def _check(self, closure: Closure) -> None:
-        """Before the first step: is the loss a function, and is every tuned weight's use seen?
-
-        A weight that torch's Python functions never see (unused, or inside a scripted module)
-        would move without having been measured.
-        """
-        with _Uses(self.tuned) as watch:
-            first, second = self._forward(closure), self._forward(closure)
-        unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
-        if unused and isinstance(self._execution, SideBranch):
-            raise ValueError(
-                f"the closure does not use {len(unused)} tuned parameter(s): "
-                f"{', '.join(unused[:5])} in any call that can be seen; exclude them with params= "
-                "or requires_grad=False (or, for a scripted module, use execution='in_place')"
-            )
-        if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
-            raise ValueError(
-                f"the closure gave {first.item():.9g} and then {second.item():.9g} for the same "
-                "weights; allowed is a deterministic loss (one fixed batch, no active dropout): "
-                "its noise would drown a finite difference"
-            )
+        """Refuse, before the first step, a loss that no finite difference can be taken of."""
+        must_see = isinstance(self._execution, SideBranch)
+        check_loss(lambda: self._forward(closure), self.tuned, must_see)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; raises ValueError for another noise stream."""
@@ -359,22 +330,3 @@ class ZeroOrderOptimizer(Progress):
 def _gib(values: float) -> str:
     """Write the memory of so many float32 values."""
     return f"{values * 4 / 2**30:.3g} GiB"
-
-
-class _Uses(TorchFunctionMode):
-    """Notes the ids of tuned parameters that occur in torch calls."""
-
-    def __init__(self, tuned: list[Tuned]) -> None:
-        super().__init__()
-        self._unseen = {id(each.parameter) for each in tuned}
-        self.seen: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
-            return result  # reading .dtype or .device is no use of a weight
-        for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
-            self._unseen.discard(key)
-            self.seen.add(key)
-        return result

@@ -23,6 +23,7 @@ from agzo.agzo import AGZO
 from agzo.check import check_choice, check_count, check_mask
 from agzo.estimator import Measurement
 from agzo.layers import check_layer, decoder_layers, hold_in_float32, own_parameters
+from agzo.loss_check import refuse_dropout
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Closure, Directions
 from agzo.prefix import Prefix
@@ -132,7 +133,7 @@ class DominantLayer(ZeroOrderOptimizer):
         """
         if not batches:
             raise ValueError("batches=[]: allowed are one or more")
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         scan = Scan(self._layers)
         for closure, mask in batches:
             check_mask(mask)
