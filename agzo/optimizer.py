@@ -22,7 +22,7 @@ from agzo.moments import KEPT, UPDATES, Moments
 from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
-from agzo.sampler import DirectionSampler, Gaussian
+from agzo.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.select import Params, select
 from agzo.update import ROUNDINGS, is_low_precision, move
 
@@ -255,7 +255,7 @@ class ZeroOrderOptimizer(Progress):
         return loss
 
     def _directions(self, noise: Noise) -> Directions:
-        return {each.parameter: self._look.sample(each, noise) for each in self.tuned}
+        return Sampled(self.tuned, lambda each: self._look.sample(each, noise))
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         """Return what the update applies: the evaluated directions themselves."""
