@@ -86,6 +86,11 @@ class DominantLayer(ZeroOrderOptimizer):
         reuse_prefix: bool = True,
         **shared: Any,
     ) -> None:
+        if reuse_prefix and shared.get("stream") is not None:
+            raise ValueError(
+                "reuse_prefix=True: the evaluations of streamed layers run side by side, so none "
+                "can use what another left; allowed is False"
+            )
         check_choice("detector", detector, DETECTORS)
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
