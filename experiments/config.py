@@ -24,7 +24,10 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
 # is resumed. The device and the number of threads are not among them: both change the last bits.
-FREE_KEYS = ("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint")
+FREE_KEYS = (
+    *("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint"),
+    "model.offload",
+)
 
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -64,6 +67,7 @@ class ModelConfig:
     prompt: str = key(choices=("plain", "chat"))
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
     quantize: str = key(choices=("none", "int8", "int4"))
+    offload: str = key(choices=("none", "layers"))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import Any
 
 from experiments import prepare, registry
 from experiments.config import BadInput, RunConfig, compose
+from experiments.offload import check_offload
 from experiments.tasks import TASKS
 
 LOG = "log.txt"  # in a run's folder: what it printed
@@ -261,6 +262,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
         registry.check_fit(config)
+        check_offload(config)
         own = [f"{k}={'null' if v is None else v}" for k, v in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *own, *variant, f"seed={seed}")
