@@ -24,7 +24,10 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
 # is resumed. The device and the number of threads are not among them: both change the last bits.
-FREE_KEYS = ("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint")
+# `tuned` says where values of `method` are from, which themselves may not differ.
+FREE_KEYS = (
+    "out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint", "tuned",
+)  # fmt: skip
 
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -146,6 +149,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = key(at_least=0)
     suite: str = key()
+    tuned: str | None = key()
     variant: str | None = key()
     out: str = key()
     device: str = key(choices=("auto", "cpu", "cuda"))
