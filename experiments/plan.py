@@ -2,7 +2,8 @@
 
 A column of the table is a method with a grid of settings. Every cell of the grid is one run with
 the first seed; the cell with the lowest dev loss is chosen by code, on dev alone, and only that one
-is run with the other seeds. A run is an ordinary run (experiments.run) of the same preset, in the
+is run with the other seeds. A column may name an adapter (conf/adapter), which it tunes in place of
+the model's own weights. A run is an ordinary run (experiments.run) of the same preset, in the
 folder that its configuration gives it, so any of them can be made, looked at or resumed by hand.
 """
 
@@ -19,6 +20,7 @@ from experiments.tasks import TASKS
 
 LOG = "log.txt"  # in a run's folder: what it printed
 KINDS = ("zo", "first_order", "untrained")
+COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
     "adapter", "train.objective",
@@ -35,11 +37,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A method of the table: what it is called there, its grid, its seeds (the first searches)."""
+    """A method of the table: what it is called there, its grid, its seeds (the first searches).
+
+    `adapter` is what it tunes, an option of conf/adapter; the settings of its cells hold keys of
+    method.*, and keys of adapter.* that are the same in all of them.
+    """
 
     name: str
     label: str
     method: str
+    adapter: str
     kind: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
@@ -49,7 +56,6 @@ class Column:
 class Job:
     """One run: its place in the table, its command line and its configuration."""
 
-    model: str
     task: str
     column: Column
     cell: Cell
@@ -72,7 +78,7 @@ class Job:
 class Group:
     """The runs of one column for one model and task: a cell of the table."""
 
-    model: str
+    model: str  # its name without the adapter, which is the column's
     task: str
     column: Column
     search: tuple[Job, ...]  # every grid cell with the first seed
@@ -210,21 +216,30 @@ def _columns(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ..
         kind, method, label = (_part(entry, key, str) for key in ("kind", "method", "label"))
         if kind not in KINDS:
             raise BadInput(f"plan.columns.{name}.kind={kind}: allowed are {', '.join(KINDS)}")
+        for key in entry:
+            _named(dict.fromkeys(COLUMN), f"plan.columns.{name}", key)
         registry.method_class(method)
+        adapter = _part({"adapter": "none"} | entry, "adapter", str)
         grid = grids.get(name, {})
         if kind != "untrained" and not grid:
             raise BadInput(f"plan: the grid of column {name} is missing; needed: method.lr")
         cells = tuple(_cells(name, entry, grid))
-        columns.append(Column(name, label, method, kind, cells, _seeds(node, at, entry)))
+        columns.append(Column(name, label, method, adapter, kind, cells, _seeds(node, at, entry)))
     return tuple(columns)
 
 
 def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
     fixed = dict(entry.get("settings", {}))
-    for key in (*fixed, *grid):
-        if not key.startswith("method."):
-            raise BadInput(f"plan: column {name} sets {key}; allowed are keys of method.*")
+    for key in fixed:
+        if not key.startswith(("method.", "adapter.")):
+            raise BadInput(
+                f"plan: column {name} sets {key}; allowed are keys of method.* and adapter.*"
+            )
     for key in grid:
+        if not key.startswith("method."):
+            raise BadInput(
+                f"plan: the grid of column {name} varies {key}; allowed are keys of method.*"
+            )
         _part(grid, key, list)
     words = [name] if name != entry["method"] and fixed else []
     for values in itertools.product(*grid.values()):
@@ -252,25 +267,41 @@ def _word(value: Any) -> str:
 
 
 def _group(task: str, column: Column, overrides: list[str]) -> Group:
+    of_adapter, _ = _split(column.cells[0].settings)
+    if column.adapter != "none":
+        overrides = [*overrides, f"adapter={column.adapter}"]
+    overrides = [*overrides, *_words(of_adapter)]
     base = compose(overrides)
+    assert base.model.name is not None  # compose fills it in
 
     def job(cell: Cell, seed: int) -> Job:
         config = copy.deepcopy(base)
         config.variant, config.seed = cell.variant, seed
-        for key, value in cell.settings.items():
+        _, of_method = _split(cell.settings)
+        for key, value in of_method.items():
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
         registry.check_fit(config)
-        own = [f"{k}={'null' if v is None else v}" for k, v in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
-        words = (*overrides, *own, *variant, f"seed={seed}")
-        return Job(base.model_label, task, column, cell, seed, words, config)
+        words = (*overrides, *_words(of_method), *variant, f"seed={seed}")
+        return Job(task, column, cell, seed, words, config)
 
     first, *rest = column.seeds
     return Group(
-        base.model_label,
+        base.model.name,
         task,
         column,
         tuple(job(cell, first) for cell in column.cells),
         {cell.variant: tuple(job(cell, seed) for seed in rest) for cell in column.cells},
     )
+
+
+def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part a cell's settings into those of the adapter and those of the method."""
+    of_adapter = {key: value for key, value in settings.items() if key.startswith("adapter.")}
+    return of_adapter, {key: value for key, value in settings.items() if key not in of_adapter}
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as overrides of a command line."""
+    return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]
