@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cells import Cells
+from analysis.load import value
 from analysis.suite import Column, Suite
 from analysis.suite_run import Run
 from analysis.table import EQUAL, METRIC_NAMES, SANITY, commits, listed
@@ -183,7 +184,9 @@ def _tuned(suite: Suite, cells: Cells) -> list[str]:
     for column in suite.columns:
         runs = _of_column(suite, cells, column)
         if runs and column.kind != "untrained":
-            told.append(f"{column.label} {_span([run.record for run in runs], 'tuned_parameters')}")
+            key = "tuned_parameters"
+            numbers = [{key: value(run.record, key, (int,), run.path)} for run in runs]
+            told.append(f"{column.label} {_span(numbers, key)}")
     return [f"Tuned parameters: {'; '.join(told)}."] if told else []
 
 
