@@ -37,6 +37,7 @@ def attach(config: AdapterConfig, model: Any, seed: int, max_length: int) -> Pef
     that PEFT cannot use. torch's global generator is left as it was.
     """
     if config.name == "prefix":
+        _refuse_lengths(model.config, config.tokens or 0)
         _refuse_windows(model.config, max_length + (config.tokens or 0))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an old name
@@ -148,6 +149,16 @@ def _past(model: Any, tokens: int, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=generator)
     return model(ids.to(model.device), use_cache=True).past_key_values
+
+
+def _refuse_lengths(config: Any, tokens: int) -> None:
+    """Refuse a prefix that leaves a sequence less than a prompt's and an option's token."""
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    if context is not None and tokens > context - 2:
+        raise BadInput(
+            f"adapter.tokens={tokens}: the model has room for {context} tokens in all; allowed are "
+            f"1 to {context - 2}"
+        )
 
 
 def _refuse_windows(config: Any, longest: int) -> None:

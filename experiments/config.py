@@ -300,8 +300,8 @@ def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
         raise BadInput(f"{name}={value}: allowed are {', '.join(choices)}")
     if at_least is not None and (value < at_least or math.isnan(value)):
         raise BadInput(f"{name}={value}: allowed is {at_least} or more")
-    if above is not None and not value > above:
-        raise BadInput(f"{name}={value}: allowed is a number above {above}")
+    if above is not None and not above < value < math.inf:
+        raise BadInput(f"{name}={value}: allowed is a finite number above {above}")
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:

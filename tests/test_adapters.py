@@ -310,6 +310,8 @@ def test_a_window_that_holds_the_longest_row_and_the_prefix_is_no_reason_to_refu
     [
         (["adapter=lora", "adapter.rank=0"], ["adapter.rank=0", "1 or more"]),
         (["adapter=lora", "adapter.alpha=0"], ["adapter.alpha=0", "above 0"]),
+        (["adapter=lora", "adapter.alpha=inf"], ["adapter.alpha=inf", "finite number above 0"]),
+        (["adapter=lora", "adapter.alpha=nan"], ["adapter.alpha=nan", "finite number above 0"]),
         (["adapter=lora", "adapter.rank=null"], ["adapter.rank=null", "needs a value"]),
         (["adapter=lora", "adapter.targets=[]"], ["adapter.targets=[]", "names of linear layers"]),
         (["adapter=lora", "adapter.tokens=5"], ["adapter.tokens=5", "adapter=lora", "rank, alpha"]),
@@ -335,6 +337,7 @@ def test_bad_keys_are_named(overrides, words):
         (["method=agzo", "adapter=lora", "method.rank=9"], ["method.rank=9", "lora_B", "1 to 8"]),
         (["method=mezo", "adapter=prefix", "method.embeddings=frozen"], ["frozen", "embedding"]),
         (["adapter=prefix", "method=mezo", "adapter.tokens=250"], ["tiny+prefix allows 6"]),
+        (["adapter=prefix", "method=mezo", "adapter.tokens=9999"], ["tokens=9999", "1 to 254"]),
         (["adapter=lora", "method=mezo", "adapter.targets=[x]"], ["adapter.targets=[x]", "q_proj"]),
     ],
 )
