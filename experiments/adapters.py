@@ -132,14 +132,18 @@ def _prefix(config: AdapterConfig, model: Any, seed: int) -> Prefix:
         made = Prefix(model, wanted)
         if past is not None:
             initialize_kv_prefix_from_past_key_values(made, past_key_values=past)
-    except (ValueError, TypeError, AttributeError) as error:
+        if config.dtype == "model":
+            made.prompt_encoder.to(model.dtype)
+        with torch.no_grad():  # do its keys and values fit the model's own? PEFT guesses their size
+            made.eval()(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadInput(
             f"adapter.name=prefix: PEFT cannot put a prefix on {type(model).__name__} ({reason}); "
             "allowed is adapter=lora"
         ) from error
-    if config.dtype == "model":
-        made.prompt_encoder.to(model.dtype)
     return made
 
 

@@ -9,7 +9,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from agzo import AGZO
 from baselines import LOZO, SGD, AdamW, MeZO
@@ -352,6 +352,17 @@ def test_what_a_run_cannot_use_is_one_message(tmp_path, monkeypatch, capfd, over
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
     assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize("init", ["activations", "random", "projected"])
+def test_a_model_whose_keys_peft_takes_for_others_is_refused_before_a_step(init: str):
+    """Falcon has one key and value head for all queries, of which PEFT's prefix knows nothing."""
+    model = AutoModelForCausalLM.from_config(
+        FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    )
+    config = AdapterConfig("prefix", tokens=3, init=init, dtype="fp32")
+    with pytest.raises(BadInput, match=r"cannot put a prefix on FalconFor.* allowed is adapter=lo"):
+        adapters.attach(config, model, 0, 64)
 
 
 class Stopped(Exception):
