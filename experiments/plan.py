@@ -267,6 +267,12 @@ def _word(value: Any) -> str:
 
 
 def _group(task: str, column: Column, overrides: list[str]) -> Group:
+    for override in overrides:
+        if override.lstrip("+~").startswith("adapter"):
+            raise BadInput(
+                f"plan: {override}: allowed is the key adapter of a column, and adapter.* in its "
+                "settings"
+            )
     of_adapter, _ = _split(column.cells[0].settings)
     if column.adapter != "none":
         overrides = [*overrides, f"adapter={column.adapter}"]

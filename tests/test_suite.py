@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -565,20 +566,20 @@ def test_methods_that_add_to_the_model_leave_the_next_column_the_model_as_it_was
     assert all(each == seen[0] for each in seen)
 
 
-def test_an_adapted_model_has_a_name_of_its_own_and_adapters_come_from_the_plan(plan, tmp_path):
-    small = {**PLAN["scales"]["small"], "overrides": ["data=pocket", "adapter=lora"]}
-    agzo = {"agzo": PLAN["columns"]["agzo"]}
-    plan(columns=agzo, seeds=[0], scales={"small": {**small, "grid": {"agzo": {"method.lr": [1]}}}})
-    suite = read(tmp_path)
-    assert suite.about["models"] == ["pocket+lora"]
-    (group,) = suite.groups
-    assert group.name == "pocket+lora/sst2/agzo"
-    (job,) = group.jobs
-    assert job.folder.parts[-4:] == ("pocket+lora", "sst2", "agzo+lr1", "seed0")
-    for given in ("adapter=lora", "train.objective=metric"):
-        with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
-            read(tmp_path, given)
-    zero_shot = {"zero_shot": PLAN["columns"]["zero_shot"]}
-    plan(columns=zero_shot, scales={"small": {**small, "grid": {}}})
-    with pytest.raises(BadInput, match=r"adapter\.name=lora: method=zero_shot trains nothing"):
+@pytest.mark.parametrize("given", ["adapter=lora", "train.objective=metric"])
+def test_what_is_tuned_and_minimised_comes_from_the_plan(plan, tmp_path, given):
+    with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
+        read(tmp_path, given)
+
+
+@pytest.mark.parametrize("override", ["adapter=lora", "adapter.rank=2"])
+@pytest.mark.parametrize("where", ["overrides", "task_overrides", "budget"])
+def test_adapters_are_named_by_columns_alone(plan, tmp_path, override, where):
+    small: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(PLAN["scales"]["small"]))  # pyright: ignore
+    at = {"overrides": small["overrides"], "budget": small["budgets"]["steps"]["zo"]}
+    (at | {"task_overrides": small["task_overrides"].setdefault("sst2", [])})[where].append(
+        override
+    )
+    plan(scales={"small": small})
+    with pytest.raises(BadInput, match=f"{override}: allowed is the key adapter of a column"):
         read(tmp_path)
