@@ -45,8 +45,12 @@ def test_presets_start_with_the_command_that_runs_them(path):
     text = path.read_text()
     lines = text.splitlines()
     assert lines[0] == "# @package _global_"
-    suite = (f"# make reproduce-{path.stem} ", f"# python -m experiments.suite {path.stem} ")
-    assert lines[1].startswith(("# python -m experiments.run", *suite))
+    target = path.stem if "_" in path.stem else f"reproduce-{path.stem}"
+    make = f"# make {target.replace('_', '-')} "
+    assert lines[1].startswith(("# python -m experiments.run", make))
+    if lines[1].startswith(make):
+        makefile = (CONF.parent / "Makefile").read_text()
+        assert f"\n{make.removeprefix('# make ').strip()}: ##" in makefile
     assert f"experiment={path.stem}" in lines[1] or f"experiments.suite {path.stem}" in text
 
 
