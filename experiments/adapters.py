@@ -60,8 +60,21 @@ def about(config: AdapterConfig, model: PeftModelForCausalLM) -> dict[str, Any]:
 
 
 def merged(model: Any, folder: Path) -> Any:
-    """Return a model with the LoRA adapter of a folder added to its weights, changing it."""
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
+    """Return a model with the LoRA adapter of a folder added to its weights, changing it.
+
+    Raises BadInput, with nothing added, for a weight that another layer has too (a head tied to the
+    embedding): the sum would change that layer as well, which the adapter beside it does not.
+    """
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    uses = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
+    for name in adapted.base_model.targeted_module_names:
+        if uses.count(id(adapted.base_model.model.get_submodule(name).base_layer.weight)) > 1:
+            raise BadInput(
+                f"{folder}: layer {name} shares its weight with another one, so nothing can be "
+                "added to it alone; allowed are adapters of layers with weights of their own: use "
+                "this one beside the model"
+            )
+    return adapted.merge_and_unload()
 
 
 def _lora(config: AdapterConfig, model: Any) -> PeftModelForCausalLM:

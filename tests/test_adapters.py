@@ -354,6 +354,23 @@ def test_what_a_run_cannot_use_is_one_message(tmp_path, monkeypatch, capfd, over
     assert all(word in err for word in words), err
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")  # PEFT's own
+def test_an_adapter_of_a_tied_head_is_not_merged_and_one_of_an_untied_is(tmp_path):
+    """The sum would change the embedding too, which the adapter beside the head leaves alone."""
+    ids = torch.arange(5, 25)[None]
+    config = AdapterConfig("lora", rank=4, alpha=8.0, targets=["lm_head"], dtype="fp32")
+    for family, tied in (("opt", True), ("qwen3", False)):
+        model = adapted(family, config, moved=True)
+        model.save_pretrained(tmp_path / family, save_embedding_layers=False)
+        plain = random_model(family)
+        if tied:
+            with pytest.raises(BadInput, match=r"opt: layer lm_head shares its weight with anothe"):
+                adapters.merged(plain, tmp_path / family)
+            continue
+        whole = adapters.merged(plain, tmp_path / family)
+        torch.testing.assert_close(whole(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("init", ["activations", "random", "projected"])
 def test_a_model_whose_keys_peft_takes_for_others_is_refused_before_a_step(init: str):
     """Falcon has one key and value head for all queries, of which PEFT's prefix knows nothing."""
