@@ -97,6 +97,8 @@ class DominantLayer(ZeroOrderOptimizer):
                 raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is None")
         if isinstance(refresh_every, str):
             own["refresh_every"] = _one_shot(base, refresh_every)
+        elif refresh_every is not None:
+            check_count("refresh_every", refresh_every)
         self.layers_name, self._layers = decoder_layers(model)
         if layer is not None:
             check_layer(layer, len(self._layers))

@@ -239,6 +239,10 @@ def check(config: RunConfig) -> None:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
     if model.name is None:
         model.name = Path(model.path or model.source).resolve().name
+    if config.tuned and not (CONF / "method" / "tuned" / f"{config.tuned}.yaml").is_file():
+        raise BadInput(
+            f"tuned={config.tuned}: files of conf/method/tuned write it; allowed is null"
+        )
     if "name" not in config.method:
         raise BadInput("method.name=<missing>: a file in conf/method gives it")
     folders = {"suite": config.suite, "variant": config.variant, "model.name": model.name}

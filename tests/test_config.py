@@ -99,6 +99,7 @@ def test_folder_is_deterministic_and_holds_the_variant():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("tuned=mine", ["tuned=mine", "allowed is null"]),
         ("train.select_by=best", ["train.select_by=best", "dev_loss, dev_metric"]),
         ("train.batch_size=0", ["train.batch_size=0", "1 or more"]),
         ("train.steps=null", ["train.steps", "train.forwards"]),

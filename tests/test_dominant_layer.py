@@ -118,7 +118,11 @@ def test_a_layer_outside_the_model_is_an_error(layer):
             {"base": "agzo", "refresh_every": "once"},
             r"refresh_every=once: allowed with base=agzo are 1 or more, 'one_shot', or None",
         ),
-        ({"base": "agzo", "refresh_every": 0}, r"refresh_every=0: allowed are whole numbers"),
+        ({"base": "agzo", "refresh_every": 0}, r"refresh_every=0: allowed are whole numbers >= 1$"),
+        (
+            {"base": "agzo", "refresh_every": "one_shot", "lagged": True},
+            r"lagged=True: allowed is False with one-shot bases",
+        ),
         ({"update": "adam", "layer": 0}, r"update='adam'"),
     ],
 )
