@@ -9,47 +9,21 @@ folder that its configuration gives it, so any of them can be made, looked at or
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import prepare, registry
+from experiments.columns import Cell, Column, columns_of, named, part, seeds_of
 from experiments.config import BadInput, RunConfig, compose
 from experiments.tasks import TASKS
 
 LOG = "log.txt"  # in a run's folder: what it printed
-KINDS = ("zo", "first_order", "untrained")
-COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
     "adapter", "train.objective",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of a method's grid; `variant` names its folder (None: the method has no grid)."""
-
-    variant: str | None
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A method of the table: what it is called there, its grid, its seeds (the first searches).
-
-    `adapter` is what it tunes, an option of conf/adapter; the settings of its cells hold keys of
-    method.*, and keys of adapter.* that are the same in all of them.
-    """
-
-    name: str
-    label: str
-    method: str
-    adapter: str
-    kind: str
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -135,10 +109,10 @@ def read_suite(
     node = compose([f"experiment={plan}"]).plan
     if node is None:
         raise BadInput(f"experiment={plan}: it has no plan; a suite needs one (see table1)")
-    at = _named(_part(node, "scales", dict), "scale", scale)
-    chosen: str = budget or _part(at, "default_budget", str)
-    spent = _named(_part(at, "budgets", dict), "budget", chosen)
-    columns = _columns(node, at)
+    at = named(part(node, "scales", dict), "scale", scale)
+    chosen: str = budget or part(at, "default_budget", str)
+    spent = named(part(at, "budgets", dict), "budget", chosen)
+    columns = columns_of(node, at)
     planned = at.get("tasks", node.get("tasks", []))
     wrong = [task for task in planned if task not in TASKS] + [t for t in tasks if t not in planned]
     if wrong or not planned:
@@ -148,7 +122,7 @@ def read_suite(
     name = "-".join([plan, scale, chosen, *models])
     groups = []
     for model, task, column in itertools.product(
-        models or _part(at, "models", list), dict.fromkeys(planned), columns
+        models or part(at, "models", list), dict.fromkeys(planned), columns
     ):
         overrides = [
             f"experiment={plan}",
@@ -156,9 +130,9 @@ def read_suite(
             f"model={model}",
             f"task={task}",
             f"method={column.method}",
-            *_part(at, "overrides", list),
+            *part(at, "overrides", list),
             *at.get("task_overrides", {}).get(task, []),
-            *spent.get(column.kind, _part(spent, "zo", list)),
+            *spent.get(column.kind, part(spent, "zo", list)),
             *given,
         ]
         groups.append(_group(task, column, overrides))
@@ -166,86 +140,21 @@ def read_suite(
     about = {
         "format": 1,
         "name": plan,
-        "title": _part(node, "title", str),
+        "title": part(node, "title", str),
         "paper": node.get("paper"),
         "scale": scale,
         "budget": chosen,
         "given": list(given),
         "models": list(dict.fromkeys(group.model for group in groups)),
         "tasks": list(planned),
-        "seeds": list(_seeds(node, at)),
-        "search_seed": _seeds(node, at)[0],
+        "seeds": list(seeds_of(node, at)),
+        "search_seed": seeds_of(node, at)[0],
         "select_by": "dev_loss",
         "columns": [asdict(column) for column in columns],
     }
     first = groups[0].search[0].config
     active = [group for group in groups if not tasks or group.task in tasks]
     return Suite(about, Path(first.out, first.suite), tuple(groups), tuple(active))
-
-
-def _part(node: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Return an entry of a plan, or say that it is missing or of another kind."""
-    value = node.get(key)
-    if not isinstance(value, kind) or not value:
-        raise BadInput(f"plan: {key} is {value!r}; needed: a {kind.__name__} with something in it")
-    return value
-
-
-def _named(entries: Mapping[str, Any], what: str, name: str) -> Any:
-    if name not in entries:
-        raise BadInput(f"{what}={name}: unknown; allowed are {', '.join(entries)}")
-    return entries[name]
-
-
-def _seeds(*nodes: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the seeds of the last node that has any."""
-    seeds = next((node["seeds"] for node in reversed(nodes) if "seeds" in node), None)
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not seeds or not whole or len(set(seeds)) < len(seeds):
-        raise BadInput(f"plan.seeds={seeds}: allowed are one or more different whole numbers")
-    return tuple(seeds)
-
-
-def _columns(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ...]:
-    entries = _part(node, "columns", dict)
-    grids = at.get("grid", {})
-    for name in grids:
-        _named(entries, "plan.grid", name)
-    columns = []
-    for name, entry in entries.items():
-        kind, method, label = (_part(entry, key, str) for key in ("kind", "method", "label"))
-        if kind not in KINDS:
-            raise BadInput(f"plan.columns.{name}.kind={kind}: allowed are {', '.join(KINDS)}")
-        for key in entry:
-            _named(dict.fromkeys(COLUMN), f"plan.columns.{name}", key)
-        registry.method_class(method)
-        adapter = _part({"adapter": "none"} | entry, "adapter", str)
-        grid = grids.get(name, {})
-        if kind != "untrained" and not grid:
-            raise BadInput(f"plan: the grid of column {name} is missing; needed: method.lr")
-        cells = tuple(_cells(name, entry, grid))
-        columns.append(Column(name, label, method, adapter, kind, cells, _seeds(node, at, entry)))
-    return tuple(columns)
-
-
-def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
-    fixed = dict(entry.get("settings", {}))
-    for key in fixed:
-        if not key.startswith(("method.", "adapter.")):
-            raise BadInput(
-                f"plan: column {name} sets {key}; allowed are keys of method.* and adapter.*"
-            )
-    for key in grid:
-        if not key.startswith("method."):
-            raise BadInput(
-                f"plan: the grid of column {name} varies {key}; allowed are keys of method.*"
-            )
-        _part(grid, key, list)
-    words = [name] if name != entry["method"] and fixed else []
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        own = [f"{key.removeprefix('method.')}{_word(value)}" for key, value in point.items()]
-        yield Cell("-".join([*words, *own]) or None, fixed | point)
 
 
 def _check_folders(groups: Sequence[Group]) -> None:
@@ -260,10 +169,6 @@ def _check_folders(groups: Sequence[Group]) -> None:
                     "columns that differ in method or settings"
                 )
             seen.add(job.folder)
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _group(task: str, column: Column, overrides: list[str]) -> Group:
