@@ -84,7 +84,7 @@ class AGZO(ZeroOrderOptimizer):
         check_count("refresh_every", refresh_every, none="one-shot")
         if lagged and refresh_every is None:
             raise ValueError(
-                "lagged=True: allowed is False with refresh_every=None, which keeps the first bases"
+                "lagged=True: allowed is False with one-shot bases (refresh_every=None), the first"
             )
         check_choice("scale", scale, SCALES)
         check_number("isotropic", isotropic, minimum=0.0, maximum=1.0)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, Scores, first_above
 
+ONE_SHOT = "one_shot"  # word for refresh_every
+
 
 class DominantLayer(ZeroOrderOptimizer):
     """A zeroth-order method on the parameters with requires_grad inside one decoder layer.
@@ -46,8 +48,7 @@ class DominantLayer(ZeroOrderOptimizer):
             whose scan is for the record.
         base: "mezo", "lozo", "lozo_m" or "agzo"; an instance is of its class as well.
         estimator, update, rank, power_steps, refresh_every, basis, lagged, scale, isotropic: the
-            base's own; None is its default (so AGZO's one-shot bases, refresh_every=None of its
-            own, are not to be had here: a large number of steps is the same).
+            base's own; None is its default. "one_shot" is the refresh_every=None of AGZO itself.
         reuse_prefix: run the layers before the tuned one once a step; the same numbers, less time.
 
     Raises:
@@ -77,7 +78,7 @@ class DominantLayer(ZeroOrderOptimizer):
         update: str | None = None,
         rank: int | None = None,
         power_steps: int | None = None,
-        refresh_every: int | None = None,
+        refresh_every: int | Literal["one_shot"] | None = None,
         basis: str | None = None,
         lagged: bool | None = None,
         scale: str | None = None,
@@ -94,6 +95,10 @@ class DominantLayer(ZeroOrderOptimizer):
         for key, value in own.items():
             if key not in _arguments(BASE_METHODS[base]):
                 raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is None")
+        if isinstance(refresh_every, str):
+            own["refresh_every"] = _one_shot(base, refresh_every)
+        elif refresh_every is not None:
+            check_count("refresh_every", refresh_every)
         self.layers_name, self._layers = decoder_layers(model)
         if layer is not None:
             check_layer(layer, len(self._layers))
@@ -213,6 +218,16 @@ def _arguments(method: type[ZeroOrderOptimizer]) -> set[str]:
     """Name what a method's constructor takes, with what it hands on to those it inherits from."""
     made = [base.__init__ for base in method.__mro__ if "__init__" in vars(base)]
     return {name for each in made for name in inspect.signature(each).parameters}
+
+
+def _one_shot(base: str, word: str) -> None:
+    """Return what the base calls one-shot bases, None; raise ValueError where it has none."""
+    if word != ONE_SHOT or base != "agzo":
+        also = f", {ONE_SHOT!r}" if base == "agzo" else ""
+        raise ValueError(
+            f"refresh_every={word}: allowed with base={base} are 1 or more{also}, or None, its own "
+            "default"
+        )
 
 
 def _listed(scores: Sequence[float]) -> str:

@@ -288,7 +288,7 @@ def test_a_mixed_direction_comes_in_chunks(monkeypatch):
         ({"scale": "lozo"}, "scale='lozo': allowed are paper, mezo"),
         ({"basis": "svd"}, "basis='svd': allowed are power, exact"),
         ({"refresh_every": 0}, r"refresh_every=0: .* numbers >= 1, or None \(one-shot\)"),
-        ({"lagged": True, "refresh_every": None}, "lagged=True: allowed is False with refresh"),
+        ({"lagged": True, "refresh_every": None}, "lagged=True: allowed is False with one-shot"),
         ({"update": "adam", "isotropic": 0.5}, "update='adam': its state would take"),
     ],
 )
