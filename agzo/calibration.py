@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from agzo.inputs import BySameTensor, fits
 from agzo.perturb import Closure
 from agzo.rng import Noise
-from agzo.subspace import COPY, orthonormal
+from agzo.kernels.orthonormal import orthonormal
+from agzo.subspace import COPY
 
 OVERSAMPLING = 8  # columns beside the r wanted (Halko, Martinsson and Tropp 2011: 5 to 10)
 
