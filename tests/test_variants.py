@@ -359,7 +359,8 @@ def test_refusals(options, message):
     "change",
     [
         {"basis": "exact"}, {"lagged": True}, {"scale": "mezo"}, {"isotropic": 0.1},
-        {"warm_start": True}, {"basis_tokens": 3}, {"refresh_every": None}, {"update": "momentum", "large_state": True},
+        {"warm_start": True}, {"basis_tokens": 3}, {"refresh_every": None},
+        {"update": "momentum", "large_state": True},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

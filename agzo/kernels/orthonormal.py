@@ -1,15 +1,15 @@
 """Orthonormal columns without waiting for the device.
 
-LAPACK's QR is the reference and what the CPU uses. On a GPU a QR of a thin matrix is a chain of small
-kernels with the host in between. Cholesky-QR is two products and a triangular solve:
+LAPACK's QR is the reference and what the CPU uses. On a GPU a QR of a thin matrix is a chain of
+small kernels with the host in between. Cholesky-QR is two products and a triangular solve:
 
     G = Y^T Y + s I = L L^T,   Q = Y L^-T
 
-Squaring Y halves the digits, so it is done in float64, with a shift s as large as G's rounding, which
-keeps it positive definite whatever Y is (Fukaya et al. 2020), and three times: the first pass brings
-a condition number of up to 1e8 (all that float32 columns can tell apart) to below 1e5, the others
-finish. Columns that depend on the others become small instead of orthonormal; none is ever not finite
-unless Y is. Memory: two float64 copies of Y.
+Squaring Y halves the digits, so it is done in float64, with a shift s as large as G's rounding,
+which keeps it positive definite whatever Y is (Fukaya et al. 2020), and three times: the first
+pass brings a condition number of up to 1e8 (all that float32 columns can tell apart) below 1e5, the
+others finish. Columns that depend on the others become small instead of orthonormal; none is ever
+not finite unless Y is. Memory: two float64 copies of Y.
 """
 
 from __future__ import annotations
