@@ -17,8 +17,8 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 figures figure1 figure2 figure3 \
-  figure4 eps-window update-arrival notebooks theory test lint types bench pocket-model test-slow test-gpu clean
+.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters agzo-variants \
+  figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types bench pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -41,15 +41,25 @@ demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on the three pocket tasks:
 	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
 	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
 
-reproduce-table1 reproduce-table2: reproduce-%: $(READY)
-	@suite="$(BIN)/python -m experiments.suite $* $(PLAN) $(ARGS)"; code=0; \
+define reproduce
+	@suite="$(BIN)/python -m experiments.suite $(1) $(PLAN) $(ARGS)"; code=0; \
 	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) || code=$$?; \
 	if [ $$code -le 1 ] && [ -z "$(filter-out 0,$(DRY))" ]; then \
 	  $(BIN)/python -m analysis.table1 "$$($$suite --where)" || code=$$?; fi; \
 	exit $$code
+endef
+
+reproduce-table1 reproduce-table2: reproduce-%: $(READY)
+	$(call reproduce,$*)
+
+table-all table-adapters agzo-variants: $(READY)
+	$(call reproduce,$(subst -,_,$@))
 
 reproduce-table1: ## the paper's Table 1: plan, missing runs, table (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
 reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
+table-all: ## every method side by side, the same way and with the same variables
+table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
+agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
 
 # Without RESULTS=folder: the suite in runs/ that was worked on last, of SCALE and BUDGET where given.
 table1 table2: $(READY)

@@ -9,6 +9,7 @@ Memory: the bases, (d_in, r) float32 for each distinct input.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class ActivationCapture(TorchFunctionMode):
         wanted: the linear weights.
         rank: r; fewer tokens than r cap it.
         power_steps: K of Algorithm 1; None takes the exact leading directions instead.
+        tokens: how many tokens of an input to look at, drawn at random; None looks at all.
+        start: bases to begin the iteration from, by name; where there is none Omega begins it.
         noise: address of the test matrix Omega (completed by input and example).
         token_mask: boolean (batch, sequence), True for real tokens; None counts all. It applies to
             inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
@@ -44,6 +47,8 @@ class ActivationCapture(TorchFunctionMode):
         noise: Noise,
         token_mask: Tensor | None,
         ahead: bool = False,
+        tokens: int | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -52,6 +57,8 @@ class ActivationCapture(TorchFunctionMode):
         self._noise = noise
         self._mask = token_mask
         self.ahead = ahead
+        self._tokens = tokens
+        self._start = start or {}
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -92,16 +99,35 @@ class ActivationCapture(TorchFunctionMode):
             keep, (examples, positions) = mask.reshape(-1), mask.shape
             self._mask_used = True
         rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+        if self._tokens is not None and self._tokens < flat.shape[0]:
+            chosen = self._choose(self._tokens, examples, positions, keep, x.device)
+            flat, keep = flat[chosen], None if keep is None else keep[chosen]
+            examples, positions = flat.shape[0], 1
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
-            omega = self._noise.table(examples, positions, rank, x.device, name).reshape(-1, rank)
-            basis = subspace_extract(flat, omega, self._power_steps, keep)
+            start, omega = self._start.get(name), None
+            if start is None or start.shape[1] != rank:
+                omega = self._noise.table(examples, positions, rank, x.device, name)
+                start, omega = None, omega.reshape(-1, rank)
+            basis = subspace_extract(flat, omega, self._power_steps, keep, start)
         finite = torch.isfinite(basis)
         self._finite.append(finite.all())
         basis = torch.where(finite, basis, 0.0)  # the step is void then, and 0 * NaN would not be 0
         self._by_input.put(x, basis)
         return basis
+
+    def _choose(
+        self, count: int, examples: int, positions: int, keep: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Return the rows, (count,), of `count` tokens drawn without replacement, real ones first.
+
+        Every input of one shape gives the same: those with the largest of one random number each.
+        """
+        number = self._noise.table(examples, positions, 1, device, "tokens").view(-1)
+        if keep is not None:
+            number = number.masked_fill(~keep, -torch.inf)
+        return number.topk(count).indices
 
 
 def _token_count(flat: Tensor, keep: Tensor | None, examples: int, rank: int) -> int:

@@ -49,6 +49,9 @@ class AGZO(ZeroOrderOptimizer):
             Delta and cost no forward.
         scale: "paper" or "mezo": R A^T times sqrt(d_in / r), which makes E|Delta|^2 that of dense
             noise. For linear layers this is lr times d_in / r and eps times its root.
+        basis_tokens: take each basis from so many tokens, drawn at random; None (the paper): all.
+        warm_start: begin the power iteration with the bases before instead of Omega; the first
+            step's begin with Omega. With power_steps=1 two passes over an input instead of seven.
         isotropic: share of dense noise in E|Delta|^2, from 0 (the paper) to 1, which with
             scale="mezo" is MeZO; see `agzo.sampler.ActivationSubspace`.
 
@@ -59,7 +62,7 @@ class AGZO(ZeroOrderOptimizer):
     settings = (
         *ZeroOrderOptimizer.settings,
         *("rank", "power_steps", "refresh_every", "include_padding"),
-        *("basis", "lagged", "scale", "isotropic"),
+        *("basis", "lagged", "scale", "isotropic", "basis_tokens", "warm_start"),
     )
 
     def __init__(
@@ -76,6 +79,8 @@ class AGZO(ZeroOrderOptimizer):
         lagged: bool = False,
         scale: str = "paper",
         isotropic: float = 0.0,
+        basis_tokens: int | None = None,
+        warm_start: bool = False,
         **shared: Any,
     ) -> None:
         check_count("rank", rank)
@@ -84,10 +89,13 @@ class AGZO(ZeroOrderOptimizer):
         check_count("refresh_every", refresh_every, none="one-shot")
         if lagged and refresh_every is None:
             raise ValueError(
-                "lagged=True: allowed is False with refresh_every=None, which keeps the first bases"
+                "lagged=True: allowed is False with one-shot bases (refresh_every=None), the first"
             )
         check_choice("scale", scale, SCALES)
         check_number("isotropic", isotropic, minimum=0.0, maximum=1.0)
+        check_count("basis_tokens", basis_tokens, minimum=rank, none="all tokens")
+        if warm_start and basis == "exact":
+            raise ValueError("warm_start=True: allowed is False with basis='exact'")
         self.rank = rank
         self.basis = basis
         self.power_steps = power_steps
@@ -96,6 +104,8 @@ class AGZO(ZeroOrderOptimizer):
         self.include_padding = include_padding
         self.scale = scale
         self.isotropic = isotropic
+        self.basis_tokens = basis_tokens
+        self.warm_start = warm_start
         self._refresh = Refresh(refresh_every, lagged)
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
@@ -108,6 +118,8 @@ class AGZO(ZeroOrderOptimizer):
             self.include_padding,
             self.scale,
             self.isotropic,
+            self.basis_tokens,
+            self.warm_start,
         )
         return self._subspace
 

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from agzo.inputs import BySameTensor, fits
+from agzo.kernels.orthonormal import orthonormal
 from agzo.perturb import Closure
 from agzo.rng import Noise
-from agzo.subspace import COPY, orthonormal
+from agzo.subspace import COPY
 
 OVERSAMPLING = 8  # columns beside the r wanted (Halko, Martinsson and Tropp 2011: 5 to 10)
 

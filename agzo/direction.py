@@ -268,9 +268,11 @@ class Sum(ByRows):
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the sum in the blocks of its parts, float32."""
-        for blocks in zip(*(direction.rows() for direction, _ in self.parts), strict=True):
-            start, stop, total = blocks[0]
-            total.mul_(self.parts[0][1])
-            for (_, _, values), (_, c) in zip(blocks[1:], self.parts[1:], strict=True):
-                total += values.mul_(c)
+        (first, scale), *others = self.parts
+        rest = [(direction.rows(), c) for direction, c in others]
+        for start, stop, total in first.rows():
+            total.mul_(scale)
+            for blocks, c in rest:
+                total += next(blocks)[2].mul_(c)
             yield start, stop, total
+            del total  # before the next block is made

@@ -80,8 +80,8 @@ class Noise:
         """
         key, width = self.key(parameter, role), math.prod(shape[1:])
         for start, stop in chunks(shape):
-            values = torch.empty((stop - start, *shape[1:]) if shape else (), device=device)
-            yield start, stop, kernels.normal_(values, key, start * width)
+            own = (stop - start, *shape[1:]) if shape else ()
+            yield start, stop, kernels.normal_(torch.empty(own, device=device), key, start * width)
 
     def bits(self, shape: torch.Size, device: torch.device, parameter: str, start: int) -> Tensor:
         """Make int32 values of `shape`, uniform in [0, 2^16), for the elements from `start` on."""

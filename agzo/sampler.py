@@ -102,6 +102,8 @@ class ActivationSubspace(Gaussian):
         include_padding: count padding tokens too, as the author's prototype does.
         scale: "paper" or "mezo".
         isotropic: s, from 0 to 1.
+        tokens: how many tokens of an input a basis is taken from; None takes all.
+        warm_start: begin each power iteration with the bases before, not with Omega.
     """
 
     def __init__(
@@ -113,6 +115,8 @@ class ActivationSubspace(Gaussian):
         include_padding: bool,
         scale: str = "paper",
         isotropic: float = 0.0,
+        tokens: int | None = None,
+        warm_start: bool = False,
     ) -> None:
         if not linear:
             raise ValueError(
@@ -132,6 +136,8 @@ class ActivationSubspace(Gaussian):
         self._include_padding = include_padding
         self._scale = scale
         self._isotropic = isotropic
+        self._tokens = tokens
+        self._warm_start = warm_start
         self.bases: dict[str, Tensor] = {}
         self.upcoming: tuple[int, dict[str, Tensor]] | None = None  # (from which step on, bases)
 
@@ -148,8 +154,9 @@ class ActivationSubspace(Gaussian):
             return None
         mask = None if self._include_padding else token_mask
         found = ActivationCapture(
-            self._linear, self._rank, self._power_steps, noise, mask, ahead=not own
-        )
+            self._linear, self._rank, self._power_steps, noise, mask, ahead=not own,
+            tokens=self._tokens, start=self.bases if self._warm_start else None,
+        )  # fmt: skip
         if own:
             self.bases = found.bases
         else:

@@ -17,21 +17,28 @@ import torch
 from torch import Tensor
 
 from agzo.kernels import thin
+from agzo.kernels.orthonormal import orthonormal
 
 COPY = 1 << 23
 """Values in the largest float32 copy that is made of an input of another dtype (32 MiB)."""
 
 
 def subspace_extract(
-    x: Tensor, omega: Tensor, power_steps: int, keep: Tensor | None = None
+    x: Tensor,
+    omega: Tensor | None,
+    power_steps: int,
+    keep: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return A (d_in, r), float32 orthonormal columns spanning about the top r directions of x.
 
     Args:
         x: the layer's input, (m, d_in), any float dtype.
-        omega: the Gaussian test matrix Omega, (m, r) float32, with r <= min(m, d_in).
+        omega: the Gaussian test matrix Omega, (m, r) float32, with r <= min(m, d_in); None with
+            `start`.
         power_steps: K of Algorithm 1.
         keep: boolean (m,), False where a token is padding and must not count; None keeps all.
+        start: (d_in, r) to take instead of H Omega: a basis of like inputs saves iterations.
 
     Source: AGZO (arXiv 2601.17261), Algorithm 1: Y = H Omega; K times Q = qr(Y), Y = H (H^T Q).
     """
@@ -40,10 +47,10 @@ def subspace_extract(
     if tokens <= size:
         x = x.float()  # once, and no copy at all of a float32 x
 
-    def part(start: int, q: Tensor | None) -> Tensor:
-        block = slice(start, start + size)
+    def part(first: int, q: Tensor | None) -> Tensor:
+        block = slice(first, first + size)
         h = x[block].float()  # its rows are columns of the paper's H
-        coefficients = omega[:, block] if q is None else q @ h.T  # (r, tokens)
+        coefficients = drawn[:, block] if q is None else q @ h.T  # (r, tokens)
         if keep is not None:
             # Zeroing a token's coefficients takes it out of every product without a copy of x.
             coefficients = coefficients.masked_fill(~keep[block], 0.0)
@@ -52,12 +59,16 @@ def subspace_extract(
     def product(q: Tensor | None) -> Tensor:
         """Return (H (H^T Q))^T, (r, d_in), of Q^T; (H Omega)^T where there is no Q yet."""
         y = part(0, q)
-        for start in range(size, tokens, size):
-            y += part(start, q)
+        for first in range(size, tokens, size):
+            y += part(first, q)
         return y
 
-    omega = thin.rows(omega)
-    y = product(None)
+    if start is None:
+        assert omega is not None
+        drawn = thin.rows(omega)
+        y = product(None)
+    else:
+        y = thin.rows(start)
     for _ in range(power_steps):
         y = product(orthonormal(y.T).T)
     return orthonormal(y.T)
@@ -95,8 +106,3 @@ def leading(x: Tensor, rank: int, keep: Tensor | None = None) -> Tensor:
     vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0)).eigenvectors[:, -rank:].flip(1)
     basis = orthonormal(h.T @ vectors) if tokens < width else vectors
     return torch.where(finite, basis, torch.nan).float()
-
-
-def orthonormal(y: Tensor) -> Tensor:
-    """Return orthonormal columns with the span of y (d, r), by QR."""
-    return torch.linalg.qr(y).Q

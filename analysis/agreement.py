@@ -14,7 +14,7 @@ from analysis.load import ResultError
 from analysis.suite import Column
 
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
-FREE = {"seed", "out", "threads", "traceback", "variant"}
+FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"}
 FREE_GROUPS = ("tracking.",)
 # the same in all columns of a task; a key that one lacks (only the hub has commits) all must lack
 DATA = (

@@ -35,6 +35,8 @@ RANKS = {"full": "#D9D9D9", "10": "#8FB8D8", "1": "#1F4E79"}  # light to dark, a
 BASES = {
     "same": ("this minibatch", "#000000", "-", "o"),
     "power": ("power iteration, K = 3", "#D55E00", (0, (4, 1.5)), "s"),
+    "warm": ("warm start, K = 1", "#CC79A7", (0, (2, 1)), "v"),
+    "sampled": ("a quarter of the tokens", "#F0E442", (0, (3, 1)), "P"),
     "other": ("another minibatch", "#56B4E9", (0, (4, 1, 1, 1)), "^"),
     "first": ("first minibatch, first weights", "#009E73", (0, (1, 1)), "D"),
 }
@@ -216,8 +218,9 @@ def caption(probe: Probe, last: int) -> list[str]:
         "which makes the full-rank value 1 for any gradient: there only r = 1 and 10 tell.",
         "(b), (c) Singular values over the largest one, of gradients and inputs.",
         "(d) Mean over layers of (a) with the basis of this minibatch (exact, and by the power "
-        "iteration that AGZO uses), of the next minibatch at the same weights, and of the first "
-        "minibatch at the first weights.",
+        "iteration that AGZO uses; begun with the next minibatch's basis and iterated once; taken "
+        "from a quarter of the tokens), of the next minibatch at the same weights, and of the "
+        "first minibatch at the first weights.",
         f"(e) Share of the input's energy in its first direction, and the part of it that its "
         f"strongest position carries (0 is a row's first token). The largest share is "
         f"{top['share']:.2f} in {short(top['layer'])}. The position that stands out most is "

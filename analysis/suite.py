@@ -47,6 +47,11 @@ class Column:
     cells: tuple[GridCell, ...]
     seeds: tuple[int, ...]
     search_seed: int  # of the runs that the choice is made from
+    adapter: str = "none"  # what is tuned in place of the model's own weights
+
+    def model(self, model: str) -> str:
+        """Return what its runs call a model: with the adapter behind a plus."""
+        return model if self.adapter == "none" else f"{model}+{self.adapter}"
 
     @property
     def searched(self) -> bool:
@@ -73,7 +78,7 @@ class Suite:
     def run_folder(self, model: str, task: str, column: Column, cell: GridCell, seed: int) -> Path:
         """Return the folder of one run."""
         name = column.method + (f"+{cell.variant}" if cell.variant else "")
-        return self.folder / model / task / name / f"seed{seed}"
+        return self.folder / column.model(model) / task / name / f"seed{seed}"
 
     def column(self, name: str) -> Column | None:
         """Return a column by its name."""
@@ -116,8 +121,8 @@ def load_suite(folder: Path) -> Suite:
         tuple(map(str, plan.get("given", ()))),
     )
     _distinct("columns", [column.name for column in columns], path)
-    runs = [(column.method, cell.variant) for column in columns for cell in column.cells]
-    _distinct("columns (method, variant)", runs, path)
+    runs = [(c.adapter, c.method, cell.variant) for c in columns for cell in c.cells]
+    _distinct("columns (adapter, method, variant)", runs, path)
     return suite
 
 
@@ -143,6 +148,7 @@ def _column(entry: Any, where: str, shared: tuple[tuple[int, ...], int], path: P
             cells,
             seeds,
             search_seed,
+            value({"adapter": "none"} | dict(entry), "adapter", (str,), path),
         )
     except ResultError as error:
         raise ResultError(f"{error} (in {where})") from None

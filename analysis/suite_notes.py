@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cells import Cells
+from analysis.load import value
 from analysis.suite import Column, Suite
 from analysis.suite_run import Run
 from analysis.table import EQUAL, METRIC_NAMES, SANITY, commits, listed
@@ -44,8 +45,9 @@ def notes(suite: Suite, cells: Cells, paper: str, left_over: list[Path]) -> list
         lines += [
             f"Batch: {listed(trained, 'batch_size')}; embeddings: {listed(trained, 'embeddings')}; "
             f"dev: {listed(rows, 'dev_n')} examples. Evaluation: {_tasks(suite, cells)}.",
-            f"{_model(runs[0])}. Precision: {_precisions(runs)}. Device: {_devices(runs)}. "
+            f"{_model(cells)}. Precision: {_precisions(runs)}. Device: {_devices(runs)}. "
             f"Code: {commits(rows)}.",
+            *_tuned(suite, cells),
             *_truncated(suite, cells),
             *_demonstrations(suite, cells),
             *_chance(suite, cells),
@@ -174,6 +176,20 @@ def _demonstrations(suite: Suite, cells: Cells) -> list[str]:
     ]
 
 
+def _tuned(suite: Suite, cells: Cells) -> list[str]:
+    """Say how many numbers each column tunes, where they are not all of one model's weights."""
+    if all(column.adapter == "none" for column in suite.columns):
+        return []
+    told = []
+    for column in suite.columns:
+        runs = _of_column(suite, cells, column)
+        if runs and column.kind != "untrained":
+            key = "tuned_parameters"
+            numbers = [{key: value(run.record, key, (int,), run.path)} for run in runs]
+            told.append(f"{column.label} {_span(numbers, key)}")
+    return [f"Tuned parameters: {'; '.join(told)}."] if told else []
+
+
 def _truncated(suite: Suite, cells: Cells) -> list[str]:
     """Name the tasks and columns in which examples did not fit the length and were cut."""
     told = []
@@ -202,11 +218,12 @@ def _of_column(suite: Suite, cells: Cells, column: Column) -> list[Run]:
     return [run for task in suite.tasks for run in cells[task, column.name].runs.values()]
 
 
-def _model(run: Run) -> str:
+def _model(cells: Cells) -> str:
     """Identify the model: its name, source and size, and the commit or hash of its files."""
-    model: dict[str, Any] = run.record["model"]
+    cell = next(cell for cell in cells.values() if cell.runs)
+    model: dict[str, Any] = next(iter(cell.runs.values())).record["model"]
     mark = model.get("commit") or model.get("sha256")
-    words = [f"Model: {model['name']} ({model.get('source')}"]
+    words = [f"Model: {cell.model} ({model.get('source')}"]
     words += [f"{model['parameters']:,} parameters"] if "parameters" in model else []
     words += [f"{'commit' if model.get('commit') else 'sha256'} {mark[:10]}"] if mark else []
     return ", ".join(words) + ")"

@@ -27,7 +27,7 @@ def find_run(
     record = read_result(path)
     run = Run(path, record, row(record, path))
     expected = {
-        "model.name": model, "task": task, "method": column.method,
+        "model.name": column.model(model), "task": task, "method": column.method,
         "variant": point.variant, "seed": seed,
     }  # fmt: skip
     expected |= {f"config.{key}": setting for key, setting in point.settings.items()}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, Scores, first_above
 
+ONE_SHOT = "one_shot"  # word for refresh_every
+
 
 class DominantLayer(ZeroOrderOptimizer):
     """A zeroth-order method on the parameters with requires_grad inside one decoder layer.
@@ -46,9 +48,9 @@ class DominantLayer(ZeroOrderOptimizer):
         scan_batches: training batches that `study` scans, one forward each; 0 only with `layer`,
             whose scan is for the record.
         base: "mezo", "lozo", "lozo_m" or "agzo"; an instance is of its class as well.
-        estimator, update, rank, power_steps, refresh_every, basis, lagged, scale, isotropic: the
-            base's own; None is its default (so AGZO's one-shot bases, refresh_every=None of its
-            own, are not to be had here: a large number of steps is the same).
+        estimator, update, rank, power_steps, refresh_every, basis, lagged, scale, isotropic,
+            warm_start, basis_tokens: the base's own; None is its default. "one_shot" is the
+            refresh_every=None of AGZO itself.
         reuse_prefix: run the layers before the tuned one once a step; the same numbers, less time.
 
     Raises:
@@ -78,11 +80,13 @@ class DominantLayer(ZeroOrderOptimizer):
         update: str | None = None,
         rank: int | None = None,
         power_steps: int | None = None,
-        refresh_every: int | None = None,
+        refresh_every: int | Literal["one_shot"] | None = None,
         basis: str | None = None,
         lagged: bool | None = None,
         scale: str | None = None,
         isotropic: float | None = None,
+        warm_start: bool | None = None,
+        basis_tokens: int | None = None,
         reuse_prefix: bool = True,
         **shared: Any,
     ) -> None:
@@ -95,11 +99,16 @@ class DominantLayer(ZeroOrderOptimizer):
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
                "refresh_every": refresh_every, "basis": basis, "lagged": lagged, "scale": scale,
-               "isotropic": isotropic}  # fmt: skip
+               "isotropic": isotropic, "warm_start": warm_start,
+               "basis_tokens": basis_tokens}  # fmt: skip
         own = {key: value for key, value in own.items() if value is not None}
         for key, value in own.items():
             if key not in _arguments(BASE_METHODS[base]):
                 raise ValueError(f"{key}={value}: base={base} has no {key}; allowed is None")
+        if isinstance(refresh_every, str):
+            own["refresh_every"] = _one_shot(base, refresh_every)
+        elif refresh_every is not None:
+            check_count("refresh_every", refresh_every)
         self.layers_name, self._layers = decoder_layers(model)
         if layer is not None:
             check_layer(layer, len(self._layers))
@@ -219,6 +228,16 @@ def _arguments(method: type[ZeroOrderOptimizer]) -> set[str]:
     """Name what a method's constructor takes, with what it hands on to those it inherits from."""
     made = [base.__init__ for base in method.__mro__ if "__init__" in vars(base)]
     return {name for each in made for name in inspect.signature(each).parameters}
+
+
+def _one_shot(base: str, word: str) -> None:
+    """Return what the base calls one-shot bases, None; raise ValueError where it has none."""
+    if word != ONE_SHOT or base != "agzo":
+        also = f", {ONE_SHOT!r}" if base == "agzo" else ""
+        raise ValueError(
+            f"refresh_every={word}: allowed with base={base} are 1 or more{also}, or None, its own "
+            "default"
+        )
 
 
 def _listed(scores: Sequence[float]) -> str:

@@ -43,6 +43,9 @@ class ZOAct(ZeroOrderOptimizer):
         calibration_passes: times it reads them, see `agzo.calibration`.
         embeddings: "frozen" is all there is.
         params: None (every linear layer but the head), or a filter ``(name, weight) -> bool``.
+
+    Raises:
+        ValueError: also for a model that an adapter of PEFT or of another ZO-Act is on.
     """
 
     alters: ClassVar[bool] = True
@@ -169,6 +172,11 @@ def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict
     """Choose the layers that get a branch; raise ValueError where that cannot be done."""
     if params is not None and not callable(params):
         raise ValueError("params: allowed is None or a filter (name, weight) -> bool")
+    if any(hasattr(module, "peft_config") for module in model.modules()):
+        raise ValueError(
+            "model: it holds an adapter of PEFT (peft_config), and ZO-Act attaches one of its own; "
+            "allowed is a model without: merge_and_unload() it, or tune it by another method"
+        )
     layers = body_linears(model)
     if params is not None:
         layers = {

@@ -37,6 +37,7 @@ def attach(config: AdapterConfig, model: Any, seed: int, max_length: int) -> Pef
     that PEFT cannot use. torch's global generator is left as it was.
     """
     if config.name == "prefix":
+        _refuse_lengths(model.config, config.tokens or 0)
         _refuse_windows(model.config, max_length + (config.tokens or 0))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for an old name
@@ -59,8 +60,21 @@ def about(config: AdapterConfig, model: PeftModelForCausalLM) -> dict[str, Any]:
 
 
 def merged(model: Any, folder: Path) -> Any:
-    """Return a model with the LoRA adapter of a folder added to its weights, changing it."""
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # pyright: ignore
+    """Return a model with the LoRA adapter of a folder added to its weights, changing it.
+
+    Raises BadInput, with nothing added, for a weight that another layer has too (a head tied to the
+    embedding): the sum would change that layer as well, which the adapter beside it does not.
+    """
+    adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    uses = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
+    for name in adapted.base_model.targeted_module_names:
+        if uses.count(id(adapted.base_model.model.get_submodule(name).base_layer.weight)) > 1:
+            raise BadInput(
+                f"{folder}: layer {name} shares its weight with another one, so nothing can be "
+                "added to it alone; allowed are adapters of layers with weights of their own: use "
+                "this one beside the model"
+            )
+    return adapted.merge_and_unload()
 
 
 def _lora(config: AdapterConfig, model: Any) -> PeftModelForCausalLM:
@@ -131,14 +145,18 @@ def _prefix(config: AdapterConfig, model: Any, seed: int) -> Prefix:
         made = Prefix(model, wanted)
         if past is not None:
             initialize_kv_prefix_from_past_key_values(made, past_key_values=past)
-    except (ValueError, TypeError, AttributeError) as error:
+        if config.dtype == "model":
+            made.prompt_encoder.to(model.dtype)
+        with torch.no_grad():  # do its keys and values fit the model's own? PEFT guesses their size
+            made.eval()(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadInput(
             f"adapter.name=prefix: PEFT cannot put a prefix on {type(model).__name__} ({reason}); "
             "allowed is adapter=lora"
         ) from error
-    if config.dtype == "model":
-        made.prompt_encoder.to(model.dtype)
     return made
 
 
@@ -148,6 +166,16 @@ def _past(model: Any, tokens: int, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=generator)
     return model(ids.to(model.device), use_cache=True).past_key_values
+
+
+def _refuse_lengths(config: Any, tokens: int) -> None:
+    """Refuse a prefix that leaves a sequence less than a prompt's and an option's token."""
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    if context is not None and tokens > context - 2:
+        raise BadInput(
+            f"adapter.tokens={tokens}: the model has room for {context} tokens in all; allowed are "
+            f"1 to {context - 2}"
+        )
 
 
 def _refuse_windows(config: Any, longest: int) -> None:

@@ -24,10 +24,11 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
 # is resumed. The device and the number of threads are not among them: both change the last bits.
+# `tuned` says where values of `method` are from, which themselves may not differ.
 FREE_KEYS = (
-    *("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint"),
+    "out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint", "tuned",
     "model.offload",
-)
+)  # fmt: skip
 
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -150,6 +151,7 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     seed: int = key(at_least=0)
     suite: str = key()
+    tuned: str | None = key()
     variant: str | None = key()
     out: str = key()
     device: str = key(choices=("auto", "cpu", "cuda"))
@@ -239,6 +241,10 @@ def check(config: RunConfig) -> None:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
     if model.name is None:
         model.name = Path(model.path or model.source).resolve().name
+    if config.tuned and not (CONF / "method" / "tuned" / f"{config.tuned}.yaml").is_file():
+        raise BadInput(
+            f"tuned={config.tuned}: files of conf/method/tuned write it; allowed is null"
+        )
     if "name" not in config.method:
         raise BadInput("method.name=<missing>: a file in conf/method gives it")
     folders = {"suite": config.suite, "variant": config.variant, "model.name": model.name}
@@ -300,8 +306,8 @@ def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
         raise BadInput(f"{name}={value}: allowed are {', '.join(choices)}")
     if at_least is not None and (value < at_least or math.isnan(value)):
         raise BadInput(f"{name}={value}: allowed is {at_least} or more")
-    if above is not None and not value > above:
-        raise BadInput(f"{name}={value}: allowed is a number above {above}")
+    if above is not None and not above < value < math.inf:
+        raise BadInput(f"{name}={value}: allowed is a finite number above {above}")
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:

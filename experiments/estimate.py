@@ -1,9 +1,9 @@
 """How long a suite will take, from a short measurement of each of its tasks on this device.
 
-The measurement prepares every model and task that still has runs to do as a run does, so it also
-finds what would stop one (a data set that is not there, a tokenizer without the option words, a dev
-split that leaves nothing to train on) before the first long run. A method that cannot be timed, out
-of memory say, is left to its runs: its time counts as nothing.
+The measurement prepares every model, adapter and task that still has runs to do as a run does, so
+it also finds what would stop one (a data set that is not there, a tokenizer without the option
+words, a dev split that leaves nothing to train on) before the first long run. A method that cannot
+be timed, out of memory say, is left to its runs: its time counts as nothing.
 
     seconds of a run = start-up + steps x seconds of a step
                      + (dev evaluations x dev examples + evaluation examples) x seconds of one
@@ -32,12 +32,14 @@ def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, fl
 
     Raises BadInput with every problem of every task. `say` is told what is going on.
     """
-    by_task: dict[tuple[str, str], list[Group]] = {}
+    by_task: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        by_task.setdefault((group.model, group.task), []).append(group)
+        adapted = str(group.search[0].config.adapter)  # with its keys: groups that share a model
+        by_task.setdefault((group.model, group.task, adapted), []).append(group)
     seconds: dict[str, float] = {}
     problems: list[str] = []
-    for (model, task), own in by_task.items():
+    for (_, task, _), own in by_task.items():
+        model = own[0].search[0].config.model_label
         say(f"measuring {model}/{task}")
         try:
             seconds |= _measure(own, say)

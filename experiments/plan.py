@@ -2,24 +2,25 @@
 
 A column of the table is a method with a grid of settings. Every cell of the grid is one run with
 the first seed; the cell with the lowest dev loss is chosen by code, on dev alone, and only that one
-is run with the other seeds. A run is an ordinary run (experiments.run) of the same preset, in the
+is run with the other seeds. A column may name an adapter (conf/adapter), which it tunes in place of
+the model's own weights. A run is an ordinary run (experiments.run) of the same preset, in the
 folder that its configuration gives it, so any of them can be made, looked at or resumed by hand.
 """
 
 import copy
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments import prepare, registry
+from experiments.columns import Cell, Column, columns_of, named, part, seeds_of
 from experiments.config import BadInput, RunConfig, compose
 from experiments.offload import check_offload
 from experiments.tasks import TASKS
 
 LOG = "log.txt"  # in a run's folder: what it printed
-KINDS = ("zo", "first_order", "untrained")
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
     "adapter", "train.objective",
@@ -27,30 +28,9 @@ RESERVED = (
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One point of a method's grid; `variant` names its folder (None: the method has no grid)."""
-
-    variant: str | None
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A method of the table: what it is called there, its grid, its seeds (the first searches)."""
-
-    name: str
-    label: str
-    method: str
-    kind: str
-    cells: tuple[Cell, ...]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Job:
     """One run: its place in the table, its command line and its configuration."""
 
-    model: str
     task: str
     column: Column
     cell: Cell
@@ -73,7 +53,7 @@ class Job:
 class Group:
     """The runs of one column for one model and task: a cell of the table."""
 
-    model: str
+    model: str  # its name without the adapter, which is the column's
     task: str
     column: Column
     search: tuple[Job, ...]  # every grid cell with the first seed
@@ -130,10 +110,10 @@ def read_suite(
     node = compose([f"experiment={plan}"]).plan
     if node is None:
         raise BadInput(f"experiment={plan}: it has no plan; a suite needs one (see table1)")
-    at = _named(_part(node, "scales", dict), "scale", scale)
-    chosen: str = budget or _part(at, "default_budget", str)
-    spent = _named(_part(at, "budgets", dict), "budget", chosen)
-    columns = _columns(node, at)
+    at = named(part(node, "scales", dict), "scale", scale)
+    chosen: str = budget or part(at, "default_budget", str)
+    spent = named(part(at, "budgets", dict), "budget", chosen)
+    columns = columns_of(node, at)
     planned = at.get("tasks", node.get("tasks", []))
     wrong = [task for task in planned if task not in TASKS] + [t for t in tasks if t not in planned]
     if wrong or not planned:
@@ -143,7 +123,7 @@ def read_suite(
     name = "-".join([plan, scale, chosen, *models])
     groups = []
     for model, task, column in itertools.product(
-        models or _part(at, "models", list), dict.fromkeys(planned), columns
+        models or part(at, "models", list), dict.fromkeys(planned), columns
     ):
         overrides = [
             f"experiment={plan}",
@@ -151,9 +131,9 @@ def read_suite(
             f"model={model}",
             f"task={task}",
             f"method={column.method}",
-            *_part(at, "overrides", list),
+            *part(at, "overrides", list),
             *at.get("task_overrides", {}).get(task, []),
-            *spent.get(column.kind, _part(spent, "zo", list)),
+            *spent.get(column.kind, part(spent, "zo", list)),
             *given,
         ]
         groups.append(_group(task, column, overrides))
@@ -161,77 +141,21 @@ def read_suite(
     about = {
         "format": 1,
         "name": plan,
-        "title": _part(node, "title", str),
+        "title": part(node, "title", str),
         "paper": node.get("paper"),
         "scale": scale,
         "budget": chosen,
         "given": list(given),
         "models": list(dict.fromkeys(group.model for group in groups)),
         "tasks": list(planned),
-        "seeds": list(_seeds(node, at)),
-        "search_seed": _seeds(node, at)[0],
+        "seeds": list(seeds_of(node, at)),
+        "search_seed": seeds_of(node, at)[0],
         "select_by": "dev_loss",
         "columns": [asdict(column) for column in columns],
     }
     first = groups[0].search[0].config
     active = [group for group in groups if not tasks or group.task in tasks]
     return Suite(about, Path(first.out, first.suite), tuple(groups), tuple(active))
-
-
-def _part(node: Mapping[str, Any], key: str, kind: type) -> Any:
-    """Return an entry of a plan, or say that it is missing or of another kind."""
-    value = node.get(key)
-    if not isinstance(value, kind) or not value:
-        raise BadInput(f"plan: {key} is {value!r}; needed: a {kind.__name__} with something in it")
-    return value
-
-
-def _named(entries: Mapping[str, Any], what: str, name: str) -> Any:
-    if name not in entries:
-        raise BadInput(f"{what}={name}: unknown; allowed are {', '.join(entries)}")
-    return entries[name]
-
-
-def _seeds(*nodes: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the seeds of the last node that has any."""
-    seeds = next((node["seeds"] for node in reversed(nodes) if "seeds" in node), None)
-    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not seeds or not whole or len(set(seeds)) < len(seeds):
-        raise BadInput(f"plan.seeds={seeds}: allowed are one or more different whole numbers")
-    return tuple(seeds)
-
-
-def _columns(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ...]:
-    entries = _part(node, "columns", dict)
-    grids = at.get("grid", {})
-    for name in grids:
-        _named(entries, "plan.grid", name)
-    columns = []
-    for name, entry in entries.items():
-        kind, method, label = (_part(entry, key, str) for key in ("kind", "method", "label"))
-        if kind not in KINDS:
-            raise BadInput(f"plan.columns.{name}.kind={kind}: allowed are {', '.join(KINDS)}")
-        registry.method_class(method)
-        grid = grids.get(name, {})
-        if kind != "untrained" and not grid:
-            raise BadInput(f"plan: the grid of column {name} is missing; needed: method.lr")
-        cells = tuple(_cells(name, entry, grid))
-        columns.append(Column(name, label, method, kind, cells, _seeds(node, at, entry)))
-    return tuple(columns)
-
-
-def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
-    fixed = dict(entry.get("settings", {}))
-    for key in (*fixed, *grid):
-        if not key.startswith("method."):
-            raise BadInput(f"plan: column {name} sets {key}; allowed are keys of method.*")
-    for key in grid:
-        _part(grid, key, list)
-    words = [name] if name != entry["method"] and fixed else []
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        own = [f"{key.removeprefix('method.')}{_word(value)}" for key, value in point.items()]
-        yield Cell("-".join([*words, *own]) or None, fixed | point)
 
 
 def _check_folders(groups: Sequence[Group]) -> None:
@@ -248,31 +172,49 @@ def _check_folders(groups: Sequence[Group]) -> None:
             seen.add(job.folder)
 
 
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _group(task: str, column: Column, overrides: list[str]) -> Group:
+    for override in overrides:
+        if override.lstrip("+~").startswith("adapter"):
+            raise BadInput(
+                f"plan: {override}: allowed is the key adapter of a column, and adapter.* in its "
+                "settings"
+            )
+    of_adapter, _ = _split(column.cells[0].settings)
+    if column.adapter != "none":
+        overrides = [*overrides, f"adapter={column.adapter}"]
+    overrides = [*overrides, *_words(of_adapter)]
     base = compose(overrides)
+    assert base.model.name is not None  # compose fills it in
 
     def job(cell: Cell, seed: int) -> Job:
         config = copy.deepcopy(base)
         config.variant, config.seed = cell.variant, seed
-        for key, value in cell.settings.items():
+        _, of_method = _split(cell.settings)
+        for key, value in of_method.items():
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
         registry.check_fit(config)
         check_offload(config)
-        own = [f"{k}={'null' if v is None else v}" for k, v in cell.settings.items()]
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
-        words = (*overrides, *own, *variant, f"seed={seed}")
-        return Job(base.model_label, task, column, cell, seed, words, config)
+        words = (*overrides, *_words(of_method), *variant, f"seed={seed}")
+        return Job(task, column, cell, seed, words, config)
 
     first, *rest = column.seeds
     return Group(
-        base.model_label,
+        base.model.name,
         task,
         column,
         tuple(job(cell, first) for cell in column.cells),
         {cell.variant: tuple(job(cell, seed) for seed in rest) for cell in column.cells},
     )
+
+
+def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part a cell's settings into those of the adapter and those of the method."""
+    of_adapter = {key: value for key, value in settings.items() if key.startswith("adapter.")}
+    return of_adapter, {key: value for key, value in settings.items() if key not in of_adapter}
+
+
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as overrides of a command line."""
+    return [f"{key}={'null' if value is None else value}" for key, value in settings.items()]

@@ -5,7 +5,7 @@
                            CUDA: bf16 alone; CPU: a prototype of torchao's, slow in fp32
 
 Embeddings, the head and norms keep the dtype of `precision`. Quantised weights stay as they are:
-what is tuned stands beside them (method=zo_act).
+what is tuned stands beside them (method=zo_act, or an adapter).
 """
 
 # torchao is an optional extra: the types are checked without it too.

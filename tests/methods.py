@@ -121,6 +121,12 @@ METHODS = [
         part="zo_act",
         networks=("qwen3-tied",),
     ),
+    Method(
+        "agzo-warm-sampled",
+        AGZO,
+        {"rank": 2, "power_steps": 1, "warm_start": True, "basis_tokens": 5},
+        networks=("qwen3-tied", "llama-untied"),
+    ),
     Method("agzo-isotropic-lagged", AGZO, {"isotropic": 0.3, "lagged": True}, networks=("mlp",)),
 ]
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights

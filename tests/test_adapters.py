@@ -9,7 +9,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig
 
 from agzo import AGZO
 from baselines import LOZO, SGD, AdamW, MeZO
@@ -310,6 +310,8 @@ def test_a_window_that_holds_the_longest_row_and_the_prefix_is_no_reason_to_refu
     [
         (["adapter=lora", "adapter.rank=0"], ["adapter.rank=0", "1 or more"]),
         (["adapter=lora", "adapter.alpha=0"], ["adapter.alpha=0", "above 0"]),
+        (["adapter=lora", "adapter.alpha=inf"], ["adapter.alpha=inf", "finite number above 0"]),
+        (["adapter=lora", "adapter.alpha=nan"], ["adapter.alpha=nan", "finite number above 0"]),
         (["adapter=lora", "adapter.rank=null"], ["adapter.rank=null", "needs a value"]),
         (["adapter=lora", "adapter.targets=[]"], ["adapter.targets=[]", "names of linear layers"]),
         (["adapter=lora", "adapter.tokens=5"], ["adapter.tokens=5", "adapter=lora", "rank, alpha"]),
@@ -335,6 +337,7 @@ def test_bad_keys_are_named(overrides, words):
         (["method=agzo", "adapter=lora", "method.rank=9"], ["method.rank=9", "lora_B", "1 to 8"]),
         (["method=mezo", "adapter=prefix", "method.embeddings=frozen"], ["frozen", "embedding"]),
         (["adapter=prefix", "method=mezo", "adapter.tokens=250"], ["tiny+prefix allows 6"]),
+        (["adapter=prefix", "method=mezo", "adapter.tokens=9999"], ["tokens=9999", "1 to 254"]),
         (["adapter=lora", "method=mezo", "adapter.targets=[x]"], ["adapter.targets=[x]", "q_proj"]),
     ],
 )
@@ -349,6 +352,34 @@ def test_what_a_run_cannot_use_is_one_message(tmp_path, monkeypatch, capfd, over
     err = capfd.readouterr().err
     assert len(err.splitlines()) == 1
     assert all(word in err for word in words), err
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")  # PEFT's own
+def test_an_adapter_of_a_tied_head_is_not_merged_and_one_of_an_untied_is(tmp_path):
+    """The sum would change the embedding too, which the adapter beside the head leaves alone."""
+    ids = torch.arange(5, 25)[None]
+    config = AdapterConfig("lora", rank=4, alpha=8.0, targets=["lm_head"], dtype="fp32")
+    for family, tied in (("opt", True), ("qwen3", False)):
+        model = adapted(family, config, moved=True)
+        model.save_pretrained(tmp_path / family, save_embedding_layers=False)
+        plain = random_model(family)
+        if tied:
+            with pytest.raises(BadInput, match=r"opt: layer lm_head shares its weight with anothe"):
+                adapters.merged(plain, tmp_path / family)
+            continue
+        whole = adapters.merged(plain, tmp_path / family)
+        torch.testing.assert_close(whole(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["activations", "random", "projected"])
+def test_a_model_whose_keys_peft_takes_for_others_is_refused_before_a_step(init: str):
+    """Falcon has one key and value head for all queries, of which PEFT's prefix knows nothing."""
+    model = AutoModelForCausalLM.from_config(
+        FalconConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    )
+    config = AdapterConfig("prefix", tokens=3, init=init, dtype="fp32")
+    with pytest.raises(BadInput, match=r"cannot put a prefix on FalconFor.* allowed is adapter=lo"):
+        adapters.attach(config, model, 0, 64)
 
 
 class Stopped(Exception):

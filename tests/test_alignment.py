@@ -94,10 +94,9 @@ def test_cosine_looks_at_the_parameters_of_the_gradient_alone():
 def test_cosine_does_not_see_a_scale_but_sees_a_sign():
     directions, found = some_problem()
     value = cosine(directions(0), found).item()
-    assert cosine(directions(0), {p: 3 * g for p, g in found.items()}).item() == pytest.approx(
-        value
-    )
-    assert cosine(directions(0), {p: -g for p, g in found.items()}).item() == pytest.approx(-value)
+    close = pytest.approx(value, abs=1e-7)  # float32 sums of far larger products
+    assert cosine(directions(0), {p: 3 * g for p, g in found.items()}).item() == close
+    assert -cosine(directions(0), {p: -g for p, g in found.items()}).item() == close
 
 
 def test_expected_cosine_is_the_mean_of_many_cosines():

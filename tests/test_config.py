@@ -16,7 +16,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in FILES
-    if path.parent != CONF and path.parent.name != "tuned"
+    if path.parent != CONF and "tuned" not in path.parts
 ]
 
 
@@ -45,8 +45,12 @@ def test_presets_start_with_the_command_that_runs_them(path):
     text = path.read_text()
     lines = text.splitlines()
     assert lines[0] == "# @package _global_"
-    suite = (f"# make reproduce-{path.stem} ", f"# python -m experiments.suite {path.stem} ")
-    assert lines[1].startswith(("# python -m experiments.run", *suite))
+    target = path.stem if "_" in path.stem else f"reproduce-{path.stem}"
+    make = f"# make {target.replace('_', '-')} "
+    assert lines[1].startswith(("# python -m experiments.run", make))
+    if lines[1].startswith(make):
+        makefile = (CONF.parent / "Makefile").read_text()
+        assert f"\n{make.removeprefix('# make ').strip()}: ##" in makefile
     assert f"experiment={path.stem}" in lines[1] or f"experiments.suite {path.stem}" in text
 
 
@@ -57,14 +61,32 @@ def test_a_methods_file_lists_exactly_its_constructors_keys(name):
     assert file["name"] == name
 
 
-def test_tuned_settings_are_picked_by_model_and_method_and_yield_to_the_command_line():
-    for path in (CONF / "method" / "tuned").glob("*.yaml"):
-        model, task, method = path.stem.split("_", 2)
-        words = [f"model={model}", f"task={task}", f"method={method}"]
-        wanted = OmegaConf.load(path)
-        got = compose(words).method
-        assert {key: got[key] for key in wanted} == dict(wanted)
-        assert compose([*words, "method.lr=0.5"]).method["lr"] == 0.5
+TUNED = sorted((CONF / "method" / "tuned").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", TUNED, ids=[path.stem for path in TUNED])
+def test_tuned_settings_are_picked_by_adapter_model_and_method_and_yield_to_the_command_line(path):
+    model, task, method = path.stem.split("_", 2)
+    words = [f"adapter={path.parent.name}", f"model={model}", f"task={task}", f"method={method}"]
+    wanted = OmegaConf.load(path).method
+    got = compose(words)
+    assert {key: got.method[key] for key in wanted} == dict(wanted)
+    assert got.as_dict()["tuned"] == f"{path.parent.name}/{path.stem}"
+    assert compose([*words, "method.lr=0.5"]).method["lr"] == 0.5
+
+
+@pytest.mark.parametrize("adapter", ["lora", "prefix"])
+def test_settings_tuned_for_all_weights_are_not_those_of_an_adapter(adapter):
+    plain = OmegaConf.load(CONF / "method" / "mezo.yaml")
+    got = compose(["model=pocket", "task=sst2", "method=mezo", f"adapter={adapter}"])
+    assert (got.method["lr"], got.method["eps"], got.tuned) == (plain.lr, plain.eps, None)
+
+
+def test_where_settings_are_from_is_no_change_of_a_run():
+    config = compose(["model=pocket", "task=sst2", "method=mezo"])
+    assert config.tuned == "none/pocket_sst2_mezo"
+    older = {name: value for name, value in config.as_dict().items() if name != "tuned"}
+    assert changes(older, config.as_dict()) == []
 
 
 def test_folder_is_deterministic_and_holds_the_variant():
@@ -77,6 +99,7 @@ def test_folder_is_deterministic_and_holds_the_variant():
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("tuned=mine", ["tuned=mine", "allowed is null"]),
         ("train.select_by=best", ["train.select_by=best", "dev_loss, dev_metric"]),
         ("train.batch_size=0", ["train.batch_size=0", "1 or more"]),
         ("train.steps=null", ["train.steps", "train.forwards"]),

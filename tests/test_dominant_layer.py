@@ -12,12 +12,12 @@ from text_models import byte_tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
-from agzo import ZeroOrderOptimizer
+from agzo import AGZO, ZeroOrderOptimizer
 from agzo.layers import decoder_layers
-from baselines import LOZO, DominantLayer, MeZO
+from baselines import LOZO, LOZOM, DominantLayer, MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
-from experiments import prepare
-from experiments.config import BadInput
+from experiments import prepare, registry
+from experiments.config import BadInput, compose
 from experiments.session import run
 from tests.networks import Block, Network, Stack, qwen3, weights
 from tests.outlier_models import DEPTH, FAMILIES, PAD, WIDTH, network, plant, random_model
@@ -109,12 +109,42 @@ def test_a_layer_outside_the_model_is_an_error(layer):
         ({"isotropic": 0.5}, r"isotropic=0.5: base=mezo has no isotropic"),
         ({"base": "lozo_m", "basis": "exact"}, r"basis=exact: base=lozo_m has no basis"),
         ({"base": "agzo", "rank": 99, "layer": 0}, r"rank=99"),
+        ({"refresh_every": "one_shot"}, r"refresh_every=one_shot: base=mezo has no refresh_every"),
+        (
+            {"base": "lozo", "refresh_every": "one_shot"},
+            r"refresh_every=one_shot: allowed with base=lozo are 1 or more, or None",
+        ),
+        (
+            {"base": "agzo", "refresh_every": "once"},
+            r"refresh_every=once: allowed with base=agzo are 1 or more, 'one_shot', or None",
+        ),
+        ({"base": "agzo", "refresh_every": 0}, r"refresh_every=0: allowed are whole numbers >= 1$"),
+        (
+            {"base": "agzo", "refresh_every": "one_shot", "lagged": True},
+            r"lagged=True: allowed is False with one-shot bases",
+        ),
         ({"update": "adam", "layer": 0}, r"update='adam'"),
     ],
 )
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         method(random_model("qwen3"), **options)
+
+
+def test_one_shot_bases_are_those_of_the_first_batch_and_null_is_the_bases_default():
+    """The word is AGZO's refresh_every=None; None, here and in a run, stays the base's default."""
+    net = network(random_model("qwen3"))
+    for given, wanted in (("one_shot", None), (None, 1), (3, 3)):
+        optimizer = method(copy.deepcopy(net.model), base="agzo", layer=1, refresh_every=given)
+        assert optimizer.refresh_every == wanted  # pyright: ignore[reportAttributeAccessIssue]
+    run_of = compose(["method=dominant_layer", "method.base=agzo", "method.layer=1"])
+    for given, wanted in (("one_shot", None), (None, 1)):
+        run_of.method["refresh_every"] = given
+        values = registry.settings(run_of.method, "nearest")
+        assert registry.build("dominant_layer", net.model, values, 0).refresh_every == wanted  # pyright: ignore
+    run_of.method["refresh_every"] = "once"
+    with pytest.raises(BadInput, match=r"method.refresh_every=once: allowed with base=agzo"):
+        registry.settings(run_of.method, "nearest")
 
 
 def test_a_step_before_the_layer_is_known_is_an_error():
@@ -127,12 +157,21 @@ def test_a_step_before_the_layer_is_known_is_an_error():
 
 def test_the_base_method_works_as_it_does_alone_on_those_parameters():
     """Base by base the same numbers as the base method with params= the layer's."""
-    for base, reference, own in (("mezo", MeZO, {}), ("lozo", LOZO, {"rank": 3})):
+    bases: list[tuple[str, type[ZeroOrderOptimizer], dict]] = [
+        ("mezo", MeZO, {}),
+        ("lozo", LOZO, {"rank": 3}),
+        ("lozo_m", LOZOM, {"refresh_every": 2}),
+        ("agzo", AGZO, {"rank": 2, "estimator": "two_sided"}),
+        ("agzo", AGZO, {"refresh_every": None, "queries": 2}),
+    ]
+    for base, reference, own in bases:
         ends = []
         for dominant in (True, False):
             net = network(random_model("qwen3"))
             options = {"lr": 1e-2, "eps": 1e-3, "seed": 5, **own}
             if dominant:
+                if own.get("refresh_every", 1) is None:
+                    options["refresh_every"] = "one_shot"
                 optimizer = method(net.model, layer=2, base=base, **options)
             else:
                 inside = lambda name, p: ".layers.2." in name  # noqa: E731

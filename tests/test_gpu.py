@@ -9,7 +9,6 @@ from agzo import AGZO
 from agzo.spectrum import gradients
 from experiments.probe.alignment import Moment, whole_rows
 from experiments.probe.structure import cosine_rows, linear_layers, spectra_of
-from tests import interpreted_kernels
 from tests.methods import EXECUTIONS, METHODS, Method
 from tests.networks import Network, qwen3, weights
 
@@ -108,4 +107,6 @@ def test_probes_measure_on_cuda():
 
 
 def test_triton_kernels_equal_the_reference():
-    interpreted_kernels.main()
+    from tests.interpreted_kernels import main  # imports triton
+
+    main()

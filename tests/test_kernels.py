@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agzo import kernels
 from agzo.kernels import native, reference
+from agzo.kernels.orthonormal import cholesky_qr
 
 CPU = torch.device("cpu")
 KEY = (0x9E3779B9, 0xFFFFFFFE)
@@ -202,6 +203,29 @@ def test_numbers_do_not_come_back(sample):
     pairs = sample[: 1 << 21].float().view(torch.int32).view(-1, 2).long()
     codes = (pairs[:, 0] << 32) ^ (pairs[:, 1] & 0xFFFFFFFF)
     assert codes.unique().numel() == codes.numel()
+
+
+# --- orthonormal columns
+
+
+@given(st.integers(1, 16), st.integers(0, 60), st.integers(0, 6), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_cholesky_qr_spans_what_qr_does(rank, more, digits, seed):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randn(rank + more, rank, generator=generator)
+    y = (y * 10.0 ** -torch.linspace(0, digits, rank)) @ torch.linalg.qr(
+        torch.randn(rank, rank, generator=generator)
+    ).Q
+    q, exact = cholesky_qr(y).double(), torch.linalg.qr(y.double()).Q
+    torch.testing.assert_close(q.T @ q, torch.eye(rank).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(q @ q.T, exact @ exact.T, rtol=0, atol=1e-5)
+
+
+def test_cholesky_qr_of_dependent_columns_is_finite():
+    y = torch.randn(50, 4)
+    y[:, 2], y[:, 3] = y[:, 0], 0.0
+    assert cholesky_qr(y).isfinite().all()
+    assert cholesky_qr(torch.full((5, 2), torch.nan)).isnan().any()
 
 
 # --- Triton's code, run by its interpreter on the CPU; on a GPU see test_gpu.py

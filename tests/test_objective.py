@@ -103,7 +103,7 @@ def test_f1_is_that_of_an_evaluation(family: str):
 
 @pytest.mark.parametrize(
     ("method", "lr", "eps"),
-    [(AGZO, 1e-1, 1e-1), (MeZO, 1e-3, 1e-2), (LOZO, 3e-3, 3e-2)],
+    [(AGZO, 3e-2, 1e-1), (MeZO, 1e-3, 1e-2), (LOZO, 3e-3, 3e-2)],
     ids=["agzo", "mezo", "lozo"],
 )
 def test_a_zeroth_order_method_learns_from_accuracy_alone(method, lr: float, eps: float):
@@ -111,7 +111,7 @@ def test_a_zeroth_order_method_learns_from_accuracy_alone(method, lr: float, eps
     closure, mask = metric_objective(model, ENCODER, SST2, asked, range(16), "cpu")
     before = evaluate(model, ENCODER, SST2, asked, 32, "cpu")["accuracy"]
     optimizer = method(model, lr=lr, eps=eps, queries=4)
-    for _ in range(25):
+    for _ in range(40):
         optimizer.step(closure, token_mask=mask)
     after = evaluate(model, ENCODER, SST2, asked, 32, "cpu")["accuracy"]
     assert before <= 0.75

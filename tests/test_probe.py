@@ -65,6 +65,12 @@ def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured
         ("alignment", ["--forwards", "1,2"], "--forwards=1,2"),
         ("alignment", ["--layer-queries", "0"], "--layer-queries=0: allowed is 2 or more"),
         ("alignment", ["--methods", "sgd"], "--methods=sgd: allowed are zeroth-order methods"),
+        (
+            "alignment",
+            ["--methods", "zo_act"],
+            "allowed are zeroth-order methods on the model's own",
+        ),
+        ("alignment", ["--methods", "dominant_layer"], "--methods=dominant_layer: allowed are"),
         ("alignment", ["--methods", "none"], "method=none: unknown"),
         ("alignment", ["--layer-steps", "7"], "--layer-steps=7"),
     ],

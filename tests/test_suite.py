@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,6 +144,51 @@ def test_equal_forwards_make_a_third_forward_cost_steps(plan, tmp_path):
     assert all(value > 0 for value in seconds.values())
 
 
+LORA = {"method": "mezo", "kind": "zo", "label": "LoRA", "adapter": "lora"}
+RANK2 = {"adapter.rank": 2, "adapter.targets": ["q_proj", "v_proj"], "method.queries": 2}
+ADAPTED = {
+    "columns": {
+        "mezo": {"method": "mezo", "kind": "zo", "label": "all weights"},
+        "lora": LORA,
+        "rank2": LORA | {"settings": RANK2},
+    },
+    "scales.small.grid": {name: {"method.lr": [1e-3, 1e-2]} for name in ("mezo", "lora", "rank2")},
+}
+
+
+def test_columns_with_adapters_are_columns_of_one_model(plan, tmp_path):
+    plan(**ADAPTED)
+    found = read(tmp_path)
+    assert [group.name for group in found.groups] == [
+        f"pocket/sst2/{name}" for name in ("mezo", "lora", "rank2")
+    ]
+    assert found.about["models"] == ["pocket"]
+    assert [column["adapter"] for column in found.about["columns"]] == ["none", "lora", "lora"]
+    root = tmp_path / "tiny-small-steps"
+    mezo, lora, rank2 = (group.search[0] for group in found.groups)
+    assert mezo.folder == root / "pocket/sst2/mezo+lr0.001/seed0"
+    assert lora.folder == root / "pocket+lora/sst2/mezo+lr0.001/seed0"
+    assert rank2.folder == root / "pocket+lora/sst2/mezo+rank2-lr0.001/seed0"
+    assert "adapter=lora" in lora.overrides
+    assert not any(word.startswith("adapter") for word in mezo.overrides)
+    assert (lora.config.adapter.rank, rank2.config.adapter.rank) == (8, 2)
+    assert rank2.config.adapter.targets == ["q_proj", "v_proj"]
+    assert rank2.config.method["queries"] == 2
+    assert rank2.cell.settings == RANK2 | {"method.lr": 1e-3}
+    for job in (mezo, lora, rank2):
+        assert compose(list(job.overrides)) == job.config
+    assert (mezo.config.tuned, lora.config.tuned) == ("none/pocket_sst2_mezo", None)
+
+
+def test_each_adapter_is_measured_on_a_model_of_its_own(plan, tmp_path):
+    plan(**ADAPTED)
+    told: list[str] = []
+    seconds = estimate.measure(read(tmp_path).active, told.append)
+    assert told == ["measuring pocket/sst2", *["measuring pocket+lora/sst2"] * 2]
+    assert list(seconds) == [f"pocket/sst2/{name}" for name in ("mezo", "lora", "rank2")]
+    assert all(value > 0 for value in seconds.values())
+
+
 BAD = {
     "an unknown scale": ({}, {"scale": "big"}, "scale=big: unknown; allowed are small"),
     "an unknown budget": ({}, {"budget": "time"}, "budget=time: unknown; allowed are steps, forw"),
@@ -152,6 +198,33 @@ BAD = {
     ),
     "a grid over the data": (
         {"scales.small.grid.agzo": {"train.num_dev": [1]}}, {}, "train.num_dev; .*method.",
+    ),
+    "a grid over the adapter": (
+        {"scales.small.grid.agzo": {"adapter.rank": [1, 2]}}, {},
+        "grid of column agzo varies adapter.rank; allowed are keys of method",
+    ),
+    "a setting of the data": (
+        {"columns.two_sided.settings": {"train.num_dev": 1}}, {},
+        "column two_sided sets train.num_dev; allowed are keys of method.* and adapter.*",
+    ),
+    "an unknown adapter": (
+        {"columns.agzo.adapter": "lorra"}, {}, "adapter=lorra: unknown; allowed are lora, none, p",
+    ),
+    "no adapter": ({"columns.agzo.adapter": None}, {}, "plan: adapter is None; needed: a str"),
+    "an adapter that the method cannot tune": (
+        {"columns.zero_shot.adapter": "lora"}, {}, "adapter.name=lora: method=zero_shot trains no",
+    ),
+    "a setting of no adapter": (
+        {"columns.two_sided.settings": {"adapter.rank": 2}}, {},
+        "adapter.rank=2: adapter=none has no such key",
+    ),
+    "a setting of another adapter": (
+        {"columns.two_sided.adapter": "lora", "columns.two_sided.settings": {"adapter.tokens": 2}},
+        {}, "adapter.tokens=2: adapter=lora has no such key; allowed are name, rank",
+    ),
+    "an unknown key of a column": (
+        {"columns.agzo.adaptor": "lora"}, {},
+        "plan.columns.agzo=adaptor: unknown; allowed are method, kind, label, adapter",
     ),
     "a wrong setting": (
         {"scales.small.grid.agzo": {"method.lr": [-1.0]}}, {}, "method.lr=-1.0: allowed .* above 0",
@@ -196,11 +269,15 @@ def test_a_preset_without_a_plan(tmp_path):
 
 SCALES = [
     (name, scale, budget)
-    for name in ("table1", "table2")
+    for name in ("table1", "table2", "table_all", "table_adapters", "agzo_variants")
     for scale, at in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").plan.scales.items()
     for budget in at.budgets
 ]
-FAST = [("table1", "paper", "steps"), ("table2", "pocket", "forwards")]
+FAST = [
+    ("table1", "paper", "steps"),
+    ("table2", "pocket", "forwards"),
+    ("table_adapters", "pocket", "forwards"),
+]
 
 
 @pytest.mark.parametrize(
@@ -209,14 +286,16 @@ FAST = [("table1", "paper", "steps"), ("table2", "pocket", "forwards")]
 )
 def test_the_committed_plans_at_every_scale_and_budget(name, scale, budget):
     given = ["model.path=m", "data.root=d"] if scale == "local" else []
-    found = read_suite(name, scale, budget, tasks=["cb"], given=given)
+    found = read_suite(name, scale, budget, given=given)
     assert len({group.name for group in found.groups}) == len(found.groups)
-    assert {group.task for group in found.active} == {"cb"}
+    assert {group.task for group in found.active} == set(found.about["tasks"])
     spent = {g.forwards for g in found.groups if g.column.kind == "zo"}
-    assert len(spent) == 1  # equal steps or equal forwards: the same with two a step
-    if budget == "forwards":
+    if budget == "steps":
+        assert len(spent) == 1  # equal steps: the same with two forwards a step
+    else:
         spent |= {g.forwards for g in found.groups if g.column.kind == "first_order"}
         assert max(spent) - min(spent) <= 2
+        assert all(g.column.kind != "untrained" for g in found.groups if g.column.adapter != "none")
 
 
 def main(tmp_path: Path, *words: str) -> int:
@@ -487,20 +566,20 @@ def test_methods_that_add_to_the_model_leave_the_next_column_the_model_as_it_was
     assert all(each == seen[0] for each in seen)
 
 
-def test_an_adapted_model_has_a_name_of_its_own_and_adapters_come_from_the_plan(plan, tmp_path):
-    small = {**PLAN["scales"]["small"], "overrides": ["data=pocket", "adapter=lora"]}
-    agzo = {"agzo": PLAN["columns"]["agzo"]}
-    plan(columns=agzo, seeds=[0], scales={"small": {**small, "grid": {"agzo": {"method.lr": [1]}}}})
-    suite = read(tmp_path)
-    assert suite.about["models"] == ["pocket+lora"]
-    (group,) = suite.groups
-    assert group.name == "pocket+lora/sst2/agzo"
-    (job,) = group.jobs
-    assert job.folder.parts[-4:] == ("pocket+lora", "sst2", "agzo+lr1", "seed0")
-    for given in ("adapter=lora", "train.objective=metric"):
-        with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
-            read(tmp_path, given)
-    zero_shot = {"zero_shot": PLAN["columns"]["zero_shot"]}
-    plan(columns=zero_shot, scales={"small": {**small, "grid": {}}})
-    with pytest.raises(BadInput, match=r"adapter\.name=lora: method=zero_shot trains nothing"):
+@pytest.mark.parametrize("given", ["adapter=lora", "train.objective=metric"])
+def test_what_is_tuned_and_minimised_comes_from_the_plan(plan, tmp_path, given):
+    with pytest.raises(BadInput, match=f"{given}: the plan sets it"):
+        read(tmp_path, given)
+
+
+@pytest.mark.parametrize("override", ["adapter=lora", "adapter.rank=2"])
+@pytest.mark.parametrize("where", ["overrides", "task_overrides", "budget"])
+def test_adapters_are_named_by_columns_alone(plan, tmp_path, override, where):
+    small: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(PLAN["scales"]["small"]))  # pyright: ignore
+    at = {"overrides": small["overrides"], "budget": small["budgets"]["steps"]["zo"]}
+    (at | {"task_overrides": small["task_overrides"].setdefault("sst2", [])})[where].append(
+        override
+    )
+    plan(scales={"small": small})
+    with pytest.raises(BadInput, match=f"{override}: allowed is the key adapter of a column"):
         read(tmp_path)

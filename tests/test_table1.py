@@ -316,7 +316,7 @@ CHOSEN = "pocket/sst2/agzo+lr0.001"
         ("suite.json", {"seeds": ["0"]}, r"key seeds is \['0'\]; expected whole numbers"),
         ("suite.json", {"paper": "table7"}, r"key paper is 'table7'; allowed: null, table1"),
         ("suite.json", {"columns__1__kind": "x"}, r"key kind is 'x'.*\(in columns\[1\]\)"),
-        ("suite.json", {"columns__2__method": "agzo"}, r"\('agzo', 'lr0.001'\) twice"),
+        ("suite.json", {"columns__2__method": "agzo"}, r"\('none', 'agzo', 'lr0.001'\) twice"),
         ("suite.json", {"columns__1__cells__0__settings": {"method.lr": 1.0}},
          r"agzo\+lr0.001/seed0.*key config\.method\.lr is 0\.001, but the plan has 1\.0"),
         ("suite.json", {"columns__1__cells__0__variant": "lr0.002"}, "the plan has changed"),
@@ -563,6 +563,48 @@ def test_two_models_make_two_documents(suite: Path) -> None:
         "table1_pocket_pocket_pocket_steps",
         "table1_pocket_other_no_steps",
     ]
+
+
+def adapt(root: Path, column: str, adapter: str) -> None:
+    """Make a column of a suite one that tunes an adapter."""
+    plan = json.loads((root / "suite.json").read_text())
+    at = next(i for i, one in enumerate(plan["columns"]) if one["name"] == column)
+    edit(root / "suite.json", **{f"columns__{at}__adapter": adapter})
+    for task in SCORES:
+        for folder in (root / "pocket" / task).glob(f"{plan['columns'][at]['method']}+*"):
+            target = root / f"pocket+{adapter}" / task / folder.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(target)
+            for path in target.rglob("result.json"):
+                edit(path, model__name=f"pocket+{adapter}")
+    for path in root.rglob("result.json"):
+        edit(path, tuned_parameters=120 if f"+{adapter}" in str(path) else 549472)
+
+
+def test_a_column_that_tunes_an_adapter_stands_in_its_models_table(suite: Path) -> None:
+    (plain,) = table1.documents(suite)
+    adapt(suite, "lozo", "lora")
+    (found,) = table1.documents(suite)
+    assert found.stem == plain.stem
+    assert found.tables[0].rows == plain.tables[0].rows
+    assert found.tables[1:] == plain.tables[1:]
+    told = [note for note in found.tables[0].notes if note not in plain.tables[0].notes]
+    assert told == ["Tuned parameters: first order 549,472; AGZO 549,472; MeZO 549,472; LOZO 120."]
+    lora = suite / "pocket+lora/sst2/lozo+lr0.001/seed1"
+    edit(lora / "result.json", model__name="pocket")
+    with pytest.raises(
+        ResultError, match=r"model.name is 'pocket', but the plan has 'pocket\+lora"
+    ):
+        table1.documents(suite)
+    shutil.rmtree(lora)
+    (found,) = table1.documents(suite)
+    assert any("has not run: pocket+lora/sst2/lozo" in note for note in found.tables[0].notes)
+
+
+def test_an_adapter_that_is_no_name_is_an_error(suite: Path) -> None:
+    edit(suite / "suite.json", columns__1__adapter=3)
+    with pytest.raises(ResultError, match=r"key adapter is 3; expected str \(in columns\[1\]\)"):
+        table1.documents(suite)
 
 
 def test_torch_is_not_imported() -> None:

@@ -124,12 +124,12 @@ def test_claim(claim: Claim):
 
 
 class ScaledSampler(ActivationSubspace):
-    """R ten per cent too large: the mean estimate is 1.21 times what it should be."""
+    """R a fifth too large: the mean estimate is 1.44 times what it should be."""
 
     def sample(self, tuned, noise):
         direction = super().sample(tuned, noise)
         if isinstance(direction, LowRank):
-            return LowRank(1.1 * direction.left, direction.right)
+            return LowRank(1.2 * direction.left, direction.right)
         return direction
 
 
@@ -214,7 +214,7 @@ def test_the_log_gamma_formula_alone_breaks_the_lemma(monkeypatch):
 
 
 def test_a_wrong_beta_fails(monkeypatch):
-    monkeypatch.setattr(cosine, "beta", lambda dimension: 1.1 * beta(dimension))
+    monkeypatch.setattr(cosine, "beta", lambda dimension: 1.2 * beta(dimension))
     assert cosine.mezo(coarse())[0].verdict == "FAILS"
 
 

@@ -277,6 +277,59 @@ def test_a_mixed_direction_comes_in_chunks(monkeypatch):
     assert F.cosine_similarity(low.flatten(), other.flatten(), dim=0) < 1 + 1e-6
 
 
+# --- cheaper bases
+
+
+def test_a_warm_start_comes_to_the_leading_directions_over_the_steps():
+    """One iteration a step on one batch, each from the basis before, is the power iteration."""
+    net = mlp()
+    leading_ones = AGZO(net.model, 0.0, 1e-3, rank=2, basis="exact")
+    leading_ones.step(net.closure, net.token_mask)
+    optimizer = AGZO(net.model, 0.0, 1e-3, rank=2, power_steps=1, warm_start=True)
+    overlaps = []
+    for _ in range(30):
+        optimizer.step(net.closure, net.token_mask)
+        overlaps.append(
+            min(
+                torch.linalg.svdvals(exact.T @ optimizer._subspace.bases[name]).min().item()
+                for name, exact in leading_ones._subspace.bases.items()
+            )
+        )
+    assert overlaps[0] < overlaps[-1]
+    assert overlaps[-1] > 0.999
+
+
+def test_a_sampled_basis_is_that_of_the_chosen_tokens_and_never_of_padding(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "agzo.activations.leading", lambda x, *rest: seen.append(x.clone()) or leading(x, *rest)
+    )
+    linear = nn.Linear(D_IN, 3)
+    x = torch.randn(4, 10, D_IN)
+    mask = torch.arange(10).expand(4, 10) >= 4  # padded on the left
+    x[~mask] = 1e6
+    optimizer = AGZO(linear, 1e-3, 1e-3, rank=2, basis="exact", basis_tokens=7)
+    for _ in range(3):
+        optimizer.step(lambda: linear(x)[mask].square().mean(), mask)
+    real = x[mask]
+    for chosen in seen:
+        assert chosen.shape == (7, D_IN)
+        rows = [int((real == row).all(dim=1).nonzero()) for row in chosen]  # each is a real token
+        assert len(set(rows)) == 7
+    assert not seen[0].equal(seen[1])
+
+
+def test_as_many_tokens_as_there_are_is_all_of_them():
+    ends = []
+    for tokens in (None, 10_000):
+        net = mlp()
+        optimizer = AGZO(net.model, 1e-2, 1e-3, basis_tokens=tokens)
+        for _ in range(3):
+            optimizer.step(net.closure, net.token_mask)
+        ends.append(torch.cat([p.detach().flatten() for p in net.model.parameters()]))
+    assert ends[0].equal(ends[1])
+
+
 # --- refusals
 
 
@@ -287,8 +340,13 @@ def test_a_mixed_direction_comes_in_chunks(monkeypatch):
         ({"isotropic": 1.1}, "isotropic=1.1: allowed are finite numbers >= 0.0 and <= 1.0"),
         ({"scale": "lozo"}, "scale='lozo': allowed are paper, mezo"),
         ({"basis": "svd"}, "basis='svd': allowed are power, exact"),
+        (
+            {"basis_tokens": 1, "rank": 2},
+            r"basis_tokens=1: allowed are whole numbers >= 2, or None \(all tokens\)",
+        ),
+        ({"basis": "exact", "warm_start": True}, "warm_start=True: allowed is False with"),
         ({"refresh_every": 0}, r"refresh_every=0: .* numbers >= 1, or None \(one-shot\)"),
-        ({"lagged": True, "refresh_every": None}, "lagged=True: allowed is False with refresh"),
+        ({"lagged": True, "refresh_every": None}, "lagged=True: allowed is False with one-shot"),
         ({"update": "adam", "isotropic": 0.5}, "update='adam': its state would take"),
     ],
 )
@@ -301,7 +359,8 @@ def test_refusals(options, message):
     "change",
     [
         {"basis": "exact"}, {"lagged": True}, {"scale": "mezo"}, {"isotropic": 0.1},
-        {"refresh_every": None}, {"update": "momentum", "large_state": True},
+        {"warm_start": True}, {"basis_tokens": 3}, {"refresh_every": None},
+        {"update": "momentum", "large_state": True},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from text_models import random_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
@@ -251,8 +252,6 @@ def test_a_step_of_the_coefficients_is_not_lost_beside_bfloat16_weights():
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "opt"])
 def test_the_adapter_loads_with_peft_and_the_merge_says_the_same(tmp_path, family):
-    from peft import PeftModel
-
     net = text(family)
     plain = net.model(IDS).logits.detach()
     net.model.save_pretrained(tmp_path / "base")  # pyright: ignore
@@ -290,8 +289,6 @@ def test_a_merge_into_bfloat16_rounds_once():
 
 
 def test_part_of_the_layers_are_named_in_full_for_peft(tmp_path):
-    from peft import PeftModel
-
     net = text()
     net.model.save_pretrained(tmp_path / "base")  # pyright: ignore
     optimizer = trained(net, params=lambda name, _: ".layers.1." in name and "q_proj" in name)
@@ -305,8 +302,6 @@ def test_part_of_the_layers_are_named_in_full_for_peft(tmp_path):
 
 
 def test_a_run_saves_an_adapter_and_checkpoints_hold_no_frozen_weight(tmp_path):
-    from peft import PeftModel
-
     config = tiny_run.config(tmp_path, "method=zo_act", "method.lr=0.05", "train.save_model=true")
     result = run(config)
     assert result["forwards"] == 2 + 4 * 3 + 12 * 2  # the check, the calibration, the steps
@@ -361,6 +356,22 @@ def test_bad_settings_are_refused_and_leave_the_model_alone(case):
     assert set(net.model.state_dict()) == before
     assert all(p.requires_grad and not p.grad for p in net.model.parameters())
     assert not any(module._forward_hooks for module in net.model.modules())
+
+
+@pytest.mark.parametrize(
+    "config", [LoraConfig(target_modules=["q_proj"]), PrefixTuningConfig(num_virtual_tokens=2)]
+)
+def test_a_model_with_an_adapter_is_refused_and_one_whose_adapter_is_merged_is_not(config):
+    """Its branch beside an adapter's own matrices would be neither method, and saved as neither."""
+    config.task_type = TaskType.CAUSAL_LM
+    adapted = get_peft_model(random_model("qwen3"), config)
+    before = {name: p.requires_grad for name, p in adapted.named_parameters()}
+    for model in (adapted, adapted.base_model) if config.peft_type == "LORA" else (adapted,):
+        with pytest.raises(ValueError, match=r"model: it holds an adapter of PEFT .*; allowed is"):
+            ZOAct(model, lr=0.1, eps=0.1)
+    assert {name: p.requires_grad for name, p in adapted.named_parameters()} == before
+    if config.peft_type == "LORA":
+        assert ZOAct(adapted.merge_and_unload(), lr=0.1, eps=0.1).tuned
 
 
 def test_bad_calibration_is_refused():

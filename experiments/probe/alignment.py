@@ -168,8 +168,12 @@ def makers(names: Sequence[str], overrides: Sequence[str], scene: Scene) -> dict
         own = name == scene.config.method["name"]
         config = scene.config if own else compose([*shared, f"method={name}"])
         values = registry.settings(config.method, "nearest")
-        if not issubclass(registry.method_class(name), ZeroOrderOptimizer):
-            raise BadInput(f"--methods={name}: allowed are zeroth-order methods")
+        method = registry.method_class(name)
+        if not issubclass(method, ZeroOrderOptimizer) or method.alters:
+            raise BadInput(
+                f"--methods={name}: allowed are zeroth-order methods on the model's own weights, "
+                "which do not change what the others find"
+            )
 
         def make(
             seed: int, params: Any, queries: int = 1, name: str = name, values: Any = values

@@ -4,7 +4,8 @@ Tables, each at every step of `--steps` along a training run:
 
 * `cosines`: for each linear layer |G A| / |G|, the cosine of the gradient G and its projection on
   the leading r right directions A of an input: of the same minibatch (exact, and by AGZO's own
-  power iteration), of another minibatch, and of the run's first minibatch at its first weights.
+  power iteration and its cheaper ways), of another minibatch, and of the run's first minibatch at
+  its first weights.
   `random` is what a random A gives, sqrt(r / d_in). The full rank is trivial, and `random` 1, where
   a minibatch has as many tokens as the layer is wide.
 * `spectra`: singular values of G and of the input X for a few layers, at the first and last step.
@@ -68,11 +69,25 @@ def spectra_of(closure: Closure, rows: Rows, layers: list[Tuned]) -> dict[str, S
     return found
 
 
-def power_basis(layer: Spectrum, rank: int, name: str, step: int) -> Tensor:
-    """Return what Algorithm 1 finds for this input, (d_in, rank)."""
-    x = ((layer.left * layer.values) @ layer.right.T).float()  # X again: (tokens, d_in)
+def iterated_bases(
+    same: Spectrum, other: Spectrum | None, rank: int, name: str, step: int
+) -> dict[str, Tensor]:
+    """Return what Algorithm 1 finds for this input, (d_in, rank), and what its cheaper ways do.
+
+    "power" as AGZO's defaults; "warm" begins with the basis of another minibatch and iterates once
+    (warm_start, power_steps=1); "sampled" looks at a quarter of the tokens (basis_tokens).
+    """
+    x = ((same.left * same.values) @ same.right.T).float()  # X again: (tokens, d_in)
     omega = Noise(0, step).table(1, x.shape[0], rank, x.device, name)[0]
-    return subspace_extract(x, omega, POWER_STEPS)
+    found = {"power": subspace_extract(x, omega, POWER_STEPS)}
+    if other is not None and rank <= other.rank:
+        found["warm"] = subspace_extract(x, None, 1, start=other.basis(rank).float())
+    few = x.shape[0] // 4
+    if rank <= few:
+        number = Noise(0, step).table(1, x.shape[0], 1, x.device, "tokens").view(-1)
+        chosen = number.topk(few).indices
+        found["sampled"] = subspace_extract(x[chosen], omega[chosen], POWER_STEPS)
+    return found
 
 
 def cosine_rows(
@@ -92,11 +107,11 @@ def cosine_rows(
             bases += [(source, str(r), found.basis(r)) for r in RANKS if r <= found.rank]
             bases.append((source, "full", found.basis(found.rank)))
         same = sources["same"][layer.name]
-        bases += [
-            ("power", str(r), power_basis(same, r, layer.name, step))
-            for r in RANKS
-            if r <= same.rank
-        ]
+        other = sources.get("other", {}).get(layer.name)
+        for r in RANKS:
+            if r <= same.rank:
+                iterated = iterated_bases(same, other, r, layer.name, step)
+                bases += [(source, str(r), basis) for source, basis in iterated.items()]
         rows += [
             {
                 "step": step, "layer": layer.name, "basis": source, "rank": rank,
