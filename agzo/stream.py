@@ -18,6 +18,7 @@ Memory, with P bytes of weights outside the layers, B of the largest layer, h of
 
     device   P + 2 B + (evaluations of a step) * h + what one evaluation takes inside one layer
              + the factors (LOZO, AGZO) of one step, which resident weights need as well
+             + cuBLAS's workspace for each evaluation, as each is a thread (8 MiB; Hopper 32 MiB)
     host     all layers; on CUDA page-locked (torch rounds each tensor up to a power of two)
 """
 

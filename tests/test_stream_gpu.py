@@ -127,7 +127,7 @@ def test_a_model_larger_than_the_card_trains(method: type[ZeroOrderOptimizer]):
         assert torch.stack(losses).isfinite().all()
         assert all(not a.equal(b) for a, b in zip(before, host_weights(net), strict=True))
         outside = own - 24 * layer
-        assert torch.cuda.max_memory_allocated() - base < outside + 2 * layer + 0.15 * GIB
+        assert torch.cuda.max_memory_allocated() - base < outside + 2 * layer + 0.25 * GIB
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
