@@ -583,3 +583,14 @@ def test_adapters_are_named_by_columns_alone(plan, tmp_path, override, where):
     plan(scales={"small": small})
     with pytest.raises(BadInput, match=f"{override}: allowed is the key adapter of a column"):
         read(tmp_path)
+
+
+def test_a_plan_of_streamed_layers_is_checked_and_timed(plan, tmp_path):
+    with pytest.raises(BadInput, match=r"model\.offload=layers: method=sgd needs all weights"):
+        read(tmp_path, "model.offload=layers", tasks=["sst2"])
+    columns = {name: column for name, column in PLAN["columns"].items() if name != "first_order"}
+    grid = {name: PLAN["scales"]["small"]["grid"][name] for name in ("agzo", "two_sided")}
+    plan(**{"columns": columns, "scales.small.grid": grid})
+    found = read(tmp_path, "model.offload=layers", tasks=["sst2"])
+    seconds = estimate.measure(found.active, lambda line: None)
+    assert all(value > 0 for value in seconds.values())
