@@ -144,7 +144,7 @@ class AGZO(ZeroOrderOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
-        device = self.tuned[0].parameter.device
+        device = self.tuned[0].device
         bases, upcoming = self._zo.pop("bases"), self._zo.pop("upcoming", None)
 
         def here(bases: Mapping[str, Tensor]) -> dict[str, Tensor]:

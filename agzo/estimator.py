@@ -6,11 +6,14 @@
 A method that needs activations captures them in the base forward f(W): free when one-sided (AGZO,
 Algorithm 2), one forward more when two-sided. What is captured for a later step needs no forward
 of its own: two-sided it is captured at W + eps Delta. The differences stay on the device.
+
+The evaluations of a step are listed first and then run, one after another or side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -33,6 +36,14 @@ class Measurement:
     queries: list[tuple[Directions, Tensor]]
 
 
+Together = Callable[[Sequence[Closure]], list[Tensor]]
+
+
+def in_turn(evaluations: Sequence[Closure]) -> list[Tensor]:
+    """Run evaluations one after another."""
+    return [evaluation() for evaluation in evaluations]
+
+
 def measure(
     estimator: str,
     closure: Closure,
@@ -42,34 +53,43 @@ def measure(
     execution: Execution,
     capture: AbstractContextManager[object] | None,
     ahead: bool = False,
+    together: Together = in_turn,
 ) -> Measurement:
-    """Measure `queries` directions; ``sample(query)`` is called after the capture has run.
+    """Measure `queries` directions; one is sampled after the capture has seen its parameter's use.
 
     With `ahead` the capture is for a later step: it watches the first forward, whichever that is.
+    `together` runs the evaluations; the capture's own is the first of them.
     """
 
     def watched() -> Tensor:
         with capture or nullcontext():
             return closure()
 
-    base, first = None, watched
-    if estimator == "one_sided" or (capture is not None and not ahead):
-        base, first = _full_precision(watched()), closure
-    measured: list[tuple[Directions, Tensor]] = []
-    losses: list[Tensor] = []
+    signs = (1.0,) if estimator == "one_sided" else (1.0, -1.0)
+    based = estimator == "one_sided" or (capture is not None and not ahead)
+    drawn = functools.cache(sample)
+
+    def at(query: int, scale: float, forward: Closure) -> Tensor:
+        return execution.evaluate(forward, drawn(query), scale)
+
+    evaluations = [watched] if based else []
     for query in range(queries):
-        directions = sample(query)
-        plus = _full_precision(execution.evaluate(first, directions, eps))
-        first = closure
+        for sign in signs:
+            forward = closure if evaluations else watched
+            evaluations.append(functools.partial(at, query, sign * eps, forward))
+    losses = [_full_precision(loss) for loss in together(evaluations)]
+    base = losses.pop(0) if based else None
+    measured: list[tuple[Directions, Tensor]] = []
+    for query in range(queries):
+        directions = drawn(query)
+        list(directions.values())  # sample what no evaluation used: it moves as well
         if estimator == "one_sided":
             assert base is not None
-            measured.append((directions, (plus - base) / eps))
+            measured.append((directions, (losses[query] - base) / eps))
         else:
-            minus = _full_precision(execution.evaluate(closure, directions, -eps))
+            plus, minus = losses[2 * query : 2 * query + 2]
             measured.append((directions, (plus - minus) / (2.0 * eps)))
-            losses += [plus, minus]
-    loss = base if base is not None else torch.stack(losses).mean()
-    return Measurement(loss, measured)
+    return Measurement(torch.stack(losses).mean() if base is None else base, measured)
 
 
 def _full_precision(loss: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ Memory: float32 N, or M and S, of the size of L, and B. Weight decay is apart fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from agzo.rng import rows_per_chunk
 UPDATES = ("sgd", "momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
 TINY = 1e-8
+LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
 
 Estimates = Sequence[tuple[Direction, Tensor]]  # (direction, projected_grad), one for each query
 
@@ -171,3 +172,30 @@ def turned(mean: Tensor, old: Tensor, new: Tensor) -> Tensor:
     gram, overlap = new.T @ new, new.T @ old  # (r, r), (r, r_old)
     solved, _ = torch.linalg.solve_ex(gram, overlap)  # unlike solve it does not wait for the device
     return mean @ solved.T
+
+
+def refuse_large_state(
+    moments: Moments, factors: Mapping[str, tuple[int, int]], whole: int
+) -> None:
+    """Moments are meant to be small: refuse those that would be a good part of the model.
+
+    Args:
+        moments: how they are kept.
+        factors: values drawn, and of the right factor, for each tuned parameter.
+        whole: values of the model.
+    """
+    sizes = {name: moments.size(drawn, right) for name, (drawn, right) in factors.items()}
+    values = sum(sizes.values())
+    if values > LARGE * whole:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise ValueError(
+            f"update={moments.update!r}: its state would take {_gib(values)} in float32, for a "
+            f"model of {whole:,} values ({_gib(sizes[largest])} of it for {largest} alone); "
+            f"allowed are up to {_gib(LARGE * whole)} (low-rank directions, "
+            "embeddings='frozen', fewer params), update='sgd', or large_state=True"
+        )
+
+
+def _gib(values: float) -> str:
+    """Write the memory of so many float32 values."""
+    return f"{values * 4 / 2**30:.3g} GiB"

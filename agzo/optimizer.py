@@ -9,24 +9,24 @@ Nothing in `step` waits for the device. Everything a resumed run needs is in `st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
-from agzo.moments import KEPT, UPDATES, Moments
-from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch, uses
+from agzo.loss_check import check_loss, dropouts, refuse_dropout
+from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
+from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
-from agzo.sampler import DirectionSampler, Gaussian
-from agzo.select import Params, Tuned, select
+from agzo.sampler import DirectionSampler, Gaussian, Sampled
+from agzo.select import Params, select
 from agzo.update import ROUNDINGS, is_low_precision, move
-
-LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
+from agzo.weights import Resident, Weights, check_streamed
 
 
 class ZeroOrderOptimizer(Progress):
@@ -50,6 +50,7 @@ class ZeroOrderOptimizer(Progress):
         seed: of all noise; the global generator is not used.
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
             parameters, or parameter groups with their own "lr" and "weight_decay".
+        stream: where the weights are, if not all on their device: `agzo.stream.StreamedLayers`.
 
     With rounding="master" load weights before constructing: the copy is taken then.
 
@@ -86,6 +87,7 @@ class ZeroOrderOptimizer(Progress):
         rounding: str = "nearest",
         seed: int = 0,
         params: Params = None,
+        stream: Weights | None = None,
     ) -> None:
         check_number("lr", lr, minimum=0.0)
         check_number("eps", eps, above=0.0)
@@ -97,7 +99,10 @@ class ZeroOrderOptimizer(Progress):
         check_number("beta2", beta2, minimum=0.0, below=1.0)
         check_choice("execution", execution, tuple(EXECUTIONS))
         check_choice("rounding", rounding, ROUNDINGS)
-        self.tuned, groups = select(model, params, embeddings)
+        if stream is not None:
+            check_streamed(execution, rounding)
+        self._weights: Weights = stream or Resident()
+        self.tuned, groups = select(model, params, embeddings, self._weights.device)
         for group in groups:
             check_group(group)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
@@ -113,13 +118,9 @@ class ZeroOrderOptimizer(Progress):
         self.projected_grad: Tensor | None = None
         self._execution = EXECUTIONS[execution]()
         self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
-        device = self.tuned[0].parameter.device
+        device = self.tuned[0].device
         self.stream_version = STREAM
-        self._dropouts = [
-            (name, module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.dropout._DropoutNd)
-        ]
+        self._dropouts = dropouts(model)
         settings = {
             "method": type(self).__name__,
             **{key: getattr(self, key) for key in self.settings},
@@ -131,7 +132,12 @@ class ZeroOrderOptimizer(Progress):
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
         self._look: DirectionSampler = self._sampler()
         if self._moments is not None and not self.large_state:
-            self._refuse_large_state(self._moments)
+            whole = sum(parameter.numel() for parameter in self.model.parameters())
+            sizes = {each.name: self._look.sizes(each) for each in self.tuned}
+            if (
+                self.tuned[0].device.type != "meta"
+            ):  # a rehearsal without weights says nothing of memory
+                refuse_large_state(self._moments, sizes, whole)
         if self.rounding == "master":
             for each in self.tuned:
                 if is_low_precision(each.parameter.dtype):
@@ -147,23 +153,6 @@ class ZeroOrderOptimizer(Progress):
     def _refreshes(self, step: int) -> bool:
         """Tell whether the right factors of step `step` are others than those of the one before."""
         return self._captures(step)
-
-    def _refuse_large_state(self, moments: Moments) -> None:
-        """Moments are meant to be small: refuse those that would be a good part of the model.
-
-        On the meta device nothing is refused: a rehearsal without weights says nothing of memory.
-        """
-        sizes = {each.name: moments.size(*self._look.sizes(each)) for each in self.tuned}
-        values = sum(sizes.values())
-        whole = sum(parameter.numel() for parameter in self.model.parameters())
-        if values > LARGE * whole and self.tuned[0].parameter.device.type != "meta":
-            largest = max(sizes, key=lambda name: sizes[name])
-            raise ValueError(
-                f"update={self.update!r}: its state would take {_gib(values)} in float32, for a "
-                f"model of {whole:,} values ({_gib(sizes[largest])} of it for {largest} alone); "
-                f"allowed are up to {_gib(LARGE * whole)} (low-rank directions, "
-                "embeddings='frozen', fewer params), update='sgd', or large_state=True"
-            )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group while constructing; later it is an error: directions are keyed by name."""
@@ -202,7 +191,7 @@ class ZeroOrderOptimizer(Progress):
         caller decides when to look.
         """
         zo = self._zo
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         check_mask(token_mask)
         if zo["step"] == 0:
             self._check(closure)
@@ -223,7 +212,7 @@ class ZeroOrderOptimizer(Progress):
         For looking at a method: the directions and projected gradients are those of `step`. Weights
         and the counts of steps and forwards stay; a method's bases are those taken here.
         """
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         check_mask(token_mask)
         forwards = self._zo["forwards"]
         try:
@@ -246,6 +235,7 @@ class ZeroOrderOptimizer(Progress):
             self._execution,
             capture,
             ahead=capture is not None and capture.ahead,
+            together=self._weights.together,
         )
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
@@ -259,7 +249,7 @@ class ZeroOrderOptimizer(Progress):
         return loss
 
     def _directions(self, noise: Noise) -> Directions:
-        return {each.parameter: self._look.sample(each, noise) for each in self.tuned}
+        return Sampled(self.tuned, lambda each: self._look.sample(each, noise))
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         """Return what the update applies: the evaluated directions themselves."""
@@ -268,22 +258,38 @@ class ZeroOrderOptimizer(Progress):
     def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
         names = {each.parameter: each.name for each in self.tuned}
-        alive = self.finite
+        alive = self.finite.clone()  # a change that is put off is of this step
         for group in self.param_groups:
             decay = group["lr"] * group["weight_decay"]
             keep = 1.0 - alive.double() * decay if decay else None
             for parameter in group["params"]:
-                device = parameter.device
-                mine = [(directions[parameter], g.to(device)) for directions, g in applied]
-                move(
-                    parameter,
-                    self._steps(parameter, mine, group["lr"], alive.to(device), noise.step),
-                    keep if keep is None else keep.to(device),
-                    self.rounding,
-                    self.state[parameter].get("master") if parameter in self.state else None,
-                    noise,
-                    names[parameter],
-                )
+                mine = [(directions[parameter], g) for directions, g in applied]
+                name, lr = names[parameter], group["lr"]
+                change = partial(self._change, parameter, name, mine, lr, keep, alive, noise)
+                self._weights.change(parameter, change)
+
+    def _change(
+        self,
+        parameter: nn.Parameter,
+        name: str,
+        queries: list[tuple[Direction, Tensor]],
+        lr: float,
+        keep: Tensor | None,
+        alive: Tensor,
+        noise: Noise,
+    ) -> None:
+        """Move one parameter, where it is now."""
+        device = parameter.device
+        queries = [(direction, g.to(device)) for direction, g in queries]
+        move(
+            parameter,
+            self._steps(parameter, queries, lr, alive.to(device), noise.step),
+            keep if keep is None else keep.to(device),
+            self.rounding,
+            self.state[parameter].get("master") if parameter in self.state else None,
+            noise,
+            name,
+        )
 
     def _steps(
         self,
@@ -301,35 +307,15 @@ class ZeroOrderOptimizer(Progress):
         moved = self._moments.direction(queries, self.state[parameter], step, refreshed, alive)
         return [(moved, alive.double() * -lr)]
 
-    def _refuse_dropout(self) -> None:
-        for name, module in self._dropouts:
-            if module.training and module.p > 0:
-                raise ValueError(
-                    f"module {name}: active dropout (p={module.p}) makes the loss random and "
-                    "drowns a finite difference; call model.eval() or set p=0"
-                )
-
     def _check(self, closure: Closure) -> None:
-        """Before the first step: is the loss a function, and is every tuned weight's use seen?
+        """Refuse, before the first step, a loss that no finite difference can be taken of."""
+        must_see = isinstance(self._execution, SideBranch)
+        check_loss(lambda: self._forward(closure), self.tuned, must_see)
 
-        A weight that torch's Python functions never see (unused, or inside a scripted module)
-        would move without having been measured.
-        """
-        with _Uses(self.tuned) as watch:
-            first, second = self._forward(closure), self._forward(closure)
-        unused = [each.name for each in self.tuned if id(each.parameter) not in watch.seen]
-        if unused and isinstance(self._execution, SideBranch):
-            raise ValueError(
-                f"the closure does not use {len(unused)} tuned parameter(s): "
-                f"{', '.join(unused[:5])} in any call that can be seen; exclude them with params= "
-                "or requires_grad=False (or, for a scripted module, use execution='in_place')"
-            )
-        if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
-            raise ValueError(
-                f"the closure gave {first.item():.9g} and then {second.item():.9g} for the same "
-                "weights; allowed is a deterministic loss (one fixed batch, no active dropout): "
-                "its noise would drown a finite difference"
-            )
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict, of weights and moments that are up to date."""
+        self._weights.flush()
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; raises ValueError for another noise stream."""
@@ -345,36 +331,14 @@ class ZeroOrderOptimizer(Progress):
                 raise ValueError(
                     f"{key}={mine[key]!r}: allowed is {value!r}, as when the loaded state was made"
                 )
+        self._weights.flush()
         super().load_state_dict(state_dict)
         self.seed = zo["seed"]
         # torch casts floating-point state to the parameter's dtype; ours is float32 and stays so.
         ordered = [p for group in self.param_groups for p in group["params"]]
+        devices = {each.parameter: each.device for each in self.tuned}
         for index, parameter in enumerate(ordered):
             saved = state_dict["state"].get(index, {})
             for key in ("master", *KEPT):
                 if key in saved:
-                    self.state[parameter][key] = saved[key].clone().to(parameter.device)
-
-
-def _gib(values: float) -> str:
-    """Write the memory of so many float32 values."""
-    return f"{values * 4 / 2**30:.3g} GiB"
-
-
-class _Uses(TorchFunctionMode):
-    """Notes the ids of tuned parameters that occur in torch calls."""
-
-    def __init__(self, tuned: list[Tuned]) -> None:
-        super().__init__()
-        self._unseen = {id(each.parameter) for each in tuned}
-        self.seen: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
-            return result  # reading .dtype or .device is no use of a weight
-        for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
-            self._unseen.discard(key)
-            self.seen.add(key)
-        return result
+                    self.state[parameter][key] = saved[key].clone().to(devices[parameter])

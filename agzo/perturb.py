@@ -90,12 +90,13 @@ class _Perturbed(TorchFunctionMode):
 
     def __init__(self, directions: Directions, scale: float) -> None:
         super().__init__()
-        self._directions = {id(p): d for p, d in directions.items()}
+        self._directions = directions
+        self._parameters = {id(parameter): parameter for parameter in directions}
         self._scale = scale
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not uses(self._directions, args, kwargs):
+        if not uses(self._parameters, args, kwargs):
             return func(*args, **kwargs)
         if func is F.linear:
             return self._linear(*args, **kwargs)
@@ -107,10 +108,14 @@ class _Perturbed(TorchFunctionMode):
                 return plain
         return func(*self._substitute(args), **self._substitute(kwargs))
 
+    def _direction(self, value: Tensor) -> Direction | None:
+        parameter = self._parameters.get(id(value))
+        return None if parameter is None else self._directions[parameter]
+
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is not None:
             bias = self._substitute(bias)
-        direction = self._directions.get(id(weight))
+        direction = self._direction(weight)
         x = input.reshape(-1, input.shape[-1])  # (tokens, d_in)
         if direction is None:
             y = F.linear(x, weight, bias)
@@ -142,14 +147,14 @@ class _Perturbed(TorchFunctionMode):
     def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
             return F.embedding(input, self._substitute(weight), *args, **kwargs)
-        direction = self._directions[id(weight)]
+        direction = self._directions[self._parameters[id(weight)]]
         rows = direction.gather(weight, input.reshape(-1), self._scale)
         return rows.view(*input.shape, weight.shape[1])
 
     def _substitute(self, value: Any) -> Any:
         """Replace perturbed parameters inside an argument (lists, tuples, dicts) by copies."""
         if isinstance(value, Tensor):
-            direction = self._directions.get(id(value))
+            direction = self._direction(value)
             return value if direction is None else perturbed_copy(value, direction, self._scale)
         if isinstance(value, dict):
             return {key: self._substitute(item) for key, item in value.items()}

@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from agzo.activations import ActivationCapture
 from agzo.direction import Dense, Direction, LowRank, Mixed
@@ -37,6 +38,34 @@ class DirectionSampler(Protocol):
         ...
 
 
+class Sampled(Mapping[nn.Parameter, Direction]):
+    """The directions of one query, each sampled when it is first asked for, and kept.
+
+    So a direction may be taken from what an evaluation that runs beside its own has captured by
+    then.
+    """
+
+    def __init__(self, tuned: Sequence[Tuned], sample: Callable[[Tuned], Direction]) -> None:
+        self._tuned = {each.parameter: each for each in tuned}
+        self._sample = sample
+        self._made: dict[nn.Parameter, Direction] = {}
+
+    def __getitem__(self, parameter: nn.Parameter) -> Direction:
+        made = self._made.get(parameter)
+        if made is None:
+            made = self._made[parameter] = self._sample(self._tuned[parameter])
+        return made
+
+    def __contains__(self, parameter: object) -> bool:
+        return parameter in self._tuned
+
+    def __iter__(self) -> Iterator[nn.Parameter]:
+        return iter(self._tuned)
+
+    def __len__(self) -> int:
+        return len(self._tuned)
+
+
 class Gaussian:
     """MeZO's sampler: independent standard normal numbers for every coordinate."""
 
@@ -45,7 +74,7 @@ class Gaussian:
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return dense Gaussian noise."""
-        return Dense(noise, tuned.name, tuned.parameter.shape, tuned.parameter.device)
+        return Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no right factor."""
@@ -151,7 +180,7 @@ class ActivationSubspace(Gaussian):
             return LowRank(left, right if scale == 1.0 else right * scale)
         low = LowRank(left, right * (scale * math.sqrt(1.0 - self._isotropic)))
         share = scale * math.sqrt(self._isotropic * rank / d_in)
-        dense = Dense(noise, tuned.name, tuned.parameter.shape, tuned.parameter.device)
+        dense = Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
         return Mixed(low, dense, share)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
@@ -206,11 +235,11 @@ class RandomSubspace(Gaussian):
         return LowRank(self._left(tuned, noise, "left-published"), self._right(tuned, noise))
 
     def _left(self, tuned: Tuned, noise: Noise, role: str) -> Tensor:
-        height, device = tuned.parameter.shape[0], tuned.parameter.device
-        return noise.columns(height, self._rank, device, tuned.name, role)
+        height = tuned.parameter.shape[0]
+        return noise.columns(height, self._rank, tuned.device, tuned.name, role)
 
     def _right(self, tuned: Tuned, noise: Noise) -> Tensor:
         first_step = noise.step - noise.step % self._refresh_every
         address = Noise(noise.seed, first_step)
-        width, device = tuned.parameter.shape[1], tuned.parameter.device
-        return address.columns(width, self._rank, device, tuned.name, "right")
+        width = tuned.parameter.shape[1]
+        return address.columns(width, self._rank, tuned.device, tuned.name, "right")

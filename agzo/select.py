@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -24,11 +25,20 @@ EMBEDDINGS = ("tuned", "frozen")
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned parameter; `role` is "linear" only for weights that `nn.Linear` alone holds."""
+    """A tuned parameter; `role` is "linear" only for weights that `nn.Linear` alone holds.
+
+    `used_on` is the device that uses it, where that is not the one it lies on.
+    """
 
     name: str
     parameter: nn.Parameter
     role: Role
+    used_on: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device on which it is used, perturbed and updated."""
+        return self.used_on or self.parameter.device
 
 
 def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
@@ -59,7 +69,7 @@ def _is_called_linear(module: nn.Module) -> bool:
 
 
 def select(
-    model: nn.Module, params: Params, embeddings: str
+    model: nn.Module, params: Params, embeddings: str, used_on: torch.device | None = None
 ) -> tuple[list[Tuned], list[dict[str, Any]]]:
     """Return the tuned parameters and torch-style parameter groups.
 
@@ -69,6 +79,7 @@ def select(
             parameter groups as in torch.optim (dicts with "params" and options such as "lr").
         embeddings: "tuned" or "frozen"; frozen leaves out every parameter an `nn.Embedding` holds,
             a head tied to it included.
+        used_on: see `Tuned`.
 
     Quantised weights cannot be tuned. One that does not require grad is left out as any other, but
     only where plain parameters are frozen too: a quantiser freezes what it quantises, which is no
@@ -103,7 +114,7 @@ def select(
             f"params and embeddings={embeddings!r} leave no parameter to tune; "
             "allowed are choices that keep at least one parameter with requires_grad=True"
         )
-    tuned = [Tuned(names[p], p, role[p]) for group in groups for p in group["params"]]
+    tuned = [Tuned(names[p], p, role[p], used_on) for group in groups for p in group["params"]]
     twice = {each.name for each in tuned if tuned.count(each) > 1}
     if twice:
         raise ValueError(f"params: {', '.join(sorted(twice))} given twice; allowed is once")

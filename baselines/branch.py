@@ -24,16 +24,16 @@ NAME = "zo_act"
 
 
 class Branch(nn.Module):
-    """C and V of one layer, and the hook that adds C V^T."""
+    """C and V of one layer on a device (None: the layer's), and the hook that adds C V^T."""
 
     basis: Tensor
 
-    def __init__(self, layer: nn.Module, rank: int) -> None:
+    def __init__(self, layer: nn.Module, rank: int, device: torch.device | None = None) -> None:
         super().__init__()
         d_in, d_out = sizes(layer)
         like = held(layer)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        zeros = {"dtype": dtype, "device": like.device}
+        zeros = {"dtype": dtype, "device": device or like.device}
         self.coefficients = nn.Parameter(torch.zeros(d_out, rank, **zeros))
         self.register_buffer("basis", torch.zeros(d_in, rank, **zeros))
         layer.add_module(NAME, self)
@@ -66,7 +66,8 @@ class Branch(nn.Module):
         size = max(1, COPY // weight.shape[1])
         for start in range(0, weight.shape[0], size):
             rows = slice(start, start + size)
-            weight[rows] = (weight[rows] + self.coefficients[rows] @ self.basis.T).to(weight.dtype)
+            added = (self.coefficients[rows] @ self.basis.T).to(weight.device)
+            weight[rows] = (weight[rows] + added).to(weight.dtype)
 
 
 def refuse_merge(name: str, layer: nn.Module) -> None:

@@ -23,6 +23,7 @@ from agzo.agzo import AGZO
 from agzo.check import check_choice, check_count, check_mask
 from agzo.estimator import Measurement
 from agzo.layers import check_layer, decoder_layers, hold_in_float32, own_parameters
+from agzo.loss_check import refuse_dropout
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Closure, Directions
 from agzo.prefix import Prefix
@@ -89,6 +90,11 @@ class DominantLayer(ZeroOrderOptimizer):
         reuse_prefix: bool = True,
         **shared: Any,
     ) -> None:
+        if reuse_prefix and shared.get("stream") is not None:
+            raise ValueError(
+                "reuse_prefix=True: the evaluations of streamed layers run side by side, so none "
+                "can use what another left; allowed is False"
+            )
         check_choice("detector", detector, DETECTORS)
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
@@ -141,7 +147,7 @@ class DominantLayer(ZeroOrderOptimizer):
         """
         if not batches:
             raise ValueError("batches=[]: allowed are one or more")
-        self._refuse_dropout()
+        refuse_dropout(self._dropouts)
         scan = Scan(self._layers)
         for closure, mask in batches:
             check_mask(mask)

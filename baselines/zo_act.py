@@ -27,6 +27,7 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Closure
 from agzo.rng import Noise
 from agzo.select import ParameterFilter
+from agzo.weights import Weights
 from baselines.branch import NAME, Branch, refuse_merge
 
 
@@ -67,6 +68,7 @@ class ZOAct(ZeroOrderOptimizer):
         update: str = "adam",
         embeddings: str = "frozen",
         params: ParameterFilter | None = None,
+        stream: Weights | None = None,
         **shared: Any,
     ) -> None:
         check_count("rank", rank)
@@ -81,7 +83,8 @@ class ZOAct(ZeroOrderOptimizer):
         self.calibration_passes = calibration_passes
         self.forwards_once = type(self).forwards_once + calibration_batches * calibration_passes
         self._layers = _layers(model, rank, params)
-        self._branches = {name: Branch(layer, rank) for name, layer in self._layers.items()}
+        device = None if stream is None else stream.device
+        self._branches = {name: Branch(layer, rank, device) for name, layer in self._layers.items()}
         tuned = [branch.coefficients for branch in self._branches.values()]
         own = {id(parameter) for parameter in tuned}
         self._frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -94,6 +97,7 @@ class ZOAct(ZeroOrderOptimizer):
                 update=update,
                 embeddings=embeddings,
                 params=tuned,
+                stream=stream,
                 **shared,
             )
         except Exception:

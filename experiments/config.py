@@ -26,8 +26,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 # is resumed. The device and the number of threads are not among them: both change the last bits.
 # `tuned` says where values of `method` are from, which themselves may not differ.
 FREE_KEYS = (
-    "out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint", "tuned",
-)  # fmt: skip
+    *("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint"),
+    *("tuned", "model.offload"),
+)
 
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -67,6 +68,7 @@ class ModelConfig:
     prompt: str = key(choices=("plain", "chat"))
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
     quantize: str = key(choices=("none", "int8", "int4"))
+    offload: str = key(choices=("none", "layers"))
 
 
 @dataclass

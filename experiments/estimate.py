@@ -86,7 +86,9 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     values = registry.settings(config.method, config.precision.rounding)
     if "lr" in values:
         values["lr"] = 1e-30  # timed steps must not spoil the model for the next column
-    optimizer = registry.build(config.method["name"], parts.model, values, config.seed)
+    optimizer = registry.build(
+        config.method["name"], parts.model, values, config.seed, parts.stream
+    )
     trains = bool(getattr(optimizer, "trains", True))
     prepare.study(config, parts, optimizer)
     steps = prepare.steps(config, optimizer) if trains else 0

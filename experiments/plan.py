@@ -17,6 +17,7 @@ from typing import Any
 from experiments import prepare, registry
 from experiments.columns import Cell, Column, columns_of, named, part, seeds_of
 from experiments.config import BadInput, RunConfig, compose
+from experiments.offload import check_offload
 from experiments.tasks import TASKS
 
 LOG = "log.txt"  # in a run's folder: what it printed
@@ -193,6 +194,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
             config.method[key.removeprefix("method.")] = value
         registry.settings(config.method, config.precision.rounding)
         registry.check_fit(config)
+        check_offload(config)
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *_words(of_method), *variant, f"seed={seed}")
         return Job(task, column, cell, seed, words, config)

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.progress import Progress
 from agzo.select import roles
+from agzo.stream import StreamedLayers
 from experiments import models, registry
 from experiments.batches import Batch, collate, sample_batch
 from experiments.config import BadInput, RunConfig
@@ -25,6 +26,7 @@ from experiments.encode import Encoded, Encoder
 from experiments.evaluate import Questions, questions
 from experiments.loss import loss
 from experiments.objective import Objective, metric_objective
+from experiments.offload import host, offload
 from experiments.tasks import Task, get_task
 
 PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
@@ -49,6 +51,7 @@ class Parts:
     demonstrations: dict[str, Any] | None  # of in-context learning: how many were used
     origin: dict[str, Any]  # of data and model, and the device: must be the same on resume
     questions: Questions | None = None  # the training examples, where the metric is the objective
+    stream: StreamedLayers | None = None  # of a model whose layers stay on the host
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """Return the training batch of a step of the run with this seed."""
@@ -102,12 +105,13 @@ def prepare(config: RunConfig) -> Parts:
             f"train.batch_size={train.batch_size}: allowed are 1 to the number of training "
             f"examples, {len(splits.train)}"
         )
-    model, tokenizer = models.load(config.model, config.precision.dtype, device)
+    model, tokenizer = models.load(config.model, config.precision.dtype, host(config, device))
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     model, adapter = _adapted(config, model)
-    optimizer = _build(config, model, values)
+    stream = offload(config, model, device)
+    optimizer = _build(config, model, values, stream)
     asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
     encoded = encoder.encode_all(splits.train)
     own = None
@@ -126,7 +130,7 @@ def prepare(config: RunConfig) -> Parts:
     }
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
-        taken, eval_steps(config, taken), truncated, demonstrations, origin, own,
+        taken, eval_steps(config, taken), truncated, demonstrations, origin, own, stream,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts
@@ -160,10 +164,12 @@ def _adapted(config: RunConfig, model: nn.Module) -> tuple[nn.Module, dict[str, 
     return adapted, {"adapter": adapters.about(config.adapter, adapted)}
 
 
-def _build(config: RunConfig, model: nn.Module, values: dict[str, Any]) -> Optimizer:
+def _build(
+    config: RunConfig, model: nn.Module, values: dict[str, Any], stream: StreamedLayers | None
+) -> Optimizer:
     """Construct the method; where the adapter leaves it nothing it can tune, say so."""
     try:
-        return registry.build(config.method["name"], model, values, config.seed)
+        return registry.build(config.method["name"], model, values, config.seed, stream)
     except BadInput as error:
         if config.adapter.name == "none":
             raise

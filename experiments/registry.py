@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
+from agzo.stream import StreamedLayers
 from baselines import (
     ICL,
     LOZO,
@@ -43,7 +44,7 @@ METHODS: dict[str, type[Optimizer]] = {
 }
 
 # Constructor parameters that are not keys of the method: the run gives them.
-GIVEN = ("self", "model", "params", "seed", "rounding")
+GIVEN = ("self", "model", "params", "seed", "rounding", "stream")
 
 # Adapters that a method cannot tune, and why.
 NO_ADAPTER: dict[str, dict[str, str]] = {
@@ -70,6 +71,11 @@ def method_keys(method: type[Optimizer]) -> dict[str, Any]:
     """Return the keys of a method and their types."""
     given = (*GIVEN, *getattr(method, "fixed", ()))
     return {name: kind for name, kind in _parameters(method).items() if name not in given}
+
+
+def takes(name: str, argument: str) -> bool:
+    """Tell whether a method's constructor takes an argument of this name."""
+    return argument in _parameters(method_class(name))
 
 
 def _parameters(method: type[Optimizer]) -> dict[str, Any]:
@@ -154,10 +160,16 @@ def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
     return _construct(name, nn.Sequential(layers).eval(), values)
 
 
-def build(name: str, model: nn.Module, values: dict[str, Any], seed: int) -> Optimizer:
-    """Construct a method on the real model."""
-    if "seed" in _parameters(METHODS[name]):
-        values = values | {"seed": seed}
+def build(
+    name: str,
+    model: nn.Module,
+    values: dict[str, Any],
+    seed: int,
+    stream: StreamedLayers | None = None,
+) -> Optimizer:
+    """Construct a method on the real model, whose layers may be streamed."""
+    own = {"seed": seed, "stream": stream}
+    values = values | {key: value for key, value in own.items() if takes(name, key)}
     return _construct(name, model, values)
 
 

@@ -21,6 +21,7 @@ from experiments.adapter_files import save_lora
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.metrics import best_constant
+from experiments.offload import check_offload
 from experiments.prepare import Parts, prepare
 from experiments.runner import NonFiniteLoss, Runner
 from experiments.tracking import Tracker
@@ -33,6 +34,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     check(config)
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
+    check_offload(config)
     folder = config.folder
     done = _found(config, folder)
     if done is not None:
@@ -163,6 +165,7 @@ def _result(
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
         "model_gib": stored_bytes(parts.model) / 2**30,
+        "offload": None if parts.stream is None else parts.stream.about(),
         **runner.memory.about(),
         "peak_memory_gib": progress.peak_gib,
         "resumed_at": progress.resumed,

@@ -76,6 +76,11 @@ def load(overrides: list[str]) -> Scene:
         torch.set_num_threads(config.threads)
     if config.train.objective != "loss":
         raise BadInput(f"train.objective={config.train.objective}: a probe looks at loss alone")
+    if config.model.offload != "none":
+        raise BadInput(
+            f"model.offload={config.model.offload}: a probe needs gradients and all weights at "
+            "once; allowed is none"
+        )
     registry.check_fit(config)
     parts = prepare(config)
     if not getattr(parts.optimizer, "trains", False):
