@@ -57,8 +57,9 @@ def choose(
         return PackChoice(asked, None, f"method={config.method['name']} takes no steps")
     why = obstacle(config, model, optimizer, task) or disagreement(model, encoded, pad_id)
     if why is None:
-        least = LEAST if asked == "auto" else 0.0
-        return PackChoice(asked, least, f"batches with any padding, {least:.0%} or more")
+        if asked == "auto":
+            return PackChoice(asked, LEAST, f"batches of which {LEAST:.0%} or more are padding")
+        return PackChoice(asked, 0.0, "batches with any padding")
     if asked == "always":
         raise BadInput(f"train.packing=always: {why}; allowed are auto, never")
     return PackChoice(asked, None, why)

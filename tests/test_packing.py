@@ -98,6 +98,14 @@ def test_loss_and_gradient_are_the_padded_ones(family: str, kind: str):
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
+@every_family
+def test_nothing_is_read_back_to_the_host(family: str):
+    """On the meta device there are no values: a read-back would raise."""
+    _, batch = both()
+    with torch.no_grad():
+        assert loss(ready(family).to("meta"), batch.to("meta")).is_meta
+
+
 def test_the_metric_is_the_padded_one():
     model, right = ready(), torch.tensor([[False, True], [True, False], [False, True]])
     with torch.no_grad():
