@@ -109,6 +109,7 @@ class TrainConfig:
     steps: int | None = key(at_least=1)
     forwards: int | None = key(at_least=1)
     batch_size: int = key(at_least=1)
+    packing: str = key(choices=("auto", "always", "never"))
     schedule: str = key(choices=("constant", "linear"))
     eval_every: int | None = key(at_least=1)
     evals: int | None = key(at_least=1)
