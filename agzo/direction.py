@@ -51,6 +51,10 @@ class Direction(Protocol):
         """
         ...
 
+    def take(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` (n,) of the direction, (n, width) float32."""
+        ...
+
     def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
         """Return the rows `ids` (n,) of weight + scale * direction, (n, width), as `perturbed`."""
         ...
@@ -95,18 +99,22 @@ class ByRows:
             yield start, stop, perturbed_rows(own, values.view(own.shape), scale)
             del values, own  # before the next block is made
 
-    def gather(self: Direction, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
-        """Return some rows of the perturbed weight; see `Direction.gather`.
+    def take(self: Direction, ids: Tensor) -> Tensor:
+        """Return some rows of the direction; see `Direction.take`.
 
         Goes over the direction's blocks without a host synchronisation.
         """
-        gathered = torch.zeros(ids.shape[0], weight.shape[1], device=ids.device)
+        gathered = torch.zeros(ids.shape[0], self.shape[1], device=ids.device)
         for start, stop, values in self.rows():
             inside = (ids >= start) & (ids < stop)
             local = (ids - start).clamp_(0, stop - start - 1)
             gathered = torch.where(inside[:, None], values[local], gathered)
             del values  # before the next block is made
-        return perturbed_rows(weight[ids], gathered, scale)
+        return gathered
+
+    def gather(self: Direction, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
+        """Return some rows of the perturbed weight; see `Direction.gather`."""
+        return perturbed_rows(weight[ids], self.take(ids), scale)
 
     def add_to(
         self: Direction,
@@ -177,6 +185,10 @@ class Dense(ByRows):
             kernels.normal_(block, self._key, start * width, own, scale=scale)
             yield start, stop, block
 
+    def take(self, ids: Tensor) -> Tensor:
+        """Return some rows of the noise; see `Direction.take`."""
+        return kernels.normal_rows(self._key, ids, self.shape[1])
+
     def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
         """Return some rows of the perturbed weight; see `Direction.gather`."""
         return kernels.normal_rows(self._key, ids, self.shape[1], weight.contiguous(), scale)
@@ -216,9 +228,9 @@ class LowRank(ByRows):
         for start, stop in chunks(self.shape):
             yield start, stop, self.left[start:stop] @ self.right.T
 
-    def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
-        """Return some rows of the perturbed weight; see `Direction.gather`."""
-        return perturbed_rows(weight[ids], self.left[ids] @ self.right.T, scale)
+    def take(self, ids: Tensor) -> Tensor:
+        """Return some rows of the product; see `Direction.take`."""
+        return self.left[ids] @ self.right.T
 
     def add_to(
         self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None

@@ -20,9 +20,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agzo.perturb import Closure, Directions, Execution
+from agzo.batched import Batched
+from agzo.perturb import Closure, Directions, Execution, InPlace, SideBranch
 
 ESTIMATORS = ("one_sided", "two_sided")
+EXECUTIONS: dict[str, type[Execution]] = {
+    "side_branch": SideBranch,
+    "batched": Batched,
+    "in_place": InPlace,
+}
 
 
 @dataclass(frozen=True)
@@ -72,12 +78,20 @@ def measure(
     def at(query: int, scale: float, forward: Closure) -> Tensor:
         return execution.evaluate(forward, drawn(query), scale)
 
+    def both(query: int) -> Tensor:
+        assert isinstance(execution, Batched)
+        return execution.evaluate_all(closure, drawn(query), [sign * eps for sign in signs])
+
     evaluations = [watched] if based else []
     for query in range(queries):
+        if isinstance(execution, Batched) and len(signs) > 1 and (evaluations or capture is None):
+            evaluations.append(functools.partial(both, query))
+            continue
         for sign in signs:
             forward = closure if evaluations else watched
             evaluations.append(functools.partial(at, query, sign * eps, forward))
-    losses = [_full_precision(loss) for loss in together(evaluations)]
+    found = [_full_precision(loss).reshape(-1) for loss in together(evaluations)]
+    losses = list(torch.cat(found).unbind())
     base = losses.pop(0) if based else None
     measured: list[tuple[Directions, Tensor]] = []
     for query in range(queries):

@@ -2,7 +2,8 @@
 
 Each evaluation is a Python thread with torch modes of its own, and one of them runs at a time: a
 thread goes on when it is told to, and hands back when it comes to a place or to its end. So they
-are coroutines that need no change of the model, and run in a fixed order.
+are coroutines that need no change of the model, and run in a fixed order. What a closure keeps
+outside itself while it runs must be its thread's own (a `ContextVar`): others run in between.
 
 An evaluation may come to the places in any order and any number of times. The first one that is
 not through says which place is next; those that wait there too go with it, in their order. So

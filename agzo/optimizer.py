@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from agzo.check import check_choice, check_count, check_group, check_mask, check_number
 from agzo.direction import Direction
-from agzo.estimator import ESTIMATORS, Measurement, forwards_per_step, measure
+from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
 from agzo.loss_check import check_loss, dropouts, refuse_dropout
 from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
-from agzo.perturb import EXECUTIONS, Closure, Directions, SideBranch
+from agzo.perturb import Closure, Directions, SideBranch
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian, Sampled
@@ -45,7 +45,9 @@ class ZeroOrderOptimizer(Progress):
         momentum, beta2: decay rates of the first and second moment, in [0, 1).
         large_state: allow moments of more than a tenth of the model's size.
         weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
-        execution: "side_branch" (weights never written while measuring) or "in_place" (reference).
+        execution: "side_branch" (weights never written while measuring), "batched" (the two
+            evaluations of a two-sided step in one pass, see `agzo.batched`) or "in_place"
+            (reference).
         rounding: "nearest", "stochastic" or "master", see `agzo.update`.
         seed: of all noise; the global generator is not used.
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
@@ -241,7 +243,7 @@ class ZeroOrderOptimizer(Progress):
         return measurement, finite if capture is None else capture.finite()
 
     def _forward(self, closure: Closure) -> Tensor:
-        self._zo["forwards"] += 1
+        self._zo["forwards"] += self._execution.points
         loss = closure()
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

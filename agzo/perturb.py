@@ -36,6 +36,9 @@ Directions = Mapping[nn.Parameter, Direction]
 class Execution(Protocol):
     """Evaluates a closure at perturbed weights."""
 
+    points: int
+    """At how many weights at once the closure that is running is evaluated."""
+
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
         """Return ``closure()`` at W + scale * direction for every parameter in `directions`."""
         ...
@@ -56,6 +59,8 @@ def perturbed_copy(parameter: Tensor, direction: Direction, scale: float) -> Ten
 class InPlace:
     """Reference execution: write the perturbed weights, evaluate, restore from a copy."""
 
+    points = 1
+
     @torch.no_grad()
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
         """Return the loss at the perturbed weights; see `Execution.evaluate`."""
@@ -72,20 +77,16 @@ class InPlace:
 class SideBranch:
     """Default execution: add the perturbation behind each use of a weight, write nothing."""
 
+    points = 1
+
     @torch.no_grad()
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
         """Return the loss at the perturbed weights; see `Execution.evaluate`."""
-        with _Perturbed(directions, scale):
+        with Perturbed(directions, scale):
             return closure()
 
 
-EXECUTIONS: dict[str, type[InPlace] | type[SideBranch]] = {
-    "side_branch": SideBranch,
-    "in_place": InPlace,
-}
-
-
-class _Perturbed(TorchFunctionMode):
+class Perturbed(TorchFunctionMode):
     """Answers torch calls as if each parameter in `directions` were perturbed."""
 
     def __init__(self, directions: Directions, scale: float) -> None:
@@ -155,13 +156,16 @@ class _Perturbed(TorchFunctionMode):
         """Replace perturbed parameters inside an argument (lists, tuples, dicts) by copies."""
         if isinstance(value, Tensor):
             direction = self._direction(value)
-            return value if direction is None else perturbed_copy(value, direction, self._scale)
+            return value if direction is None else self._copy(value, direction)
         if isinstance(value, dict):
             return {key: self._substitute(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             items = [self._substitute(item) for item in value]
             return items if isinstance(value, list) else tuple(items)
         return value
+
+    def _copy(self, parameter: Tensor, direction: Direction) -> Tensor:
+        return perturbed_copy(parameter, direction, self._scale)
 
 
 def uses(wanted: Mapping[int, Any] | set[int], *arguments: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.batched import runs_over_points
 from agzo.linears import held, is_quantised, sizes
 from agzo.subspace import COPY
 
@@ -45,7 +46,7 @@ class Branch(nn.Module):
         turned = self.coefficients.T  # the one use of C in a call: a perturbation is drawn once
         inner = x.reshape(-1, x.shape[-1]) @ self.basis.to(x.dtype)  # (tokens, r)
         y = output.reshape(-1, output.shape[-1])  # (tokens, d_out)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or runs_over_points(turned):
             y = (y + inner.to(turned.dtype) @ turned).to(output.dtype)
         else:
             size = max(1, COPY // y.shape[1])

@@ -4,18 +4,21 @@ Left padding puts every row's option at the right edge, so the positions whose l
 same columns for all rows. With L the longest option of the batch and T its width, option tokens lie
 in columns T-L .. T-1 and are predicted by the logits of columns T-L-1 .. T-2, one to the left.
 Where all options are single tokens a row is the prompt alone, and its last logits score them all.
+
+A packed batch (packing.py) is made of a padded one: its rows one behind the other, no padding.
 """
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.encode import Encoded
+from experiments.packing import Layout, layout_of, packed_columns
 from experiments.tasks.base import Task
 
 
@@ -24,6 +27,8 @@ class Rows:
     """Left-padded rows; R rows of width T, L the longest option.
 
     `padded` is known here, on the host, so that a batch without padding can run without a mask.
+    Packed rows have a `layout`; their first four tensors are (1, N), N the number of real tokens,
+    and `label_positions` is (M,), M the number of option tokens: no other position has logits.
     """
 
     input_ids: Tensor  # (R, T) int64
@@ -34,6 +39,36 @@ class Rows:
     targets: Tensor  # (R, L, C) int64; C > 1: options of one token that share their row
     target_mask: Tensor  # (R, L) bool, False left of a shorter option
     padded: bool
+    layout: Layout | None = field(default=None, kw_only=True)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the same rows on a device."""
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | Layout)
+        }
+        return replace(self, **moved)
+
+    @property
+    def padding(self) -> float:
+        """The share of positions that are padding; to be asked on the CPU."""
+        return 1.0 - self.token_mask.double().mean().item()
+
+    def pack(self) -> Self:
+        """Return left-padded rows packed: (1, N) instead of (R, T), see packing.py."""
+        if self.layout is not None:
+            raise ValueError("rows are packed already; allowed are padded ones")
+        real = self.token_mask
+        layout = layout_of(real, self.target_mask)
+        first = ("input_ids", "attention_mask", "token_mask", "position_ids")
+        return replace(
+            self,
+            **{name: getattr(self, name)[real][None] for name in first},
+            label_positions=packed_columns(real, self.label_positions)[layout.options],
+            padded=False,
+            layout=layout,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +107,7 @@ def collate_rows(
     input_ids, token_mask, position_ids = pad_left(ids, pad_id)
     width, longest = input_ids.shape[1], max(option_lengths)
     skipped = longest - torch.tensor(option_lengths)[:, None]  # (R, 1)
-    cpu = (
+    return Rows(
         input_ids,
         token_mask.long(),
         token_mask,
@@ -80,8 +115,8 @@ def collate_rows(
         torch.arange(width - longest - 1, width - 1),
         input_ids[:, width - longest :, None].contiguous(),
         torch.arange(longest) >= skipped,
-    )
-    return _rows(cpu, token_mask, device)
+        padded=not bool(token_mask.all()),
+    ).to(device)
 
 
 def collate_prompts(
@@ -89,7 +124,7 @@ def collate_prompts(
 ) -> Rows:
     """Make one row of each example, its prompt; the options, as many tokens each, are targets."""
     input_ids, token_mask, position_ids = pad_left([e.ids[0][:-1] for e in encoded], pad_id)
-    cpu = (
+    return Rows(
         input_ids,
         token_mask.long(),
         token_mask,
@@ -97,13 +132,8 @@ def collate_prompts(
         torch.tensor([input_ids.shape[1] - 1]),
         torch.tensor([[[row[-1] for row in example.ids]] for example in encoded]),
         torch.ones(len(encoded), 1, dtype=torch.bool),
-    )
-    return _rows(cpu, token_mask, device)
-
-
-def _rows(tensors: Sequence[Tensor], token_mask: Tensor, device: torch.device | str) -> Rows:
-    moved = (tensor.to(device, non_blocking=True) for tensor in tensors)
-    return Rows(*moved, padded=not bool(token_mask.all()))
+        padded=not bool(token_mask.all()),
+    ).to(device)
 
 
 def collate(
@@ -112,11 +142,13 @@ def collate(
     pad_id: int,
     device: torch.device | str = "cpu",
     share: bool = True,
+    pack_from: float | None = None,
 ) -> Batch:
     """Make the training batch of these examples for the task's loss.
 
     `share`=False gives every option a row of its own even where one row could serve them all: the
-    same loss, MeZO's own rows, the slower reference.
+    same loss, MeZO's own rows, the slower reference. A padded batch of which at least
+    `pack_from` of the positions are padding is packed; None packs none.
     """
     if task.loss == "classification":
         options = [list(range(len(example.ids))) for example in encoded]
@@ -128,24 +160,27 @@ def collate(
     most = max(counts)
     one_row = share and task.loss == "classification" and min(counts) == most > 1
     if one_row and all(example.one_token for example in encoded):
-        rows = collate_prompts(encoded, pad_id, device)
+        rows = collate_prompts(encoded, pad_id)
     else:
         pairs = [(e, option) for e, own in zip(encoded, options, strict=True) for option in own]
         ids = [example.ids[option] for example, option in pairs]
         lengths = [example.option_lengths[option] for example, option in pairs]
-        rows = collate_rows(ids, lengths, pad_id, device)
+        rows = collate_rows(ids, lengths, pad_id)
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     option_rows = [
         [first + option if option < count else -1 for option in range(most)]
         for first, count in zip(firsts, counts, strict=True)
     ]
-    return Batch(
+    batch = Batch(
         **vars(rows),
         loss=task.loss,
-        option_rows=torch.tensor(option_rows).to(device, non_blocking=True),
-        labels=torch.tensor(labels).to(device, non_blocking=True),
+        option_rows=torch.tensor(option_rows),
+        labels=torch.tensor(labels),
         ragged=min(counts) != most,
     )
+    if pack_from is not None and batch.padded and batch.padding >= pack_from:
+        batch = batch.pack()
+    return batch.to(device)
 
 
 def longest_first(

@@ -26,9 +26,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 # is resumed. The device and the number of threads are not among them: both change the last bits.
 # `tuned` says where values of `method` are from, which themselves may not differ.
 FREE_KEYS = (
-    "out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint", "tuned",
-    "model.offload",
-)  # fmt: skip
+    *("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint"),
+    *("tuned", "model.offload"),
+)
 
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -109,6 +109,7 @@ class TrainConfig:
     steps: int | None = key(at_least=1)
     forwards: int | None = key(at_least=1)
     batch_size: int = key(at_least=1)
+    packing: str = key(choices=("auto", "always", "never"))
     schedule: str = key(choices=("constant", "linear"))
     eval_every: int | None = key(at_least=1)
     evals: int | None = key(at_least=1)

@@ -4,7 +4,8 @@
     classification = mean over examples of -log softmax(scores of its options)[label]
     lm             = - mean over all option tokens of the batch of log p(token | ...)
 
-No value is read back to the host here. Memory: logits (R, L, vocabulary), L the longest option.
+No value is read back to the host here. Memory: logits (R, L, vocabulary), L the longest option;
+of a packed batch (M, vocabulary), M the number of option tokens.
 """
 
 import functools
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.batches import Batch, Rows
+from experiments.packing import packed
 
 KEYWORDS = frozenset(
     {"attention_mask", "position_ids", "logits_to_keep", "use_cache", "past_key_values"}
@@ -50,7 +52,13 @@ def mean_log_probs(log_probs: Tensor, mask: Tensor) -> Tensor:
 
 def option_log_probs(model: nn.Module, rows: Rows) -> Tensor:
     """Return log p of each option token, (R, L, C), zero where a row's option is shorter."""
-    return target_log_probs(label_logits(model, rows), rows.targets, rows.target_mask)
+    logits = label_logits(model, rows)
+    if rows.layout is None:
+        return target_log_probs(logits, rows.targets, rows.target_mask)
+    targets = rows.targets.flatten(0, 1)[rows.layout.options]  # (M, C)
+    found = target_log_probs(logits, targets[None], torch.ones_like(targets[None, :, 0]))[0]
+    every = found.new_zeros(rows.targets.flatten(0, 1).shape)
+    return every.index_copy(0, rows.layout.options, found).view(rows.targets.shape)
 
 
 def target_log_probs(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
@@ -63,20 +71,24 @@ def target_log_probs(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     """Run the model and return the logits at the label positions, (R, L, vocabulary).
 
+    Of packed rows they are those that predict an option's token, (1, M, vocabulary).
+
     A model whose forward takes `logits_to_keep` computes no others; from any other model all logits
     are taken and cut. Rows without padding are run without mask and positions, which are the
-    model's defaults then. The output is the logits tensor itself, or an object with `.logits`.
+    model's defaults then; packed rows need a model with our attention (attention.py). The output
+    is the logits tensor itself, or an object with `.logits`.
     """
     accepted = accepted_keywords(model)
     keywords: dict[str, Any] = {"logits_to_keep": rows.label_positions, "use_cache": False}
-    if rows.padded:
+    if rows.padded or rows.layout is not None:
         if "attention_mask" not in accepted:
             raise TypeError(
                 f"{type(model).__name__}.forward takes no attention_mask, so rows of different "
                 "lengths cannot share a batch; needed: an argument of that name, 1 at tokens"
             )
         keywords |= {"attention_mask": rows.attention_mask, "position_ids": rows.position_ids}
-    output = model(rows.input_ids, **{k: v for k, v in keywords.items() if k in accepted})
+    with packed(rows.layout):
+        output = model(rows.input_ids, **{k: v for k, v in keywords.items() if k in accepted})
     logits = output if isinstance(output, Tensor) else output.logits
     if "logits_to_keep" not in accepted:
         logits = logits[:, rows.label_positions]

@@ -61,6 +61,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
+    from experiments import attention
+
     import_torchao()
 
     where = locate(config)
@@ -89,6 +91,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
             f"model.path={where}: the weights do not fit config.json: {len(absent)} missing, "
             f"{len(wrong)} of another shape ({', '.join((absent + wrong)[:3])})"
         )
+    if config.attention == "sdpa":
+        attention.install(model)
     model = model.to(device).eval()
     return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
 

@@ -44,8 +44,9 @@ def metric_objective(
     asked: Questions,
     chosen: Sequence[int],
     device: torch.device | str,
+    pack_from: float | None = None,
 ) -> Objective:
-    """Return minus the task's metric on the chosen examples."""
+    """Return minus the task's metric on the chosen examples; `pack_from` as in `collate`."""
     if task.kind == "generation":
         prompts = [asked.prompts[i] for i in chosen]
         answers = [asked.answers[i] for i in chosen]
@@ -57,7 +58,8 @@ def metric_objective(
 
         return Objective(f1, mask)
     examples = [asked.encoded[i] for i in chosen]
-    batch = collate(examples, replace(task, loss="classification"), encoder.pad_id, device)
+    scored = replace(task, loss="classification")
+    batch = collate(examples, scored, encoder.pad_id, device, pack_from=pack_from)
     options = range(batch.option_rows.shape[1])
     right = torch.tensor([[option in e.correct for option in options] for e in examples])
     right = right.to(device, non_blocking=True)

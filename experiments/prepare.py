@@ -17,7 +17,7 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.progress import Progress
 from agzo.select import roles
 from agzo.stream import StreamedLayers
-from experiments import models, registry
+from experiments import models, pack_choice, registry
 from experiments.batches import Batch, collate, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
@@ -52,11 +52,13 @@ class Parts:
     origin: dict[str, Any]  # of data and model, and the device: must be the same on resume
     questions: Questions | None = None  # the training examples, where the metric is the objective
     stream: StreamedLayers | None = None  # of a model whose layers stay on the host
+    pack_from: float | None = None  # the share of padding from which on a batch is packed
 
-    def batch(self, size: int, seed: int, step: int) -> Batch:
-        """Return the training batch of a step of the run with this seed."""
+    def batch(self, size: int, seed: int, step: int, pack: bool = True) -> Batch:
+        """Return the training batch of a step of the run with this seed; pack=False pads it."""
         chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
-        return collate(chosen, self.task, self.encoder.pad_id, self.device)
+        least = self.pack_from if pack else None
+        return collate(chosen, self.task, self.encoder.pad_id, self.device, pack_from=least)
 
     def objective(self, size: int, seed: int, step: int) -> Objective:
         """Return what a step of the run with this seed minimises."""
@@ -64,13 +66,13 @@ class Parts:
             return self.task_loss(size, seed, step)
         chosen = sample_batch(len(self.train), size, seed, step)
         closure, mask = metric_objective(
-            self.model, self.encoder, self.task, self.questions, chosen, self.device
+            self.model, self.encoder, self.task, self.questions, chosen, self.device, self.pack_from
         )
         return Objective(closure, self._seen(mask))
 
-    def task_loss(self, size: int, seed: int, step: int) -> Objective:
+    def task_loss(self, size: int, seed: int, step: int, pack: bool = True) -> Objective:
         """Return the task's loss on the batch of a step, whatever the objective: one forward."""
-        batch = self.batch(size, seed, step)
+        batch = self.batch(size, seed, step, pack)
         return Objective(lambda: loss(self.model, batch), self._seen(batch.token_mask))
 
     def _seen(self, mask: Tensor | None) -> Tensor | None:
@@ -121,16 +123,19 @@ def prepare(config: RunConfig) -> Parts:
     lost = own.truncated if own else sum(example.truncated for example in encoded)
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
     taken = steps(config, optimizer) if trains else 0
+    packing = pack_choice.choose(config, model, optimizer, task, encoded, encoder.pad_id)
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": about,
         **adapter,
+        "packing": packing.about(),
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, eval_steps(config, taken), truncated, demonstrations, origin, own, stream,
+        packing.least,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts
@@ -139,7 +144,8 @@ def prepare(config: RunConfig) -> Parts:
 def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     """Show a method that asks for it the first training batches of the run, before its first step.
 
-    On resume as well: what a method learns there is a function of model and batches.
+    On resume as well: what a method learns there is a function of model and batches. They are
+    padded, never packed: a scan for outliers looks at one example after the other.
     """
     wanted: int = getattr(optimizer, "studies", 0)
     if not wanted:
@@ -147,7 +153,7 @@ def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     assert isinstance(optimizer, ZeroOrderOptimizer)
     size, seed = config.train.batch_size, config.seed
     try:
-        optimizer.study([parts.task_loss(size, seed, step) for step in range(wanted)])
+        optimizer.study([parts.task_loss(size, seed, step, pack=False) for step in range(wanted)])
     except ValueError as error:
         raise registry.refusal(config.method["name"], config.method, error) from error
     if optimizer.studied is not None:

@@ -145,6 +145,7 @@ def _result(
         "model": parts.origin["model"],
         "adapter": parts.origin.get("adapter"),
         "objective": config.train.objective,
+        "packing": parts.origin["packing"],
         "data": parts.origin["data"],
         "seed": config.seed,
         "pocket": "pocket" in (config.model.source, config.data.source),

@@ -42,6 +42,7 @@ def assert_same(resident, streamed):
     "overrides",
     [
         ("method=agzo", "precision=bf16_stochastic"),
+        ("method=agzo", "method.estimator=two_sided", "train.packing=always"),
         ("method=mezo", "train.objective=metric"),
         ("method=lozo_m",),
         ("method=agzo", "adapter=lora"),
@@ -84,6 +85,7 @@ def test_a_method_that_trains_nothing_is_evaluated(tmp_path):
         (("method=mezo", "model.quantize=int8"), "model.quantize=int8: with model.offload=layers"),
         (("method=mezo", "adapter=prefix"), "adapter.init=activations: it runs the model before"),
         (("method=mezo", "method.execution=in_place"), "method.execution='in_place': with"),
+        (("method=mezo", "method.execution=batched"), "method.execution='batched': with streamed"),
         (("method=mezo", "precision=bf16_master"), "method.rounding='master': with streamed"),
         (("method=dominant_layer",), "method.reuse_prefix=True: the evaluations of streamed"),
     ],

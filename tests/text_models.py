@@ -4,6 +4,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     LlamaConfig,
@@ -69,6 +71,8 @@ def random_model(family: str, seed: int = 0, scale: float = 1.0) -> nn.Module:
             attention_types=[[["global", "local"], 1]],
         )  # fmt: skip
         return GPTNeoForCausalLM(config).eval()
+    if family == "gpt2":
+        return GPT2LMHeadModel(GPT2Config(**sizes)).eval()
     sizes["init_std"] = sizes.pop("initializer_range")
     return OPTForCausalLM(OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=32)).eval()
 

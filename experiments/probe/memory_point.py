@@ -12,7 +12,8 @@ Two series:
 * `published`: as the published code of the methods runs. Logits of all positions, a shifted copy of
   them, log-softmax over the vocabulary; key/value caches kept, as a model does by default; for the
   zeroth-order methods the textbook's in-place steps.
-* `ours`: this library's optimizers, logits at the label positions only, no caches.
+* `ours`: this library's optimizers, logits at the label positions only, no caches, and the runs'
+  own attention, for which CUDA has a fused kernel in float32 as well.
 
 The baseline SGD is this repository's in both series, with activation checkpointing around every
 decoder layer where the method says so; inference is the forward alone.
@@ -35,6 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
+from experiments import attention
 from experiments.bench import EPS, LR, SHAPES
 from experiments.machine import GIB, PeakMemory
 from experiments.probe.memory_count import Held, LiveBytes, fused_attention
@@ -101,6 +103,14 @@ def build(shape: str, dtype: str, device: torch.device) -> nn.Module:
         torch.set_default_dtype(default)
 
 
+def built(point: Point, device: torch.device) -> nn.Module:
+    """Build the model of a point, with the attention of its series."""
+    model = build(point.shape, point.dtype, device)
+    if point.series == "ours":
+        attention.install(model)
+    return model
+
+
 def rows(point: Point, vocabulary: int, device: torch.device) -> Tensor:
     """Return the input, (batch, length) token numbers."""
     generator = torch.Generator().manual_seed(0)
@@ -154,7 +164,7 @@ def steps(point: Point, model: nn.Module, ids: Tensor) -> None:
 
 def count(point: Point, device: torch.device, largest: int = 0) -> tuple[int, list[Held]]:
     """Return the peak of live tensor bytes on a device, and the largest storages at the peak."""
-    model = build(point.shape, point.dtype, device)
+    model = built(point, device)
     vocabulary = next(model.parameters()).shape[0]  # the embedding comes first
     ids = rows(point, vocabulary, device)
     with ExitStack() as stack:
@@ -182,7 +192,7 @@ def measure(point: Point) -> dict[str, Any]:
         raise ValueError("--kind=cuda: no CUDA device is here; allowed are counted and resident")
     try:
         baseline = _warm_up() if point.kind == "resident" else None
-        model = build(point.shape, point.dtype, device)
+        model = built(point, device)
         ids = rows(point, next(model.parameters()).shape[0], device)
         gc.collect()
         peak = PeakMemory(device)  # from here on; the weights are there and stay

@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.alignment import Gradients, inner
 from agzo.check import check_choice
-from agzo.estimator import ESTIMATORS
-from agzo.perturb import EXECUTIONS, Directions
+from agzo.estimator import ESTIMATORS, EXECUTIONS
+from agzo.perturb import Directions
 from agzo.select import select
 from agzo.spectrum import gradients
 from baselines import LOZO, MeZO
