@@ -1,8 +1,9 @@
 """Which cases are measured: the default table of a device, and its sweeps.
 
 A sweep varies one axis (length, batch, rank or size) about a base point and keeps the others.
-On two CPU cores the default table takes about 7 minutes and all four sweeps about 8; on an H200
-each takes less than 9, and a run that is stopped there goes on where it was.
+Sized, by estimate, for less than 10 minutes each (the table, all four sweeps) on two quiet CPU
+cores and for one call of 9 minutes on an H200, where a run stops by itself before that and goes on
+when asked again.
 """
 
 from __future__ import annotations
