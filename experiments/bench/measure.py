@@ -89,7 +89,6 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
 
 def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
     """Return what `measure` adds to a case; see `Row` for the units."""
-    gc.collect()
     clock = Clock(device)
     model = build(case.shape, getattr(torch, case.dtype), device)
     size = parameters(model)
@@ -113,12 +112,12 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     two_forwards()
     for _ in range(WARM_UP):
         step()
+    gc.collect()  # once: it takes longer than a step of a small model
     forwards, steps, parts, peaks = [], [], [], []
     start = time.perf_counter()
     while len(steps) < effort.rounds:
         if len(steps) >= LEAST and time.perf_counter() - start > effort.seconds:
             break
-        gc.collect()
         (seconds, peak), (of_step, peak_of_step) = (
             _timed(clock, work) for work in (two_forwards, step)
         )
