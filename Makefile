@@ -18,7 +18,8 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters agzo-variants \
-  figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types bench pocket-model test-slow test-gpu clean
+  figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types bench bench-scaling bench-figure \
+  pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -133,9 +134,22 @@ test-slow: $(READY) ## the tests that take minutes
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
-bench: $(READY) ## cost of a step in plain forwards, and examples/s of evaluation (DEVICE=cuda on a GPU)
-	@$(BIN)/python -m experiments.bench --device $(DEVICE) $(ARGS)
-	@$(BIN)/python -m experiments.bench_evaluation --device $(DEVICE)
+# Into BENCH=folder. A run that was stopped goes on there, at the same commit; what is measured already is
+# not measured again. RESULTS="FILE ..." draws from those files and measures nothing.
+BENCH   ?= runs/bench/$(DEVICE)
+
+bench: $(READY) ## cost of a step in plain forwards, its plot, and examples/s of evaluation (DEVICE=cuda on a GPU)
+	@$(BIN)/python -m experiments.bench --device $(DEVICE) --out $(BENCH)/steps.json $(ARGS)
+	@$(BIN)/python -m analysis.step_cost $(BENCH)/steps.json $(wildcard $(BENCH)/scaling.json) --out $(BENCH)/step_cost
+	@$(BIN)/python -m experiments.bench.evaluation --device $(DEVICE) --out $(BENCH)/evaluation.json
+
+bench-scaling: $(READY) ## cost of a step over length, batch, rank and model size (DEVICE=cuda on a GPU)
+	@$(BIN)/python -m experiments.bench --device $(DEVICE) --sweep all --out $(BENCH)/scaling.json $(ARGS)
+	@$(BIN)/python -m analysis.step_cost $(wildcard $(BENCH)/steps.json) $(BENCH)/scaling.json --out $(BENCH)/step_cost
+
+bench-figure: $(READY) ## both plots again from their files alone (RESULTS="FILE ...", or those in BENCH=folder)
+	@$(BIN)/python -m analysis.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
+	  $(BENCH)/steps.json) --out $(BENCH)/step_cost
 
 pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (at most 15 minutes)
 	@$(BIN)/python -m experiments.pocket.pretrain $(ARGS)

@@ -26,11 +26,16 @@ PACKAGES = (
     "peft",
 )
 GIB = 2**30
+COMMIT = "AGZO_COMMIT"
 _CLEAR = Path("/proc/self/clear_refs")  # Linux: "5" sets the high-water mark to the present size
 
 
 def git_state() -> dict[str, Any]:
-    """Return the commit of the code and whether files differ from it; null outside a checkout."""
+    """Return the commit of the code and whether files differ from it; null outside a checkout.
+
+    A copy without a checkout, on a bare GPU machine, is told its commit by the environment variable
+    AGZO_COMMIT; whoever sets it answers for the copy being that commit's.
+    """
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
@@ -42,9 +47,12 @@ def git_state() -> dict[str, Any]:
         except (OSError, subprocess.SubprocessError):
             return None
 
+    commit = git("rev-parse", "HEAD")
+    if commit is None and os.environ.get(COMMIT):
+        return {"git_commit": os.environ[COMMIT], "git_dirty": False}
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
-        "git_commit": git("rev-parse", "HEAD"),
+        "git_commit": commit,
         "git_dirty": None if changed is None else bool(changed),
     }
 
@@ -72,6 +80,18 @@ def about(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "cuda": torch.version.cuda if cuda else None,
     }
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error)  # torch's allocator of the CPU
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a table can hold of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class PeakMemory:

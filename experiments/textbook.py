@@ -1,7 +1,20 @@
-"""Textbook in-place steps, as the papers' published code performs them; only for the benchmark.
+"""Textbook steps in eager PyTorch, as published code performs them: the benchmark's yardstick.
 
-Each perturbs the weights themselves in the parameter's dtype, re-seeds torch's global generator to
-replay the noise, restores by subtraction, and waits for the loss with ``.item()``.
+What they include, because the published trainers (MeZO and LOZO, princeton-nlp/MeZO's
+`large_models/trainer.py` and its descendants) do:
+
+* noise passes over the weights themselves, in the parameter's dtype, one parameter at a time, in
+  eager PyTorch: MeZO and LOZO four of them, +eps, -2 eps, +eps and the update, each with its
+  tensor of noise (LOZO: the product U V^T) and the temporaries of ``p + scale * z * eps``; AGZO's
+  Algorithm 2 two, since it restores and updates in one, and it takes a basis for every linear
+  layer, from a hook, apart;
+* torch's global generator, seeded again for each pass, so that the noise is drawn anew;
+* restoring by subtraction;
+* a wait for the device: the projected gradient and the loss are read by ``.item()``.
+
+The full-vocabulary logits of published code are its forward's: `experiments.bench.losses`. Left
+out, so that the yardstick is not made slow: the update's weight-decay term (one more pass, also at
+weight decay 0), logging, and the separate forward for the bases of AGZO's prototype.
 """
 
 from __future__ import annotations
@@ -90,9 +103,11 @@ class TextbookLOZO(TextbookMeZO):
 class TextbookAGZO:
     """AGZO's Algorithm 2 in place: bases by forward hooks, one base and one perturbed forward."""
 
-    def __init__(self, model: nn.Module, lr: float, eps: float, power_steps: int = 3) -> None:
+    def __init__(
+        self, model: nn.Module, lr: float, eps: float, rank: int = 1, power_steps: int = 3
+    ) -> None:
         self.model = model
-        self.lr, self.eps, self.power_steps = lr, eps, power_steps
+        self.lr, self.eps, self.rank, self.power_steps = lr, eps, rank, power_steps
         self.seed = 0
         self.bases: dict[int, Tensor] = {}
         linear = {id(p) for p, role in roles(model).items() if role == "linear"}
@@ -104,10 +119,10 @@ class TextbookAGZO:
 
     def _hook(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         h = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-        v = torch.randn(h.shape[1], 1, device=h.device)
+        v = torch.randn(h.shape[1], self.rank, device=h.device)
         for _ in range(self.power_steps):
             v = h.t() @ (h @ v)
-            v = v / v.norm()
+            v = v / v.norm() if self.rank == 1 else torch.linalg.qr(v).Q
         assert isinstance(module, nn.Linear)
         self.bases[id(module.weight)] = v
 
@@ -115,7 +130,7 @@ class TextbookAGZO:
         basis = self.bases.get(id(p))
         if basis is None:
             return torch.randn(p.size(), device=p.device, dtype=p.dtype)
-        left = torch.randn(p.size(0), 1, device=p.device, dtype=p.dtype)
+        left = torch.randn(p.size(0), self.rank, device=p.device, dtype=p.dtype)
         return left @ basis.to(p.dtype).t()
 
     @torch.no_grad()

@@ -18,6 +18,7 @@ from agzo import AGZO
 from agzo.kernels import native
 from baselines import MeZO
 from experiments import bench
+from experiments.bench.losses import random_ids
 from experiments.machine import GIB
 from experiments.probe import memory, memory_point, tidy
 from experiments.probe.memory_count import BLOCK, LiveBytes, fused_attention
@@ -171,7 +172,7 @@ def test_counts_agree_with_torchs_own_record_of_allocations(method, batch, lengt
     """Outside any mode of ours: the profiler hears of every block of the CPU's allocator."""
     one = point(method=method, batch=batch, length=length)
     model = memory_point.build(one.shape, one.dtype, torch.device("cpu"))
-    ids = memory_point.rows(one, 1000, torch.device("cpu"))
+    ids = random_ids(model, one.batch, one.length, torch.device("cpu"))
     held = LiveBytes("cpu", [*model.parameters(), *model.buffers(), ids]).now
     with (
         fused_attention(),

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from experiments.bench import SHAPES
+from experiments.bench.shapes import SHAPES, parameters
 from experiments.probe import tidy
 from experiments.probe.lists import whole_numbers, words
 from experiments.probe.memory_point import (
@@ -116,7 +116,7 @@ def run(
     model = build(options.shape, options.dtype, torch.device("meta"))
     about = tidy.about("memory", where) | {
         "answer_tokens": ANSWER,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters(model),
     }
     return about, {"memory": rows}
 

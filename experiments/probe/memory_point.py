@@ -30,15 +30,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
 from experiments import attention
-from experiments.bench import EPS, LR, SHAPES
-from experiments.machine import GIB, PeakMemory
+from experiments.bench import shapes
+from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
+from experiments.bench.methods import EPS, LR
+from experiments.machine import GIB, PeakMemory, first_line, out_of_memory
 from experiments.probe.memory_count import Held, LiveBytes, fused_attention
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
@@ -89,18 +90,11 @@ class Point:
 
 def build(shape: str, dtype: str, device: torch.device) -> nn.Module:
     """Return a random model of the named shape with tied embeddings, made where it is to be."""
-    torch.manual_seed(0)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        with torch.device(device):
-            if shape == PANGU:
-                llama = LlamaConfig(**PANGU_SHAPE, tie_word_embeddings=True)
-                return cast(nn.Module, LlamaForCausalLM(llama)).eval()
-            qwen = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True)
-            return cast(nn.Module, Qwen3ForCausalLM(qwen)).eval()
-    finally:
-        torch.set_default_dtype(default)
+    if shape != PANGU:
+        return shapes.build(shape, getattr(torch, dtype), device)
+    with shapes.made_on(getattr(torch, dtype), device):
+        llama = LlamaConfig(**PANGU_SHAPE, tie_word_embeddings=True)
+        return cast(nn.Module, LlamaForCausalLM(llama)).eval()
 
 
 def built(point: Point, device: torch.device) -> nn.Module:
@@ -111,31 +105,10 @@ def built(point: Point, device: torch.device) -> nn.Module:
     return model
 
 
-def rows(point: Point, vocabulary: int, device: torch.device) -> Tensor:
-    """Return the input, (batch, length) token numbers."""
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (point.batch, point.length), generator=generator)
-    return ids.to(device)
-
-
-def loss(point: Point, model: nn.Module, ids: Tensor) -> Callable[[], Tensor]:
+def loss(point: Point, model: nn.Module, ids: Tensor) -> Closure:
     """Return the closure of one batch."""
-
-    def published() -> Tensor:
-        output = model(input_ids=ids)  # held with its caches, as published code does
-        shifted = output.logits[:, :-1].contiguous()
-        labels = ids[:, 1:].clone()
-        labels[:, :-ANSWER] = -100
-        return F.cross_entropy(shifted.view(-1, shifted.shape[-1]), labels.view(-1))
-
-    positions = torch.arange(point.length - ANSWER - 1, point.length - 1, device=ids.device)
-
-    def ours() -> Tensor:
-        logits = model(input_ids=ids, logits_to_keep=positions, use_cache=False).logits.float()
-        log_probs = logits.gather(2, ids[:, -ANSWER:, None]) - logits.logsumexp(2, keepdim=True)
-        return -log_probs.mean()
-
-    return published if point.series == "published" else ours
+    logits = full_logits if point.series == "published" else label_logits
+    return logits(model, ids, ANSWER)
 
 
 def steps(point: Point, model: nn.Module, ids: Tensor) -> None:
@@ -165,8 +138,7 @@ def steps(point: Point, model: nn.Module, ids: Tensor) -> None:
 def count(point: Point, device: torch.device, largest: int = 0) -> tuple[int, list[Held]]:
     """Return the peak of live tensor bytes on a device, and the largest storages at the peak."""
     model = built(point, device)
-    vocabulary = next(model.parameters()).shape[0]  # the embedding comes first
-    ids = rows(point, vocabulary, device)
+    ids = random_ids(model, point.batch, point.length, device)
     with ExitStack() as stack:
         if point.attention == "fused":
             stack.enter_context(fused_attention())
@@ -193,30 +165,23 @@ def measure(point: Point) -> dict[str, Any]:
     try:
         baseline = _warm_up() if point.kind == "resident" else None
         model = built(point, device)
-        ids = rows(point, next(model.parameters()).shape[0], device)
+        ids = random_ids(model, point.batch, point.length, device)
         gc.collect()
         peak = PeakMemory(device)  # from here on; the weights are there and stay
         steps(point, model, ids)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return empty | {"status": "out_of_memory", "peak_gib": None, "message": first_line(error)}
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's allocator of the CPU
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         return empty | {"status": "out_of_memory", "peak_gib": None, "message": first_line(error)}
     reserved = torch.cuda.max_memory_reserved(device) / GIB if point.kind == "cuda" else None
     return empty | {"peak_gib": peak.gib(), "reserved_gib": reserved, "baseline_gib": baseline}
 
 
-def first_line(error: BaseException) -> str:
-    """Return what a table can hold of an error."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _warm_up() -> float:
     """Load the kernels, and return the resident set before any model, in GiB."""
     tiny = Point("resident", "pocket", "float32", "fused", "ours", "sgd", 1, 2 * ANSWER)
     model = build(tiny.shape, tiny.dtype, torch.device("cpu"))
-    steps(tiny, model, rows(tiny, 1000, torch.device("cpu")))
+    steps(tiny, model, random_ids(model, tiny.batch, tiny.length, torch.device("cpu")))
     del model
     gc.collect()
     resident_pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -104,13 +104,7 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     Raises:
         ValueError: it cannot be written, or holds measurements of other settings.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace(folder / TRIAL, "")
-        (folder / TRIAL).unlink()
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"--out={folder}: {reason}; allowed is a folder to write to") from error
+    writable(folder)
     path = folder / ABOUT
     if not path.exists():
         return False
@@ -127,6 +121,17 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> bool:
     if absent:
         raise ValueError(f"{folder}: lacks {absent[0]}.csv; remove {ABOUT} to measure again")
     return True
+
+
+def writable(folder: Path) -> None:
+    """Make a folder, and find out whether it can be written to before any work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace(folder / TRIAL, "")
+        (folder / TRIAL).unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"--out={folder}: {reason}; allowed is a folder to write to") from error
 
 
 def replace(path: Path, text: str) -> None:

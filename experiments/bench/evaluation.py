@@ -5,8 +5,8 @@ BoolQ ...), three of a few tokens, two sentences (COPA), twenty sentences (ReCoR
 (SQuAD). One at a time is how published code scores: each option alone behind its whole prompt, each
 prompt generated alone. Both are timed in turn, round by round; the scores' difference is shown.
 
-    python -m experiments.bench_evaluation                  # ~60M-parameter Qwen3, fp32
-    python -m experiments.bench_evaluation --shape pocket --examples 1000
+    python -m experiments.bench.evaluation                  # ~60M-parameter Qwen3, fp32
+    python -m experiments.bench.evaluation --shape pocket --examples 1000
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,12 +26,17 @@ import torch
 from torch import nn
 
 from experiments.batches import longest_first
-from experiments.bench import SHAPES, Clock, build, write
+from experiments.bench.arguments import device_of, out_of
+from experiments.bench.measure import Clock
+from experiments.bench.record import Record
+from experiments.bench.shapes import DTYPES, SHAPES, build
 from experiments.encode import Encoded, Encoder
 from experiments.generate import generate
+from experiments.probe import lists
 from experiments.scoring import option_scores
 
 NEW_TOKENS = 16
+DEFAULT = {"cpu": "60m", "cuda": "0.6b"}  # device -> shape
 
 
 @dataclass(frozen=True)
@@ -125,36 +133,61 @@ def measure(
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and write its rows as JSON if asked."""
-    parser = argparse.ArgumentParser(description="examples per second, against one at a time")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--shape", nargs="*", choices=list(SHAPES))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--examples", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=32, help="rows of a forward pass")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: torch's default")
+    try:
+        record = run(_parser().parse_args(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if record.path is not None:
+        print(f"written: {record.path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench.evaluation",
+        description="examples per second, against one at a time",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--shape", help=f"a list, of {', '.join(SHAPES)}")
+    parser.add_argument("--dtype", default="float32", help=f"a list, of {', '.join(DTYPES)}")
+    parser.add_argument("--examples", default="128")
+    parser.add_argument("--batch", default="32", help="rows of a forward pass")
+    parser.add_argument("--rounds", default="3")
+    parser.add_argument("--threads", help="torch threads (default: torch's)")
     parser.add_argument("--out", type=Path, help="write the rows here as JSON")
-    args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device here; allowed is cpu")
-    if min(args.rounds, args.batch, args.examples) < 1:
-        parser.error("--rounds, --batch and --examples: allowed are whole numbers >= 1")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    rows: list[Row] = []
-    for shape in args.shape or (["60m"] if args.device == "cpu" else ["0.6b"]):
-        model = build(shape, getattr(torch, args.dtype), device)
+    return parser
+
+
+def run(words: argparse.Namespace) -> Record:
+    """Measure every kind of task on every shape."""
+    device = device_of(words.device)
+    if words.threads is not None:
+        torch.set_num_threads(lists.count("--threads", words.threads))
+    count = lists.count("--examples", words.examples)
+    batch, rounds = lists.count("--batch", words.batch), lists.count("--rounds", words.rounds)
+    shapes = lists.words("--shape", words.shape or DEFAULT[words.device], SHAPES)
+    dtypes = lists.words("--dtype", words.dtype, DTYPES)
+    given = {key: str(value) for key, value in vars(words).items() if key != "out" and value}
+    record = Record(
+        None if words.out is None else out_of(words.out),
+        "python -m experiments.bench.evaluation",
+        given,
+        device,
+        len(shapes) * len(dtypes) * len(KINDS),
+    )
+    for shape, dtype in product(shapes, dtypes):
+        model = build(shape, getattr(torch, dtype), device)
         print(
-            f"\nevaluation, Qwen3 {shape}, {args.dtype}, {device.type}, "
-            f"{torch.get_num_threads()} threads, {args.rounds} rounds of {args.examples} examples\n"
+            f"\nevaluation, Qwen3 {shape}, {dtype}, {device.type}, "
+            f"{torch.get_num_threads()} threads, {rounds} rounds of {count} examples\n"
             f"{'kind':22} {'examples/s':>11} {'one by one':>11} {'ratio':>6} {'difference':>11}"
         )
         for kind in KINDS:
-            row = measure(shape, model, kind, args.examples, args.batch, args.rounds)
-            rows.append(row)
+            row = measure(shape, model, kind, count, batch, rounds)
+            record.add(row)
             gap = "-" if row.largest_difference is None else f"{row.largest_difference:.1e}"
             print(
                 f"{row.kind:22} {row.per_second:11.1f} {row.one_by_one:11.1f} {row.ratio:6.2f} "
@@ -162,9 +195,8 @@ def main() -> None:
                 flush=True,
             )
         del model
-    if args.out:
-        write(args.out, "python -m experiments.bench_evaluation", args, device, rows)
+    return record
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -1,0 +1,148 @@
+"""The benchmark's command line: lists such as 64,256; each error one line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.bench.measure import Effort
+from experiments.bench.methods import METHODS
+from experiments.bench.plan import AXES, BASES, FIELDS, SWEEPS, TABLES, swept
+from experiments.bench.rows import Case
+from experiments.bench.shapes import DTYPES, SHAPES
+from experiments.probe import lists, tidy
+
+# Of a device, unless the command line says otherwise; minutes: None for no limit.
+EFFORTS = {"cpu": (Effort(rounds=5, seconds=20), None), "cuda": (Effort(rounds=10, seconds=5), 8.5)}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, for how long, and where to write it."""
+
+    device: torch.device
+    cases: list[Case]
+    effort: Effort
+    minutes: float | None  # after which no further case begins
+    sweep: tuple[str, ...]
+    out: Path | None
+    given: dict[str, str]  # the command line, for the record
+
+
+def parse(arguments: Sequence[str] | None) -> Options:
+    """Read the command line.
+
+    Raises:
+        ValueError: the message names key, value and what is allowed.
+    """
+    words = _parser().parse_args(arguments)
+    device = device_of(words.device)
+    if words.threads is not None:
+        torch.set_num_threads(lists.count("--threads", words.threads))
+    sweep = tuple(lists.words("--sweep", words.sweep, AXES)) if words.sweep else ()
+    effort, minutes = EFFORTS[words.device]
+    if words.rounds is not None or words.seconds is not None:
+        effort = Effort(
+            lists.count("--rounds", words.rounds or str(effort.rounds)),
+            _number("--seconds", words.seconds or str(effort.seconds)),
+        )
+    given = {key: str(value) for key, value in vars(words).items() if value is not None}
+    given.pop("out", None)
+    return Options(
+        device=device,
+        cases=_swept(words, sweep)
+        if sweep
+        else replace(TABLES[words.device], **_axes(words)).cases(),
+        effort=effort,
+        minutes=minutes if words.minutes is None else _number("--minutes", words.minutes),
+        sweep=sweep,
+        out=None if words.out is None else out_of(words.out),
+        given=given,
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """Return a device that is here."""
+    if name not in EFFORTS:
+        raise ValueError(f"--device={name}: allowed are {', '.join(EFFORTS)}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device=cuda: no CUDA device is here; allowed is cpu")
+    return torch.device(name)
+
+
+def out_of(path: Path) -> Path:
+    """Return the path of a JSON file that can be written."""
+    if path.suffix != ".json" or path.is_dir():
+        raise ValueError(f"--out={path}: allowed is a file whose name ends in .json")
+    tidy.writable(path.parent)
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench", description="step cost in units of two plain forwards"
+    )
+    lists_of = "a list such as 1,4"
+    parser.add_argument("--device", default="cpu", help=", ".join(EFFORTS))
+    parser.add_argument("--shape", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument("--dtype", help=f"of {', '.join(DTYPES)}")
+    parser.add_argument("--batch", help=f"rows of a batch: {lists_of}")
+    parser.add_argument("--length", help=f"tokens of a row: {lists_of}")
+    parser.add_argument("--rank", help=f"of the methods that have one: {lists_of}")
+    parser.add_argument("--methods", help=f"all, or of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--sweep", help=f"vary one axis at a time about a base point: of {', '.join(AXES)}; or all"
+    )
+    parser.add_argument("--rounds", help="of forwards and steps in turn, for each case")
+    parser.add_argument("--seconds", help="after which a case begins no further round")
+    parser.add_argument("--minutes", help="after which no further case begins")
+    parser.add_argument("--threads", help="torch threads (default: torch's)")
+    parser.add_argument("--out", type=Path, help="JSON for the rows; what it has is not made again")
+    return parser
+
+
+# Field of a `Grid` -> its option and what reads a list for it.
+_LISTS: dict[str, tuple[str, Callable[[str, str], Sequence[Any]]]] = {
+    "shapes": ("--shape", lambda key, text: lists.words(key, text, SHAPES)),
+    "dtypes": ("--dtype", lambda key, text: lists.words(key, text, DTYPES)),
+    "batches": ("--batch", lambda key, text: lists.whole_numbers(key, text, least=1)),
+    "lengths": ("--length", lambda key, text: lists.whole_numbers(key, text, least=2)),
+    "ranks": ("--rank", lambda key, text: lists.whole_numbers(key, text, least=1)),
+    "methods": ("--methods", lambda key, text: lists.words(key, text, METHODS)),
+}
+
+
+def _axes(words: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
+    """Read the lists that were given: field of a `Grid` -> values."""
+    texts = {field: getattr(words, key.removeprefix("--")) for field, (key, _) in _LISTS.items()}
+    return {
+        field: tuple(read(key, texts[field]))
+        for field, (key, read) in _LISTS.items()
+        if texts[field] is not None
+    }
+
+
+def _swept(words: argparse.Namespace, sweep: Sequence[str]) -> list[Case]:
+    """Return the cases of the sweeps; a list given for a swept axis replaces its values."""
+    given, base = _axes(words), {}
+    values = {axis: given.pop(FIELDS[axis], SWEEPS[words.device][axis]) for axis in sweep}
+    for field, numbers in given.items():
+        if field != "methods" and len(numbers) > 1:
+            raise ValueError(
+                f"{_LISTS[field][0]}={','.join(map(str, numbers))}: allowed is one value, of the "
+                f"base point, where --sweep={words.sweep} does not vary it"
+            )
+        base[field] = numbers
+    return swept(replace(BASES[words.device], **base), values)
+
+
+def _number(key: str, text: str) -> float:
+    numbers = lists.positive_numbers(key, text)
+    if len(numbers) > 1:
+        raise ValueError(f"{key}={text}: allowed is one number above 0")
+    return numbers[0]

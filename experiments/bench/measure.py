@@ -1,0 +1,186 @@
+"""Measure one case: seconds and memory of a step beside those of two plain forwards.
+
+Forwards and steps are timed in turn, round by round, and what is reported are medians of the
+rounds' ratios, so that a machine that slows down slows both.
+
+The unit is the forward of the same model in the same run: same batch, eval mode, no_grad, logits at
+the label positions, ordinary weights. Two methods change the model itself: the forward of zo_act
+has its branches in, and dominant_layer, which tunes decoder layer 1, holds that layer in float32.
+Textbook steps compute full logits, as published code does, and are held against the same unit.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agzo import ZeroOrderOptimizer
+from agzo.rng import Noise
+from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
+from experiments.bench.methods import EPS, METHODS
+from experiments.bench.rows import Case, Row
+from experiments.bench.shapes import build, parameters
+from experiments.bench.targets import target
+from experiments.machine import PeakMemory, about, first_line, out_of_memory
+
+WARM_UP = 2  # steps before the first round: the check that the loss is a function, compiling
+LEAST = 2  # rounds of every case, however long they take
+PARTS = ("basis", "perturb", "update")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a case is measured: `rounds`, or fewer once they have taken `seconds`."""
+
+    rounds: int
+    seconds: float
+
+
+class Clock:
+    """Wall-clock of device work: waits for the device before and after."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, work: Callable[[], Any]) -> float:
+        """Return the seconds that `work` takes."""
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(case: Case, device: torch.device, effort: Effort) -> Row:
+    """Measure a case; one that runs out of memory is a row that says so."""
+    found: dict[str, Any]
+    try:
+        found = _measure(case, device, effort)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        found = {"status": "out_of_memory", "message": first_line(error)}
+    gc.collect()  # here the error is gone, which held the frames and their tensors
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    method = METHODS[case.method]
+    ratio, speedup = target(case, about(device))
+    return Row(
+        **vars(case),
+        family=method.family,
+        textbook=method.textbook,
+        target_ratio=ratio,
+        target_speedup=speedup,
+        **found,
+    )
+
+
+def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]:
+    """Return what `measure` adds to a case; see `Row` for the units."""
+    clock = Clock(device)
+    model = build(case.shape, getattr(torch, case.dtype), device)
+    size = parameters(model)
+    ids = random_ids(model, case.batch, case.length, device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    plain = label_logits(model, ids)
+    textbook = METHODS[case.method].textbook == case.method
+    closure = full_logits(model, ids) if textbook else plain
+    optimizer = METHODS[case.method].build(model, case.rank)
+    if getattr(optimizer, "studies", 0):
+        optimizer.study([(closure, mask)])
+
+    @torch.no_grad()
+    def two_forwards() -> None:
+        plain()
+        plain()
+
+    def step() -> None:
+        optimizer.step(closure, mask)
+
+    two_forwards()
+    for _ in range(WARM_UP):
+        step()
+    gc.collect()  # once: it takes longer than a step of a small model
+    forwards, steps, parts, peaks = [], [], [], []
+    start = time.perf_counter()
+    while len(steps) < effort.rounds:
+        if len(steps) >= LEAST and time.perf_counter() - start > effort.seconds:
+            break
+        (seconds, peak), (of_step, peak_of_step) = (
+            _timed(clock, work) for work in (two_forwards, step)
+        )
+        forwards.append(seconds)
+        steps.append(of_step)
+        peaks.append((peak, peak_of_step))
+        if divisible(optimizer):
+            shares = split(optimizer, closure, mask, clock, seconds / 2)
+            parts.append([share / seconds for share in shares])
+    ratios = [step / unit for step, unit in zip(steps, forwards, strict=True)]
+    peak_of_forward, peak_of_step = (max(column) for column in zip(*peaks, strict=True))
+    found = {
+        "parameters": size,
+        "rounds": len(steps),
+        "ratio": statistics.median(ratios),
+        "ratio_least": min(ratios),
+        "ratio_largest": max(ratios),
+        "steps_per_second": 1 / statistics.median(steps),
+        "two_forwards": statistics.median(forwards),
+        "peak_gib": peak_of_step,
+        "peak_of_forward": peak_of_step / peak_of_forward,
+    }
+    if parts:
+        medians = map(statistics.median, zip(*parts, strict=True))
+        found |= dict(zip(PARTS, medians, strict=True))
+        found["forwards"] = optimizer.forwards_of_step(WARM_UP) / 2
+    return found
+
+
+def _timed(clock: Clock, work: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds that `work` takes, and the peak memory in GiB, the weights included."""
+    peak = PeakMemory(clock.device)
+    return clock(work), peak.gib()
+
+
+def divisible(optimizer: Any) -> bool:
+    """Tell whether a step's time can be told apart: its evaluations are whole forwards."""
+    return isinstance(optimizer, ZeroOrderOptimizer) and not getattr(
+        optimizer, "reuse_prefix", False
+    )
+
+
+@torch.no_grad()
+def split(
+    optimizer: ZeroOrderOptimizer, closure: Closure, mask: Tensor, clock: Clock, forward: float
+) -> tuple[float, float, float]:
+    """Time what one step adds to its forwards: (basis, perturbation, update), in seconds.
+
+    Args:
+        forward: seconds of a plain forward of this round; a difference may fall below 0 by noise.
+    """
+    noise = Noise(optimizer.seed, optimizer._zo["step"])
+    capture = optimizer._look.capture(noise, mask)
+
+    def captured() -> None:
+        with capture or nullcontext():
+            closure()
+
+    basis = clock(captured) - forward if capture else 0.0
+    directions = optimizer._directions(noise)
+    evaluations = 1 if optimizer.estimator == "one_sided" else 2
+    evaluate = optimizer._execution.evaluate
+    perturb = evaluations * (clock(lambda: evaluate(closure, directions, EPS)) - forward)
+    zero = torch.zeros((), device=optimizer.tuned[0].parameter.device)
+    update = clock(lambda: optimizer._move([(directions, zero)], noise))
+    return basis, perturb, update

@@ -1,0 +1,78 @@
+"""What the benchmark measures, by name: this library's methods, and the textbook step of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from agzo import AGZO
+from baselines import LOZO, LOZOM, SGD, DominantLayer, MeZO, ZOAct
+from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+
+LR, EPS = 1e-7, 1e-3
+TOKENS = 512  # that a basis is taken from in the rows with basis_tokens
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table.
+
+    Args:
+        family: the algorithm, as targets and figures name it.
+        make: (model, lr, eps, and rank=r where `rank` is a number) -> optimizer.
+        rank: its rank unless the command line gives others; None for a method without one.
+        textbook: the row that is its yardstick; a textbook's own name marks the yardstick itself.
+        judged: whether the targets of its family are meant for it.
+    """
+
+    family: str
+    make: Callable[..., Any]
+    rank: int | None = None
+    textbook: str | None = None
+    judged: bool = False
+
+    def build(self, model: nn.Module, rank: int | None) -> Any:
+        """Return the optimizer of a model."""
+        return self.make(model, LR, EPS, **({} if rank is None else {"rank": rank}))
+
+
+def _with(make: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    return lambda *arguments, **more: make(*arguments, **settings, **more)
+
+
+def _sgd(model: nn.Module, lr: float, eps: float) -> SGD:
+    return SGD(model, lr)
+
+
+_WARM: dict[str, Any] = {"warm_start": True, "power_steps": 1}
+_IN_PLACE: dict[str, Any] = {"execution": "in_place"}
+
+# A textbook comes before what is compared with it, so that each printed line can say by how much.
+METHODS: dict[str, Method] = {
+    "agzo_textbook": Method("agzo", TextbookAGZO, 1, "agzo_textbook"),
+    "agzo": Method("agzo", AGZO, 1, "agzo_textbook", True),
+    "agzo_warm": Method("agzo", _with(AGZO, **_WARM), 1, "agzo_textbook", True),
+    "agzo_tokens": Method("agzo", _with(AGZO, basis_tokens=TOKENS), 1, "agzo_textbook", True),
+    "agzo_warm_tokens": Method(
+        "agzo", _with(AGZO, **_WARM, basis_tokens=TOKENS), 1, "agzo_textbook", True
+    ),
+    "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),
+    "lozo_textbook": Method("lozo", TextbookLOZO, 2, "lozo_textbook"),
+    "lozo": Method("lozo", LOZO, 2, "lozo_textbook", True),
+    "lozo_in_place": Method("lozo", _with(LOZO, **_IN_PLACE), 2, "lozo_textbook"),
+    "lozo_m": Method("lozo_m", _with(LOZOM, large_state=True), 2),
+    "mezo_textbook": Method("mezo", TextbookMeZO, None, "mezo_textbook"),
+    "mezo": Method("mezo", MeZO, None, "mezo_textbook", True),
+    "mezo_in_place": Method("mezo", _with(MeZO, **_IN_PLACE), None, "mezo_textbook"),
+    "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
+    "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),
+    "sgd": Method("sgd", _sgd),
+}
+# Those that the targets are about, with their yardsticks: what a long sweep measures.
+CHIEF = (
+    *("agzo_textbook", "agzo", "agzo_warm"),
+    *("lozo_textbook", "lozo", "mezo_textbook", "mezo"),
+)
