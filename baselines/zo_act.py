@@ -138,7 +138,7 @@ class ZOAct(ZeroOrderOptimizer):
         self, closure: Closure, token_mask: Tensor | None, step: int
     ) -> tuple[Measurement, Tensor]:
         if not self._branches:
-            raise RuntimeError("the branches were merged or removed; allowed is a new optimizer")
+            raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
             raise RuntimeError("no bases yet; call study(batches) before the first step")
         return super()._measure(closure, token_mask, step)
