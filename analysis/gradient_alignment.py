@@ -190,8 +190,6 @@ def caption(probe: Probe) -> list[str]:
         for method, look in styles(whole["method"].unique()).items()
         for rows in [whole[whole["method"] == method]]
     )
-    methods = set(whole["method"])
-    partial = [text for name, text in _partial(probe).items() if name in methods]
     alone = layers[layers["perturbed"] == "alone"]
     together = layers[layers["perturbed"] == "together"]
     return [
@@ -202,7 +200,7 @@ def caption(probe: Probe) -> list[str]:
         "mean over groups of queries. Theory: Theorem 5.4 in its concatenated form, from the "
         "measured bases, and Corollary 5.5; an approximation for LOZO's V, not orthonormal. "
         "LOZO-M evaluates LOZO's directions: its points are LOZO's, and it has none of its own.",
-        *partial,
+        *_partial(probe),
         f"(c) Mean of the queries that the forwards pay for, steps {_steps(whole)} together; in "
         "one step queries share the basis and, one-sided, the base forward.",
         f"(d) {int(alone['n'].iloc[0])} queries a layer and method; bars: {CONFIDENCE:.0%} "
@@ -216,18 +214,22 @@ def caption(probe: Probe) -> list[str]:
     ]
 
 
-def _partial(probe: Probe) -> dict[str, str]:
+def _partial(probe: Probe) -> list[str]:
     """Say what those methods perturb that leave weights as they are; theory is exact for them."""
-    one = probe.about.get("dominant_layer", {})
-    base = label(one.get("base", ""))
-    return {
-        "zo_act": "ZO-Act perturbs C of W + C V^T: a direction Z of C counts as Z V^T of W, before "
-        "Adam; V is of the run's first weights and batches, and in the theory V is the basis.",
-        "dominant_layer": f"The dominant layer, layer {one.get('layer')} from 0 by {base}, is all "
-        "that method perturbs: its directions are zero elsewhere, the gradient is that of all. "
-        "Theory: Corollary 5.5 on the layer, times the share of |G| that it holds. In (d) it would "
-        f"be {base}.",
-    }
+    methods, said = set(probe.tables["whole"]["method"]), []
+    if "zo_act" in methods:
+        said.append(
+            "ZO-Act perturbs C of W + C V^T: a direction Z of C counts as Z V^T of W, before Adam; "
+            "V is of the run's first weights and batches, and is the basis in the theory."
+        )
+    if "dominant_layer" in methods:
+        layer, base = probe.get("dominant_layer.layer", int), probe.get("dominant_layer.base", str)
+        said.append(
+            f"The dominant layer, by {label(base)} in layer {layer} (from 0): directions are zero "
+            "elsewhere, the gradient is that of all layers. Theory: Corollary 5.5 on the layer, "
+            f"times the share of |G| that it holds. Of a layer alone, (d), it is {label(base)}."
+        )
+    return said
 
 
 def _steps(rows: Table) -> str:

@@ -1,6 +1,7 @@
 """Figure 2's measurements against the theory and against sums done by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from experiments.probe.alignment import (
     signed_cosine,
     whole_rows,
 )
-from experiments.probe.estimates import OfCoefficients, affordable, reached
-from tests.networks import qwen3
+from experiments.probe.estimates import OfCoefficients, affordable, dominant, reached
+from tests.networks import mlp, qwen3, stack
 
 
 @pytest.fixture(scope="module")
@@ -268,3 +269,17 @@ def test_layers_that_a_method_leaves_have_no_row():
     assert {row["layer"] for row in together} == {
         each.name for each in linear if each.name.startswith("model.layers.1.")
     }
+
+
+def test_the_dominant_layer_is_the_runs_own_or_the_one_asked_for():
+    net = stack()
+    own = DominantLayer(net.model, 1e-3, 1e-3, layer=0, base="agzo")
+    run = SimpleNamespace(parts=SimpleNamespace(optimizer=own), model=net.model)
+    assert dominant(run, 1) == {"layer": 0, "base": "agzo"}  # pyright: ignore
+    run.parts.optimizer = MeZO(net.model, 1e-3, 1e-3)
+    assert dominant(run, 1) == {"layer": 1, "base": "mezo"}  # pyright: ignore
+    with pytest.raises(ValueError, match=r"--layer=2: allowed are 0 to 1"):
+        dominant(run, 2)  # pyright: ignore
+    run.model = mlp().model
+    with pytest.raises(ValueError, match="--methods=dominant_layer: Sequential: has no decoder"):
+        dominant(run, 0)  # pyright: ignore

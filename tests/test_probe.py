@@ -131,7 +131,22 @@ def test_alignment_caption_counts_what_was_measured(measured, tmp_path):
     assert "MeZO two-sided, eps 0.001, 2 groups of 2 queries" in caption
     assert "ZO-Act two-sided, eps 0.001, 2 groups of 2 queries" in caption
     assert "LOZO-M evaluates LOZO's directions" in caption
-    assert "layer 1 from 0 by MeZO" in caption
+    assert "The dominant layer, by MeZO in layer 1 (from 0)" in caption
+
+
+def test_a_layer_is_missed_but_where_a_method_leaves_it(measured, tmp_path):
+    copy = tmp_path / "alignment"
+    copy.mkdir()
+    for path in (measured / "alignment").iterdir():
+        (copy / path.name).write_text(path.read_text())
+    rows = (copy / "layers.csv").read_text().splitlines(keepends=True)
+    kept = [row for row in rows if "mezo,model.layers.0.mlp.up_proj" not in row]
+    (copy / "layers.csv").write_text("".join(kept))
+    about = json.loads((copy / "about.json").read_text())
+    about["rows"]["layers"] -= len(rows) - len(kept)
+    (copy / "about.json").write_text(json.dumps(about))
+    with pytest.raises(ResultError, match=r"mezo has no row of model.layers.0.mlp.up_proj.weight"):
+        gradient_alignment.draw(copy, tmp_path / "figure")
 
 
 @pytest.mark.parametrize(

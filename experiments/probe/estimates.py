@@ -184,7 +184,7 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
     """Return layer and base of the dominant layer: of the run, or `layer` and MeZO.
 
     Raises:
-        BadInput: no layer of the model, or a model of low precision.
+        BadInput: no such layer in the model, or a model of low precision.
     """
     from experiments.config import BadInput
 
@@ -195,12 +195,16 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
     low = {p.dtype for p in scene.model.parameters() if is_low_precision(p.dtype)}
     if low:
         raise BadInput(
-            f"--methods=dominant_layer: it holds its layer in float32, which in a model of "
+            "--methods=dominant_layer: it holds its layer in float32, which in a model of "
             f"{low.pop()} changes what the others find; allowed are models of float32 and the "
             "other methods"
         )
     try:
-        check_layer(layer, len(decoder_layers(scene.model)[1]))
+        layers = decoder_layers(scene.model)[1]
+    except ValueError as error:
+        raise BadInput(f"--methods=dominant_layer: {error}") from error
+    try:
+        check_layer(layer, len(layers))
     except ValueError as error:
         raise BadInput(f"--{error}") from error
     return {"layer": layer, "base": "mezo"}
