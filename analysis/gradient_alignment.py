@@ -22,7 +22,7 @@ from analysis.load import ResultError
 from analysis.probe import Probe, Table, command_line, load_probe, sentence, write_figure
 from analysis.significance import t_interval, t_quantile
 from analysis.singular_spectrum import MOST_LABELS, short
-from analysis.style import RC, TEXT_INCHES, MethodStyle, styles
+from analysis.style import RC, TEXT_INCHES, MethodStyle, label, styles
 
 COLUMNS = {
     "whole": ("step", "scope", "method", "group", "estimator", "eps", "queries", "cosine",
@@ -36,6 +36,7 @@ PAPER = (
     "these are not on our axes."
 )
 CONFIDENCE = 0.95
+PARTIAL = ("zo_act", "dominant_layer")  # leave some layers as they are, which then have no row
 
 
 def draw(folder: Path, stem: Path) -> list[Path]:
@@ -149,13 +150,16 @@ def _layers(
         raise ResultError(f"layers.csv: has no rows of layers perturbed {perturbed}")
     last = chosen["step"].max()
     names = list(dict.fromkeys(chosen["layer"]))
-    shift = {method: 0.22 * (i - (len(looks) - 1) / 2) for i, method in enumerate(looks)}
-    for method, look in looks.items():
+    own = [method for method in looks if (chosen["method"] == method).any()]
+    shift = {method: 0.7 / len(own) * (i - (len(own) - 1) / 2) for i, method in enumerate(own)}
+    for method in own:
+        look = looks[method]
         rows = chosen[(chosen["method"] == method) & (chosen["step"] == last)].set_index("layer")
-        if missing := [name for name in names if name not in rows.index]:
+        missing = [name for name in names if name not in rows.index]
+        if missing and method not in PARTIAL:
             raise ResultError(f"layers.csv: {method} has no row of {missing[0]} at step {last}")
-        rows = rows.loc[names]
-        x = [i + shift[method] for i in range(len(names))]
+        rows = rows.loc[[name for name in names if name in rows.index]]
+        x = [names.index(name) + shift[method] for name in rows.index]
         half = [
             t_quantile(int(n) - 1, CONFIDENCE) * d / math.sqrt(n)
             for n, d in zip(rows["n"], rows["deviation"], strict=True)
@@ -194,7 +198,9 @@ def caption(probe: Probe) -> list[str]:
         "(a), (b) One-query estimates over the weights of linear layers, which alone are "
         f"perturbed, and over everything. Bands: {CONFIDENCE:.0%} confidence interval of the "
         "mean over groups of queries. Theory: Theorem 5.4 in its concatenated form, from the "
-        "measured bases, and Corollary 5.5; an approximation for LOZO's V, not orthonormal.",
+        "measured bases, and Corollary 5.5; an approximation for LOZO's V, not orthonormal. "
+        "LOZO-M evaluates LOZO's directions: its points are LOZO's, and it has none of its own.",
+        *_partial(probe),
         f"(c) Mean of the queries that the forwards pay for, steps {_steps(whole)} together; in "
         "one step queries share the basis and, one-sided, the base forward.",
         f"(d) {int(alone['n'].iloc[0])} queries a layer and method; bars: {CONFIDENCE:.0%} "
@@ -206,6 +212,24 @@ def caption(probe: Probe) -> list[str]:
         PAPER,
         sentence(probe),
     ]
+
+
+def _partial(probe: Probe) -> list[str]:
+    """Say what those methods perturb that leave weights as they are; theory is exact for them."""
+    methods, said = set(probe.tables["whole"]["method"]), []
+    if "zo_act" in methods:
+        said.append(
+            "ZO-Act perturbs C of W + C V^T: a direction Z of C counts as Z V^T of W, before Adam; "
+            "V is of the run's first weights and batches, and is the basis in the theory."
+        )
+    if "dominant_layer" in methods:
+        layer, base = probe.get("dominant_layer.layer", int), probe.get("dominant_layer.base", str)
+        said.append(
+            f"The dominant layer, by {label(base)} in layer {layer} (from 0): directions are zero "
+            "elsewhere, the gradient is that of all layers. Theory: Corollary 5.5 on the layer, "
+            f"times the share of |G| that it holds. Of a layer alone, (d), it is {label(base)}."
+        )
+    return said
 
 
 def _steps(rows: Table) -> str:

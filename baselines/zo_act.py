@@ -15,16 +15,18 @@ Memory beside inference: C, its two moments and V, r (3 d_out + d_in) float32 a 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from agzo.calibration import Batches, leading_inputs
 from agzo.check import check_count
+from agzo.direction import LowRank
 from agzo.estimator import Measurement
 from agzo.linears import body_linears, held, sizes
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Closure
+from agzo.perturb import Closure, Directions
 from agzo.rng import Noise
 from agzo.select import ParameterFilter
 from agzo.weights import Weights
@@ -101,7 +103,7 @@ class ZOAct(ZeroOrderOptimizer):
                 **shared,
             )
         except Exception:
-            self._remove()
+            self.remove()
             raise
         self._zo["studied"] = False
         for parameter in self._frozen:
@@ -117,6 +119,15 @@ class ZOAct(ZeroOrderOptimizer):
             Noise(self.seed, 0),
             self._forward,
         )
+        self.use(bases)
+
+    @property
+    def bases(self) -> dict[str, Tensor]:
+        """The basis of each layer, V (d_in, r), by the layer's name."""
+        return {name: branch.basis for name, branch in self._branches.items()}
+
+    def use(self, bases: Mapping[str, Tensor]) -> None:
+        """Take bases that were found before, as `bases` has them, in the place of `study`."""
         shared: dict[int, Tensor] = {}  # layers with one input hold one tensor
         for name, branch in self._branches.items():
             basis = shared.setdefault(id(bases[name]), bases[name].to(branch.basis))
@@ -127,7 +138,7 @@ class ZOAct(ZeroOrderOptimizer):
         self, closure: Closure, token_mask: Tensor | None, step: int
     ) -> tuple[Measurement, Tensor]:
         if not self._branches:
-            raise RuntimeError("the branches were merged; allowed is a new optimizer")
+            raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
             raise RuntimeError("no bases yet; call study(batches) before the first step")
         return super()._measure(closure, token_mask, step)
@@ -142,25 +153,45 @@ class ZOAct(ZeroOrderOptimizer):
             for name, branch in self._branches.items()
         }
 
+    def on_weights(self, directions: Directions) -> Directions:
+        """Return directions of C as those of W that they are: Z V^T, (d_out, d_in), by weight.
+
+        Raises:
+            ValueError: a weight that two layers share, each with a C of its own.
+        """
+        self._refuse_shared("on_weights")
+        return {
+            held(layer): LowRank(
+                directions[self._branches[name].coefficients].dense(),
+                self._branches[name].basis.float(),
+            )
+            for name, layer in self._layers.items()
+        }  # pyright: ignore[reportReturnType]
+
     def merge(self) -> None:
         """Set W to W + C V^T in its own dtype and take the branches away; no step may follow.
 
         Raises:
             ValueError: a quantised weight, or one that two layers share; nothing has changed then.
         """
-        weights = [id(held(layer)) for layer in self._layers.values()]
         for name, layer in self._layers.items():
             refuse_merge(name, layer)
-            if weights.count(id(held(layer))) > 1:
-                raise ValueError(
-                    f"merge: layer {name} shares its weight with another one; allowed are weights "
-                    "of one layer"
-                )
+        self._refuse_shared("merge")
         for name, layer in self._layers.items():
             self._branches[name].merge(layer)
-        self._remove()
+        self.remove()
 
-    def _remove(self) -> None:
+    def _refuse_shared(self, what: str) -> None:
+        weights = [id(held(layer)) for layer in self._layers.values()]
+        for name, layer in self._layers.items():
+            if weights.count(id(held(layer))) > 1:
+                raise ValueError(
+                    f"{what}: layer {name} shares its weight with another one; allowed are weights "
+                    "of one layer"
+                )
+
+    def remove(self) -> None:
+        """Take the branches away and leave the model as it was; no step may follow."""
         for name, layer in self._layers.items():
             self._branches[name].remove(layer)
         self._branches = {}

@@ -1,6 +1,7 @@
 """Figure 2's measurements against the theory and against sums done by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,15 +10,16 @@ from torch import nn
 
 from agzo import AGZO, alignment
 from agzo.spectrum import gradients
-from baselines import LOZO, MeZO
+from baselines import LOZO, DominantLayer, MeZO, ZOAct
 from experiments.probe.alignment import (
     Moment,
-    affordable,
     alone_rows,
     averaged_cosines,
     signed_cosine,
     whole_rows,
 )
+from experiments.probe.estimates import OfCoefficients, affordable, dominant, reached
+from tests.networks import mlp, qwen3, stack
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,141 @@ def test_measuring_moves_nothing(network):
     optimizer.step(now.closure)  # the same directions as were measured for step 0
     assert optimizer.projected_grad is not None
     assert loss.equal(optimizer.projected_grad[0])
+
+
+def language_model():
+    """A float64 model of two decoder layers, its moment over all weights, and ZO-Act's bases."""
+    net = qwen3(torch.float64, tied=False)
+    model, closure = net.model, net.closure
+    tuned = AGZO(model, lr=1, eps=1).tuned
+    optimizer = ZOAct(model, lr=1e-3, eps=1e-3, rank=2, large_state=True)
+    optimizer.study([(closure, net.token_mask)])
+    bases = optimizer.bases
+    optimizer.remove()
+    return model, Moment(0, closure, net.token_mask, gradients(closure, tuned)), tuned, bases  # pyright: ignore
+
+
+def of_coefficients(model, bases):
+    def make(seed, params, queries=1):
+        options = {"lr": 1e-3, "eps": 1e-6, "rank": 2, "estimator": "two_sided", "update": "sgd"}
+        return OfCoefficients(model, bases, params, seed=seed, queries=queries, **options)
+
+    return make
+
+
+def of_layer(model):
+    def make(seed, params, queries=1):
+        return DominantLayer(
+            model, lr=1e-3, eps=1e-6, layer=1, seed=seed, params=params, queries=queries
+        )
+
+    return make
+
+
+def state(model):
+    """Everything that a method could leave behind on a model."""
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    names = {name: (p.requires_grad, p.dtype) for name, p in model.named_parameters()}
+    return hooks, names, [*model.state_dict()], [n for n, _ in model.named_modules()]
+
+
+def test_an_estimate_of_coefficients_is_the_slope_of_the_weights():
+    """The finite difference in C is <G, Z V^T>, G the gradient of the unaltered weights."""
+    model, now, _, bases = language_model()
+    before = [p.clone() for p in model.parameters()]
+    was = state(model)
+    estimates = of_coefficients(model, bases)(3, list(now.gradient), 5)
+    measured = estimates.estimate(now.closure, now.token_mask, 0)
+    own, share = reached(estimates, now.gradient)
+    assert set(measured.queries[0][0]) == set(own)
+    assert len(own) == 14
+    assert 0 < share < 1  # the head, norms and the embedding are left out
+    for directions, g in measured.queries:
+        assert float(alignment.inner(directions, own)) == pytest.approx(float(g), rel=1e-6)
+    with torch.no_grad():  # the same, through the weights themselves
+        directions, g = measured.queries[0]
+        eps, losses = 1e-6, []
+        for sign in (1, -1):
+            for p, original in zip(model.parameters(), before, strict=True):
+                if p in directions:
+                    p.copy_(original + sign * eps * directions[p].dense().double())
+            losses.append(now.closure())
+        for p, original in zip(model.parameters(), before, strict=True):
+            p.copy_(original)
+    assert float((losses[0] - losses[1]) / (2 * eps)) == pytest.approx(float(g), rel=1e-5)
+    assert state(model) == was
+
+
+def test_the_model_is_as_it_was_when_measuring_stops_half_way():
+    model, now, _, bases = language_model()
+    was = state(model)
+
+    def broken():
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        of_coefficients(model, bases)(0, list(now.gradient)).estimate(broken, now.token_mask)
+    assert state(model) == was
+
+
+@pytest.mark.parametrize("name", ["zo_act", "dominant_layer"])
+def test_part_of_the_weights_against_the_whole_gradient(name):
+    """Directions are zero elsewhere: by hand over dense vectors, and the theory's mean."""
+    model, now, tuned, bases = language_model()
+    make = {"zo_act": of_coefficients(model, bases), "dominant_layer": of_layer(model)}[name]
+    was = state(model)
+    whole, averaged, _ = whole_rows(now, "all", {name: make}, groups=60, budgets=[8])
+    assert state(model) == was
+    measured = torch.tensor([row["cosine"] for row in whole])
+    expected = torch.tensor([row["expected"] for row in whole]).mean()
+    assert abs(measured.mean() - expected) < 5 * measured.std() / 60**0.5
+    assert {row["queries"] for row in whole} == {4}
+    queries = make(0, list(now.gradient), 4).estimate(now.closure, now.token_mask, 0).queries
+    gradient = torch.cat([g.flatten() for g in now.gradient.values()])
+    flat = [
+        torch.cat([
+            (d[p].dense().double() if p in d else torch.zeros_like(g)).flatten()
+            for p, g in now.gradient.items()
+        ])
+        for d, _ in queries
+    ]  # fmt: skip
+    by_hand = [float(torch.cosine_similarity(d, gradient, 0).abs()) for d in flat]
+    assert whole[0]["cosine"] == pytest.approx(sum(by_hand) / 4, rel=1e-6)
+    mean = sum(g * d for (_, g), d in zip(queries, flat, strict=True))
+    by_hand = float(torch.cosine_similarity(mean, gradient, 0))  # pyright: ignore
+    assert averaged[0]["cosine"] == pytest.approx(by_hand, rel=1e-6)
+    if name == "dominant_layer":
+        own = {each.parameter for each in tuned if each.name.startswith("model.layers.1.")}
+        assert set(queries[0][0]) == own
+
+
+def test_layers_that_a_method_leaves_have_no_row():
+    model, whole, tuned, bases = language_model()
+    linear = [each for each in tuned if each.role == "linear"]
+    own = {each.parameter: whole.gradient[each.parameter] for each in linear}
+    now = Moment(0, whole.closure, whole.token_mask, own)
+    make = of_coefficients(model, bases)
+    rows = alone_rows(now, linear, {"zo_act": make}, queries=200)
+    assert [row["layer"] for row in rows] == [
+        each.name for each in linear if each.name != "lm_head.weight"
+    ]
+    for row in rows:
+        assert abs(row["cosine"] - row["expected"]) < 6 * row["deviation"] / math.sqrt(row["n"])
+    _, _, together = whole_rows(now, "linear", {"one": of_layer(model)}, groups=2, budgets=[4])
+    assert {row["layer"] for row in together} == {
+        each.name for each in linear if each.name.startswith("model.layers.1.")
+    }
+
+
+def test_the_dominant_layer_is_the_runs_own_or_the_one_asked_for():
+    net = stack()
+    own = DominantLayer(net.model, 1e-3, 1e-3, layer=0, base="agzo")
+    run = SimpleNamespace(parts=SimpleNamespace(optimizer=own), model=net.model)
+    assert dominant(run, 1) == {"layer": 0, "base": "agzo"}  # pyright: ignore
+    run.parts.optimizer = MeZO(net.model, 1e-3, 1e-3)
+    assert dominant(run, 1) == {"layer": 1, "base": "mezo"}  # pyright: ignore
+    with pytest.raises(ValueError, match=r"--layer=2: allowed are 0 to 1"):
+        dominant(run, 2)  # pyright: ignore
+    run.model = mlp().model
+    with pytest.raises(ValueError, match="--methods=dominant_layer: Sequential: has no decoder"):
+        dominant(run, 0)  # pyright: ignore

@@ -37,8 +37,19 @@ def test_a_probe_leaves_tables_and_what_they_stand_on(measured):
     assert {"git_commit", "machine", "versions", "command", "seconds"} <= about.keys()
     with (measured / "alignment" / "whole.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * 3 * 2  # steps, scopes, methods, groups
-    assert {row["method"] for row in rows} == {"agzo", "mezo", "lozo"}
+    assert len(rows) == 2 * 2 * 5 * 2  # steps, scopes, methods, groups
+    methods = {"agzo", "mezo", "lozo", "zo_act", "dominant_layer"}
+    assert {row["method"] for row in rows} == methods
+    with (measured / "alignment" / "layers.csv").open() as file:
+        layers = list(csv.DictReader(file))
+    assert {r["method"] for r in layers if r["perturbed"] == "alone"} == methods - {
+        "dominant_layer"
+    }
+    own = {row["layer"] for row in layers if row["method"] == "dominant_layer"}
+    assert len(own) == 7
+    assert all(name.startswith("model.layers.1.") for name in own)
+    about = json.loads((measured / "alignment" / "about.json").read_text())
+    assert about["dominant_layer"] == {"layer": 1, "base": "mezo"}
 
 
 def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured, capsys):
@@ -65,12 +76,18 @@ def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured
         ("alignment", ["--forwards", "1,2"], "--forwards=1,2"),
         ("alignment", ["--layer-queries", "0"], "--layer-queries=0: allowed is 2 or more"),
         ("alignment", ["--methods", "sgd"], "--methods=sgd: allowed are zeroth-order methods"),
+        ("alignment", ["method=zo_act"], "method=zo_act: its run leaves the weights as they are"),
         (
             "alignment",
-            ["--methods", "zo_act"],
-            "allowed are zeroth-order methods on the model's own",
+            ["--methods", "zo_act", "adapter=lora"],
+            "--methods=zo_act: adapter.name=lora: method=zo_act cannot tune it",
         ),
-        ("alignment", ["--methods", "dominant_layer"], "--methods=dominant_layer: allowed are"),
+        ("alignment", ["--layer", "9"], "--layer=9: allowed are 0 to 3, the model's layers"),
+        (
+            "alignment",
+            ["--methods", "dominant_layer", "precision=bf16"],
+            "--methods=dominant_layer: it holds its layer in float32",
+        ),
         ("alignment", ["--methods", "none"], "method=none: unknown"),
         ("alignment", ["--layer-steps", "7"], "--layer-steps=7"),
     ],
@@ -112,6 +129,24 @@ def test_alignment_caption_counts_what_was_measured(measured, tmp_path):
     caption = " ".join((tmp_path / "figure.txt").read_text().split())
     assert "AGZO one-sided, eps 0.001, 2 groups of 3 queries" in caption
     assert "MeZO two-sided, eps 0.001, 2 groups of 2 queries" in caption
+    assert "ZO-Act two-sided, eps 0.001, 2 groups of 2 queries" in caption
+    assert "LOZO-M evaluates LOZO's directions" in caption
+    assert "The dominant layer, by MeZO in layer 1 (from 0)" in caption
+
+
+def test_a_layer_is_missed_but_where_a_method_leaves_it(measured, tmp_path):
+    copy = tmp_path / "alignment"
+    copy.mkdir()
+    for path in (measured / "alignment").iterdir():
+        (copy / path.name).write_text(path.read_text())
+    rows = (copy / "layers.csv").read_text().splitlines(keepends=True)
+    kept = [row for row in rows if "mezo,model.layers.0.mlp.up_proj" not in row]
+    (copy / "layers.csv").write_text("".join(kept))
+    about = json.loads((copy / "about.json").read_text())
+    about["rows"]["layers"] -= len(rows) - len(kept)
+    (copy / "about.json").write_text(json.dumps(about))
+    with pytest.raises(ResultError, match=r"mezo has no row of model.layers.0.mlp.up_proj.weight"):
+        gradient_alignment.draw(copy, tmp_path / "figure")
 
 
 @pytest.mark.parametrize(

@@ -397,10 +397,12 @@ def test_bad_calibration_is_refused():
         optimizer.study([(net.closure, net.token_mask)])
 
 
-def test_a_weight_of_two_layers_cannot_be_merged():
+def test_a_weight_of_two_layers_cannot_be_merged_or_looked_at():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
     model[1].weight = model[0].weight
     optimizer = ZOAct(model, 0.1, 0.1, large_state=True)
     with pytest.raises(ValueError, match="merge: layer 0 shares its weight with another one"):
         optimizer.merge()
+    with pytest.raises(ValueError, match="on_weights: layer 0 shares its weight with another one"):
+        optimizer.on_weights({})
     assert optimizer.adapter().keys() == {"0", "1"}

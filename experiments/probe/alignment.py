@@ -1,7 +1,9 @@
 """Figure 2: how well does a zeroth-order estimate align with the backpropagated gradient?
 
 At steps along one training run, at the same weights and on the same minibatch for all methods, each
-method's own optimizer measures queries (`ZeroOrderOptimizer.estimate`). Tables:
+method's own optimizer measures queries (`ZeroOrderOptimizer.estimate`). The gradient is that of all
+weights of a scope, also for a method that perturbs some of them (`experiments.probe.estimates`).
+LOZO-M evaluates LOZO's directions, so its estimates are LOZO's. Tables:
 
 * `whole`: for each scope and group of queries the mean cosine of one-query estimates, and what
   Theorem 5.4 (in its concatenated form) predicts from the measured bases. A scope is what is
@@ -9,7 +11,8 @@ method's own optimizer measures queries (`ZeroOrderOptimizer.estimate`). Tables:
 * `averaged`: the cosine of the mean over as many queries as a number of forwards pays for.
 * `layers`: for each linear layer the cosine when that layer is perturbed `alone`, where the theorem
   holds, and when it is perturbed `together` with all others, where one projected gradient serves
-  all layers and the cosine can be negative.
+  all layers and the cosine can be negative. Layers that a method leaves as they are have no row of
+  it; nor has the dominant layer alone, where it is its base method.
 
 A group has its own seed, so its own directions and, for AGZO, its own test matrix; queries
 of a group share the base forward, as in a step with several queries.
@@ -22,26 +25,25 @@ import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from agzo import ZeroOrderOptimizer, alignment
-from agzo.estimator import Measurement, forwards_per_step
+from agzo import alignment
+from agzo.estimator import Measurement
 from agzo.perturb import Closure, Directions
 from agzo.select import Tuned, select
 from agzo.spectrum import gradients
 from experiments.probe import tidy
+from experiments.probe.estimates import Make, affordable, dominant, makers, reached
 from experiments.probe.lists import whole_numbers
 from experiments.probe.structure import linear_layers
 
-if TYPE_CHECKING:
-    from experiments.probe.scene import Scene
-
 HELP = "figure 2: cosine of estimates with the gradient, against the theory"
 SCOPES = ("linear", "all")
-Make = Callable[..., ZeroOrderOptimizer]  # (queries=, params=, seed=) -> optimizer
+METHODS = "agzo,mezo,lozo,zo_act,dominant_layer"
+NEVER_ALONE = ("dominant_layer",)
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,6 @@ def averaged_cosines(
     return found
 
 
-def affordable(optimizer: ZeroOrderOptimizer, forwards: int) -> int:
-    """Return the queries that one step of so many forwards can measure."""
-    captures = optimizer._captures(0)
-    queries = 0
-    while forwards_per_step(optimizer.estimator, queries + 1, captures) <= forwards:
-        queries += 1
-    return queries
-
-
 def whole_rows(
     moment: Moment, scope: str, methods: Mapping[str, Make], groups: int, budgets: Sequence[int]
 ) -> tuple[list[tidy.Row], list[tidy.Row], list[tidy.Row]]:
@@ -99,28 +92,30 @@ def whole_rows(
     whole, averaged, layers = [], [], []
     chosen = list(moment.gradient)
     for method, make in methods.items():
-        together: dict[nn.Parameter, list[float]] = {p: [] for p in chosen}
+        together: dict[nn.Parameter, list[float]] = {}
         names: dict[nn.Parameter, str] = {}
         for group in range(groups):
             one = make(params=chosen, seed=group)
             counts = {f: n for f in budgets if (n := affordable(one, f)) > 0}
             optimizer = make(params=chosen, seed=group, queries=max(counts.values()))
             names = {each.parameter: each.name for each in optimizer.tuned}
+            own, share = reached(optimizer, moment.gradient)
             measured = optimizer.estimate(moment.closure, moment.token_mask, moment.step)
-            cosines = [signed_cosine(d, g, moment.gradient) for d, g in measured.queries]
+            cosines = [share * signed_cosine(d, g, own) for d, g in measured.queries]
             if scope == "linear":
-                for p, gradient in moment.gradient.items():
-                    together[p] += [signed_cosine(d, g, {p: gradient}) for d, g in measured.queries]
-            expected = alignment.expected_cosine(measured.queries[0][0], moment.gradient)
+                for p, gradient in own.items():
+                    found = [signed_cosine(d, g, {p: gradient}) for d, g in measured.queries]
+                    together.setdefault(p, []).extend(found)
+            expected = share * alignment.expected_cosine(measured.queries[0][0], own)
             at = {"step": moment.step, "scope": scope, "method": method, "group": group}
             whole.append({
                 **at, "estimator": optimizer.estimator, "eps": optimizer.eps,
                 "queries": len(cosines), "cosine": statistics.fmean(cosines),
                 "wrong_sign": sum(c < 0 for c in cosines), "expected": expected,
             })  # fmt: skip
-            by_count = averaged_cosines(measured, moment.gradient, set(counts.values()))  # pyright: ignore[reportArgumentType]
+            by_count = averaged_cosines(measured, own, set(counts.values()))  # pyright: ignore[reportArgumentType]
             averaged += [
-                {**at, "forwards": f, "queries": n, "cosine": by_count[n]}
+                {**at, "forwards": f, "queries": n, "cosine": share * by_count[n]}
                 for f, n in counts.items()
             ]
         if scope == "linear":
@@ -139,6 +134,8 @@ def alone_rows(
     for method, make in methods.items():
         for layer in layers:
             optimizer = make(params=[layer.parameter], seed=0, queries=queries)
+            if not optimizer.tuned:
+                continue
             measured = optimizer.estimate(moment.closure, moment.token_mask, moment.step)
             own = {layer.parameter: moment.gradient[layer.parameter]}
             cosines = [signed_cosine(d, g, own) for d, g in measured.queries]
@@ -157,40 +154,11 @@ def _layer_row(
     }  # fmt: skip
 
 
-def makers(names: Sequence[str], overrides: Sequence[str], scene: Scene) -> dict[str, Make]:
-    """Return a constructor for each method: the run's own as it is, others as conf/ has them."""
-    from experiments import registry
-    from experiments.config import BadInput, compose
-
-    shared = [each for each in overrides if not each.startswith(("method", "+method"))]
-    made: dict[str, Make] = {}
-    for name in names:
-        own = name == scene.config.method["name"]
-        config = scene.config if own else compose([*shared, f"method={name}"])
-        values = registry.settings(config.method, "nearest")
-        method = registry.method_class(name)
-        if not issubclass(method, ZeroOrderOptimizer) or method.alters:
-            raise BadInput(
-                f"--methods={name}: allowed are zeroth-order methods on the model's own weights, "
-                "which do not change what the others find"
-            )
-
-        def make(
-            seed: int, params: Any, queries: int = 1, name: str = name, values: Any = values
-        ) -> ZeroOrderOptimizer:
-            given = values | {"params": params, "queries": queries, "embeddings": "tuned"}
-            optimizer = registry.build(name, scene.model, given, seed)
-            assert isinstance(optimizer, ZeroOrderOptimizer)
-            return optimizer
-
-        made[name] = make
-    return made
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the probe's own options."""
     parser.add_argument("--steps", default="0,50,100,200,400", help="of the run, to look at")
-    parser.add_argument("--methods", default="agzo,mezo,lozo", help="the estimates to compare")
+    parser.add_argument("--methods", default=METHODS, help=f"to compare; default: {METHODS}")
+    parser.add_argument("--layer", type=int, default=1, help="of dominant_layer, from 0")
     parser.add_argument("--groups", type=int, default=8, help="of queries, each with its seed")
     parser.add_argument("--forwards", default="2,4,8,16,32", help="to spend on averaged queries")
     parser.add_argument("--layer-queries", type=int, default=16, help="per layer, 2 or more")
@@ -214,7 +182,8 @@ def run(
     if options.layer_queries < 2:
         raise BadInput(f"--layer-queries={options.layer_queries}: allowed is 2 or more")
     scene = scenes.load(options.overrides)
-    methods = makers(options.methods.split(","), options.overrides, scene)
+    methods = makers(options.methods.split(","), options.overrides, scene, options.layer)
+    alone = {name: make for name, make in methods.items() if name not in NEVER_ALONE}
     everything = select(scene.model, None, "tuned")[0]
     linear = linear_layers(scene.model)
     tables: tidy.Tables = {"whole": [], "averaged": [], "layers": []}
@@ -230,8 +199,10 @@ def run(
             tables["layers"] += layers
             say(f"step {step}, {scope}: {len(tuned)} parameters, {len(whole)} groups of queries")
             if scope == "linear" and step in layer_steps:
-                look = functools.partial(alone_rows, moment, linear, methods, options.layer_queries)
+                look = functools.partial(alone_rows, moment, linear, alone, options.layer_queries)
                 tables["layers"] += options.kept(f"step {step} alone", look)
                 say(f"step {step}: each of {len(linear)} layers alone")
     about = tidy.about("alignment", scene.device)
+    if "dominant_layer" in methods:
+        about["dominant_layer"] = dominant(scene, options.layer)
     return about | scene.about(), tables
