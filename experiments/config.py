@@ -268,6 +268,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in loaded.items()}
 
 
+def from_dict(tree: dict[str, Any]) -> RunConfig:
+    """Turn what `read_yaml` read back into a checked `RunConfig`; raises BadInput."""
+    try:
+        whole = OmegaConf.merge(OmegaConf.structured(RunConfig), {"plan": None, **tree})
+    except OmegaConfBaseException as error:
+        raise BadInput(explain(error)) from error
+    assert isinstance(whole, DictConfig)
+    return resolve(whole)
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts to {"train.steps": 1000, ...}."""
     flat: dict[str, Any] = {}
