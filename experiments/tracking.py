@@ -1,7 +1,7 @@
 """The W&B mirror of a run. Nothing reads it back; metrics.jsonl and result.json are the record.
 
 A mirror that fails must not stop a run, or hold it up for long: it says so once, and the result
-says it too. At the end of such a run the whole mirror is written again offline, for `wandb sync` later.
+says it too. At the end of such a run the whole mirror is written again, offline.
 """
 
 import hashlib
