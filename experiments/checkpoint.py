@@ -91,11 +91,16 @@ def _write(
 def load(folder: Path, step: int, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint into the model; return the optimizer's state (on the CPU) and progress."""
     path = verify(folder, step)
-    state = json.loads((path / STATE).read_text())
-    load_weights(folder, step, model)
-    with safe_open(path / OPTIMIZER, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    return unpack(state["optimizer"], tensors), state["progress"]
+    try:
+        state = json.loads((path / STATE).read_text())
+        load_weights(folder, step, model)
+        with safe_open(path / OPTIMIZER, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return unpack(state["optimizer"], tensors), state["progress"]
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: its files are whole and not what this program writes ({error})"
+        ) from error
 
 
 def load_weights(folder: Path, step: int, model: nn.Module) -> None:

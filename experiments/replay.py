@@ -26,12 +26,15 @@ from experiments.trajectory import TRAJECTORY, Head, Step, read
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def replay(run: Path, step: int | None = None) -> tuple[nn.Module, Any, Any]:
+def replay(
+    run: Path, step: int | None = None, trust_remote_code: bool = False
+) -> tuple[nn.Module, Any, Any]:
     """Return the model of a run after `step` (None: the last one logged), tokenizer and optimizer.
 
     Raises BadInput where the run cannot be replayed, with the reason.
     """
     config, origin = _of(run)
+    models.refuse_remote_code(config.model, run / "config.yaml", trust_remote_code)
     values = registry.settings(config.method, config.precision.rounding)
     _refuse_data(config, values)
     head, steps = _steps(run, step)
@@ -117,11 +120,13 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("--out", type=Path, required=True, help="a new folder for the model")
     parser.add_argument("--step", type=int, help="stop after this step; default: the last one")
+    trust = "run the code that comes with the run's model, if its configuration says so"
+    parser.add_argument("--trust-remote-code", action="store_true", help=trust)
     given = parser.parse_args()
     try:
         if given.out.exists():
             raise BadInput(f"--out {given.out}: it is there already; allowed is a new folder")
-        model, tokenizer, optimizer = replay(given.run, given.step)
+        model, tokenizer, optimizer = replay(given.run, given.step, given.trust_remote_code)
         given.out.parent.mkdir(parents=True, exist_ok=True)
         save_model(model, tokenizer, optimizer, given.out)
     except (ValueError, OSError) as error:
