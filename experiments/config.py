@@ -31,7 +31,7 @@ FREE_KEYS = (
 )
 
 
-MAX_INT = 2**63 - 1
+MAX_INT, MAX_SEED = 2**63 - 1, 2**32 - 1
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
 
 
@@ -121,7 +121,7 @@ class TrainConfig:
     num_train: int = key(at_least=1)
     num_dev: int = key(at_least=1)
     num_eval: int = key(at_least=1)
-    train_seed: int = key(at_least=0)
+    train_seed: int = key(at_least=0, at_most=MAX_SEED)
     objective: str = key(choices=("loss", "metric"))
     max_length: int = key(at_least=2)
     eval_batch_size: int = key(at_least=1)
@@ -151,7 +151,7 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = key(at_least=0)
+    seed: int = key(at_least=0, at_most=MAX_SEED)
     suite: str = key()
     tuned: str | None = key()
     variant: str | None = key()
