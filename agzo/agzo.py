@@ -16,7 +16,7 @@ the factors R of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class AGZO(ZeroOrderOptimizer):
     basis turns them, see `agzo.moments`.
     """
 
+    needs_data: ClassVar[str | None] = "its directions lie in bases of each batch's activations"
     settings = (
         *ZeroOrderOptimizer.settings,
         *("rank", "power_steps", "refresh_every", "include_padding"),

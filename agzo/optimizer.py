@@ -65,6 +65,7 @@ class ZeroOrderOptimizer(Progress):
     studies: int = 0  # training batches that `study` wants to see before the first step
     studied: dict[str, Any] | None = None  # what `study` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
+    needs_data: ClassVar[str | None] = None  # why directions cannot be made without the batches
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
@@ -204,6 +205,22 @@ class ZeroOrderOptimizer(Progress):
         self._move(measurement.queries, Noise(self.seed, zo["step"]))
         zo["step"] += 1
         return measurement.loss
+
+    @torch.no_grad()
+    def retrace(self, projected_grad: Tensor) -> None:
+        """Move as the step did that measured `projected_grad`, (queries,), without a forward.
+
+        Needs the weights, the state and the lr of that step; `needs_data` methods cannot.
+        """
+        if self.needs_data is not None:
+            raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
+        step = self._zo["step"]
+        measured = enumerate(projected_grad.unbind())
+        self._move(
+            [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured],
+            Noise(self.seed, step),
+        )
+        self._zo["step"] += 1
 
     @torch.no_grad()
     def estimate(

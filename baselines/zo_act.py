@@ -51,6 +51,7 @@ class ZOAct(ZeroOrderOptimizer):
     """
 
     alters: ClassVar[bool] = True
+    needs_data: ClassVar[str | None] = "its bases are of the activations of training batches"
     settings = (
         *ZeroOrderOptimizer.settings,
         "rank",

@@ -25,6 +25,7 @@ from peft import (
     TaskType,
     initialize_kv_prefix_from_past_key_values,
 )
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from experiments.config import AdapterConfig, BadInput
@@ -65,6 +66,10 @@ def merged(model: Any, folder: Path) -> Any:
     Raises BadInput, with nothing added, for a weight that another layer has too (a head tied to the
     embedding): the sum would change that layer as well, which the adapter beside it does not.
     """
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():  # PEFT would take a pickle instead
+        raise BadInput(
+            f"{folder}: it holds no {SAFETENSORS_WEIGHTS_NAME}, the one kind that is read"
+        )
     adapted: Any = PeftModel.from_pretrained(model, str(folder))
     uses = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
     for name in adapted.base_model.targeted_module_names:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -46,13 +46,35 @@ def steps(folder: Path) -> list[int]:
 def save(
     folder: Path, step: int, model: nn.Module, optimizer: dict[str, Any], progress: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step; one that is already there is left as it is."""
+    """Write the checkpoint of a step; one that is already there is left as it is.
+
+    Raises OSError, with nothing left behind, where it cannot be written.
+    """
     final = folder / name(step)
     if final.exists():
         return final
     temporary = folder / f".{name(step)}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary, step, model, optimizer, progress)
+        temporary.rename(final)
+    except SafetensorError as error:  # of a full disk too
+        raise OSError(f"{temporary}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # its space may be what the next needs
+    _flush(folder)
+    return final
+
+
+def _write(
+    temporary: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: dict[str, Any],
+    progress: dict[str, Any],
+) -> None:
+    """Write the files of a checkpoint and flush them to disk."""
     tensors: dict[str, Tensor] = {}
     structure = pack(optimizer, tensors, {})
     save_file({key: value.detach() for key, value in weights(model).items()}, temporary / WEIGHTS)
@@ -64,19 +86,21 @@ def save(
     for path in temporary.iterdir():
         _flush(path)
     _flush(temporary)
-    temporary.rename(final)
-    _flush(folder)
-    return final
 
 
 def load(folder: Path, step: int, model: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint into the model; return the optimizer's state (on the CPU) and progress."""
     path = verify(folder, step)
-    state = json.loads((path / STATE).read_text())
-    load_weights(folder, step, model)
-    with safe_open(path / OPTIMIZER, "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-    return unpack(state["optimizer"], tensors), state["progress"]
+    try:
+        state = json.loads((path / STATE).read_text())
+        load_weights(folder, step, model)
+        with safe_open(path / OPTIMIZER, "pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        return unpack(state["optimizer"], tensors), state["progress"]
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: its files are whole and not what this program writes ({error})"
+        ) from error
 
 
 def load_weights(folder: Path, step: int, model: nn.Module) -> None:
@@ -108,9 +132,15 @@ def verify(folder: Path, step: int) -> Path:
     )
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        version = manifest["format"]
         wanted = {file: manifest["sha256"][file] for file in (WEIGHTS, OPTIMIZER, STATE)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / 'manifest.json'}: damaged ({error!r}); {way_on}") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path / 'manifest.json'}: format={version!r}, written by another version of this "
+            f"program; allowed is {FORMAT}: go on with that version, or {way_on}"
+        )
     for file, sha256 in wanted.items():
         if not (path / file).is_file():
             raise CheckpointError(f"{path / file}: missing; {way_on}")

@@ -31,6 +31,7 @@ FREE_KEYS = (
 )
 
 
+MAX_INT, MAX_SEED = 2**63 - 1, 2**32 - 1
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
 
 
@@ -39,7 +40,7 @@ class BadInput(ValueError):
 
 
 def key(**bounds: Any) -> Any:
-    """Declare a key: choices=(...), above=x, at_least=x; the value comes from conf/."""
+    """Declare a key: choices=(...), above=x, at_least=x, at_most=x; the value comes from conf/."""
     return field(default=MISSING, metadata=bounds)
 
 
@@ -120,7 +121,7 @@ class TrainConfig:
     num_train: int = key(at_least=1)
     num_dev: int = key(at_least=1)
     num_eval: int = key(at_least=1)
-    train_seed: int = key(at_least=0)
+    train_seed: int = key(at_least=0, at_most=MAX_SEED)
     objective: str = key(choices=("loss", "metric"))
     max_length: int = key(at_least=2)
     eval_batch_size: int = key(at_least=1)
@@ -150,13 +151,13 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    seed: int = key(at_least=0)
+    seed: int = key(at_least=0, at_most=MAX_SEED)
     suite: str = key()
     tuned: str | None = key()
     variant: str | None = key()
     out: str = key()
     device: str = key(choices=("auto", "cpu", "cuda"))
-    threads: int | None = key(at_least=1)
+    threads: int | None = key(at_least=1, at_most=1024)
     traceback: bool = key()
     plan: dict[str, Any] | None = field(default=MISSING)
 
@@ -236,8 +237,10 @@ def check(config: RunConfig) -> None:
             f"train.eval_every={train.eval_every} and train.evals={train.evals}: give one and set "
             "the other to null"
         )
-    if config.data.source == "local" and config.data.root is None:
-        raise BadInput("data.root=null: data=local needs the folder that holds <task>/train.jsonl")
+    if config.data.source == "local" and not config.data.root:
+        raise BadInput(
+            f"data.root={config.data.root}: data=local needs the folder of <task>/train.jsonl"
+        )
     if model.source != "pocket" and not model.path:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
     if model.name is None:
@@ -266,6 +269,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     loaded = OmegaConf.to_container(OmegaConf.load(path))
     assert isinstance(loaded, dict)
     return {str(name): value for name, value in loaded.items()}
+
+
+def from_dict(tree: dict[str, Any]) -> RunConfig:
+    """Turn what `read_yaml` read back into a checked `RunConfig`; raises BadInput."""
+    try:
+        whole = OmegaConf.merge(OmegaConf.structured(RunConfig), {"plan": None, **tree})
+    except OmegaConfBaseException as error:
+        raise BadInput(explain(error)) from error
+    assert isinstance(whole, DictConfig)
+    return resolve(whole)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -302,13 +315,23 @@ def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, 
 def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
     if value is None:
         return
+    refuse_beyond_int64(name, value)
     choices, at_least, above = (bounds.get(kind) for kind in ("choices", "at_least", "above"))
+    at_most = bounds.get("at_most", math.inf)
     if choices is not None and value not in choices:
         raise BadInput(f"{name}={value}: allowed are {', '.join(choices)}")
     if at_least is not None and (value < at_least or math.isnan(value)):
         raise BadInput(f"{name}={value}: allowed is {at_least} or more")
+    if at_least is not None and value > at_most:
+        raise BadInput(f"{name}={value}: allowed are {at_least} to {at_most}")
     if above is not None and not above < value < math.inf:
         raise BadInput(f"{name}={value}: allowed is a finite number above {above}")
+
+
+def refuse_beyond_int64(name: str, value: Any) -> None:
+    """Refuse whole numbers that torch cannot take as a seed, a size or a count."""
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        raise BadInput(f"{name}={value}: allowed are whole numbers up to {MAX_INT}")
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:

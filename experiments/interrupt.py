@@ -1,22 +1,35 @@
-"""Stopping between two steps: a first Ctrl-C or SIGTERM asks for it, a second stops at once."""
+"""Stopping between two steps: a first signal asks for it, a second stops at once.
+
+SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's, SIGUSR2 the warning that schedulers are
+told to send before a time limit. The exit code of a stopped run is the shell's, 128 + the signal.
+"""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; the message says where it can go on (ends a sweep as well)."""
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, 140 for SIGUSR2."""
+        return 128 + self.number
 
 
 class StopRequest:
     """Within its context, turns a signal into `requested`; handlers are put back after it."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: int | None = None  # the signal that asked for it
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,10 +48,10 @@ class StopRequest:
 
     def check(self) -> None:
         """Raise `Interrupted` if a stop was asked for."""
-        if self.requested:
-            raise Interrupted
+        if self.requested is not None:
+            raise Interrupted(number=self.requested)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.requested = number
         for each in self._before:
             signal.signal(each, signal.default_int_handler)

@@ -16,9 +16,10 @@ from experiments import models
 from experiments.config import BadInput, ModelConfig, read_yaml
 
 ADAPTER = "adapter_config.json"
+TRUST = "--trust-remote-code"
 
 
-def merge(run: Path, out: Path) -> None:
+def merge(run: Path, out: Path, trust_remote_code: bool = False) -> None:
     """Load a run's model, add its adapter, and write both as one model with the tokenizer."""
     adapter = run / "model"
     if not (adapter / ADAPTER).is_file():
@@ -35,6 +36,7 @@ def merge(run: Path, out: Path) -> None:
         )
     config = read_yaml(run / "config.yaml")
     about = ModelConfig(**config["model"])
+    models.refuse_remote_code(about, run / "config.yaml", trust_remote_code)
     if about.quantize != "none":
         raise BadInput(
             f"model.quantize={about.quantize}: nothing can be added to quantised weights; allowed "
@@ -49,11 +51,13 @@ def merge(run: Path, out: Path) -> None:
 
 def main() -> int:
     """Merge what the command line names."""
-    if len(sys.argv) != 3:
-        print("usage: python -m experiments.merge <folder of a run> <new folder>", file=sys.stderr)
+    given = [word for word in sys.argv[1:] if word != TRUST]
+    if len(given) != 2:
+        usage = f"python -m experiments.merge [{TRUST}] <folder of a run> <new folder>"
+        print(f"usage: {usage}", file=sys.stderr)
         return 2
     try:
-        merge(Path(sys.argv[1]), Path(sys.argv[2]))
+        merge(Path(given[0]), Path(given[1]), TRUST in sys.argv)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

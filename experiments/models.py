@@ -78,6 +78,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
             dtype=DTYPES[dtype],
             attn_implementation=config.attention,
             output_loading_info=True,
+            weights_only=True,  # of a .bin: tensors, never the code that a pickle can hold
             **hub,
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
@@ -95,6 +96,15 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
         attention.install(model)
     model = model.to(device).eval()
     return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
+
+
+def refuse_remote_code(config: ModelConfig, where: Path, allowed: bool) -> None:
+    """Let no file opt in to a model's own code: whoever starts the program does, if anyone."""
+    if config.trust_remote_code and not allowed:
+        raise BadInput(
+            f"{where}: it says model.trust_remote_code=true, so code that comes with {config.path} "
+            "would run on this machine; read it, and give --trust-remote-code to allow it"
+        )
 
 
 def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:

@@ -31,6 +31,18 @@ def write_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+class CannotWrite(RuntimeError):
+    """A file of the run cannot be written: the disk is full, or gone."""
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse, before a model is loaded, a run's folder that cannot be made or written."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "cannot be written" if there.is_dir() else "is no folder"
+        raise BadInput(f"out: {there} {why}, so {folder} cannot be; allowed is a folder of yours")
+
+
 class Busy(BadInput):
     """Another process holds the run's folder."""
 

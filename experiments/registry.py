@@ -27,7 +27,7 @@ from baselines import (
     ZeroShot,
     ZOAct,
 )
-from experiments.config import BadInput, RunConfig
+from experiments.config import BadInput, RunConfig, refuse_beyond_int64
 from experiments.tasks import get_task
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -204,6 +204,7 @@ def cast(key: str, value: Any, kind: Any) -> Any:
         if not isinstance(value, list | tuple) or len(value) != len(args):
             raise BadInput(f"{key}={value}: allowed is a list of {len(args)} numbers")
         return tuple(cast(key, item, arg) for item, arg in zip(value, args, strict=True))
+    refuse_beyond_int64(key, value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is float and number:
         if not math.isfinite(value):

@@ -3,8 +3,9 @@
     python -m experiments.run method=agzo task=sst2 model=pocket data=pocket
     python -m experiments.run -m method=agzo,mezo,lozo task=sst2,rte seed=0,1,2
 
-Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C. In a sweep every run is
-tried; the code is that of the first that did not succeed.
+Exit codes: 0 done, 1 a run failed, 2 bad input, 128 + n stopped by signal n with a checkpoint saved
+(130 SIGINT, 143 SIGTERM, 140 SIGUSR2). In a sweep every run is tried; the code is that of the first
+that did not succeed.
 """
 
 import os
@@ -17,6 +18,8 @@ from omegaconf import DictConfig
 
 from experiments.checkpoint import CheckpointError
 from experiments.config import COMPOSITION_ERRORS, CONF, explain, resolve
+from experiments.interrupt import Interrupted
+from experiments.record import CannotWrite
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
 
@@ -28,7 +31,7 @@ def one_run(composed: DictConfig) -> None:
     """Do the run of one composed configuration."""
     try:
         run(resolve(composed))
-    except (ValueError, OSError, NonFiniteLoss, CheckpointError) as error:
+    except (ValueError, OSError, NonFiniteLoss, CheckpointError, CannotWrite) as error:
         if composed.get("traceback"):
             traceback.print_exc()
         codes.append(2 if isinstance(error, ValueError | OSError) else 1)
@@ -51,7 +54,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
         print(str(stopped) or "stopped at once; checkpoints are kept", file=sys.stderr)
-        return 130
+        return stopped.exit_code if isinstance(stopped, Interrupted) else 130
     return codes[0] if codes else 0
 
 

@@ -7,7 +7,7 @@ resumed gives the numbers of one that was not. Losses stay on the device until a
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +19,13 @@ from experiments.config import RunConfig
 from experiments.evaluate import Questions, evaluate
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.prepare import Parts
-from experiments.tracking import Tracker
+from experiments.progress import Progress
+from experiments.tracking import Tracker, run_id
+from experiments.trajectory import Head, Step, Trajectory
 
 
 class NonFiniteLoss(RuntimeError):
     """A training or dev loss that is not finite."""
-
-
-@dataclass
-class Progress:
-    """What a checkpoint holds beside the weights and the optimizer's state."""
-
-    step: int = 0
-    evaluated: int = -1  # the last step that was evaluated on dev
-    pending: list[float] = field(default_factory=list)  # losses since the last row
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None  # {"step", "dev"}
-    start_dev: dict[str, Any] | None = None  # dev of the untouched model
-    last_dev: dict[str, Any] | None = None
-    train_seconds: float = 0.0  # in steps alone
-    total_seconds: float = 0.0  # evaluation and checkpoints too, loading not
-    peak_gib: float = 0.0
-    projected_grad: float | None = None  # of the last step that was read
-    zeros: list[float] = field(default_factory=list)  # shares of zero ones since the last row
-    resumed: list[int] = field(default_factory=list)  # steps at which a run went on
-    protected: list[list[int]] = field(
-        default_factory=list
-    )  # [checkpoint, its best step], newest two
 
 
 class Runner:
@@ -60,16 +40,16 @@ class Runner:
         self.checkpoints = folder / "checkpoints"
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         self.buffer: list[Tensor] = []  # losses still on the device
-        self.zeros: list[Tensor] = []  # shares of projected gradients that are 0, likewise
-        self.progress = Progress()
+        self.gradients: list[tuple[Tensor, list[float]]] = []  # and their lr, likewise
+        self.progress = Progress(run=run_id(config.as_dict()))
         saved = checkpoint.steps(self.checkpoints)
         if saved:
-            state, progress = checkpoint.load(self.checkpoints, saved[-1], parts.model)
-            parts.optimizer.load_state_dict(state)
-            self.progress = Progress(**progress)
-            self.progress.resumed.append(saved[-1])
+            self._go_on(saved[-1])
         self._begin = time.perf_counter() - self.progress.total_seconds
         self.metrics = record.Metrics(folder, self.progress.rows)
+        self.trajectory = Trajectory(folder, self.progress.step)
+        for row in self.progress.rows:  # a mirror that is begun anew is complete as well
+            tracker.log(row)
         label = "/".join(config.folder.parts[-3:])
         self.line = report.ProgressLine(label, parts.steps, self.progress.step)
 
@@ -120,6 +100,23 @@ class Runner:
         saved = checkpoint.steps(self.checkpoints)
         return str(self.checkpoints / checkpoint.name(saved[-1])) if saved else "none yet"
 
+    def _go_on(self, step: int) -> None:
+        """Read the checkpoint of a step of this very run."""
+        own = self.progress.run
+        state, progress = checkpoint.load(self.checkpoints, step, self.parts.model)
+        try:
+            self.progress = Progress(**progress)
+            if self.progress.run not in (None, own):
+                raise ValueError(f"of run {self.progress.run}, this configuration is run {own}")
+            self.parts.optimizer.load_state_dict(state)
+        except (ValueError, TypeError, KeyError) as error:
+            raise checkpoint.CheckpointError(
+                f"{self.checkpoints / checkpoint.name(step)}: the checkpoint of another "
+                f"configuration or version ({error}); allowed is one that this run wrote: put it "
+                f"back, or delete {self.checkpoints} to start the run again"
+            ) from error
+        self.progress.resumed.append(step)
+
     def _due(self, every: int | None) -> bool:
         return every is not None and self.at > 0 and self.at % every == 0
 
@@ -133,8 +130,9 @@ class Runner:
         taken = parts.optimizer.step(closure, token_mask=token_mask)
         self.buffer.append(taken.detach())
         gradient = parts.optimizer.projected_grad
-        if train.objective == "metric" and gradient is not None:
-            self.zeros.append((gradient == 0).double().mean())
+        if gradient is not None:
+            lrs = [group["lr"] for group in parts.optimizer.param_groups]
+            self.gradients.append((gradient.detach(), lrs))
         self.progress.step += 1
         self.progress.train_seconds += time.perf_counter() - begin
 
@@ -160,9 +158,23 @@ class Runner:
             self.progress.projected_grad = gradient.double().mean().item()
         self.progress.pending += values
         self.buffer.clear()
-        if self.zeros:
-            self.progress.zeros += torch.stack(self.zeros).tolist()
-            self.zeros.clear()
+        if self.gradients:
+            self._trace(first)
+
+    def _trace(self, first: int) -> None:
+        """Read the projected gradients since the last drain, and log them; `first` is a step."""
+        optimizer = self.parts.optimizer
+        kept = torch.stack([gradient for gradient, _ in self.gradients])  # (steps, queries)
+        values: list[list[float]] = kept.double().tolist()
+        dtype = str(kept.dtype).removeprefix("torch.")
+        head = Head(optimizer.stream_version, dtype, getattr(optimizer, "layer", None))
+        steps = zip(
+            range(first, self.at + 1), values, (lr for _, lr in self.gradients), strict=True
+        )
+        self.trajectory.append(head, [Step(at, self.config.seed, g, lr) for at, g, lr in steps])
+        if self.config.train.objective == "metric":
+            self.progress.zeros += [each.count(0.0) / len(each) for each in values]
+        self.gradients.clear()
 
     def _non_finite(self, what: str) -> NonFiniteLoss:
         config = self.config

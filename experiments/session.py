@@ -7,9 +7,9 @@ on with one that was stopped, and refuses one whose configuration or data has ch
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import torch
 
 from agzo.linears import stored_bytes
 from experiments import checkpoint, machine, record, registry, report
-from experiments.adapter_files import save_lora
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.metrics import best_constant
 from experiments.offload import check_offload
 from experiments.prepare import Parts, prepare
+from experiments.provenance import changes_since
 from experiments.runner import NonFiniteLoss, Runner
+from experiments.saving import save_model
 from experiments.tracking import Tracker
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
@@ -39,6 +40,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     done = _found(config, folder)
     if done is not None:
         return done
+    record.check_writable(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
@@ -57,6 +59,7 @@ def _found(config: RunConfig, folder: Path) -> dict[str, Any] | None:
         _refuse_changes(folder, _read(folder / CONFIG, read_yaml), config.as_dict(), CONFIG)
     done = _finished(folder)
     if done is not None:
+        _refuse_old(folder, changes_since(config, done))
         print(f"{folder}: this run is finished already; its result:")
         print(report.table(done, str(folder / record.RESULT)), flush=True)
     return done
@@ -93,19 +96,36 @@ def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
             tracker.finish(failed=True)
             saved = checkpoint.steps(folder / "checkpoints")
             at = f"checkpoint of step {saved[-1]} is kept" if saved else "nothing was trained yet"
-            raise Interrupted(f"{folder}: stopped; {at}; the same command goes on") from interrupted
+            said = f"{folder}: stopped; {at}; the same command goes on"
+            raise Interrupted(said, interrupted.number) from interrupted
         except Exception as error:
             tracker.finish(failed=True)
-            failure = {
-                "status": "failed",
-                "error": f"{type(error).__name__}: {error}",
-                "diverged": isinstance(error, NonFiniteLoss),
-                "config": config.as_dict(),
-            }
-            record.write_json(folder / record.FAILED, failure)
+            with suppress(OSError):  # a full disk may be the very failure
+                record.write_json(folder / record.FAILED, _failure(config, error))
+            if isinstance(error, OSError):
+                raise _cannot_write(folder, error) from error
             raise
     print(report.table(result, str(folder / record.RESULT)), flush=True)
     return result
+
+
+def _failure(config: RunConfig, error: Exception) -> dict[str, Any]:
+    """Return the content of failed.json."""
+    return {
+        "status": "failed",
+        "error": f"{type(error).__name__}: {error}",
+        "diverged": isinstance(error, NonFiniteLoss),
+        "config": config.as_dict(),
+    }
+
+
+def _cannot_write(folder: Path, error: OSError) -> record.CannotWrite:
+    saved = checkpoint.steps(folder / "checkpoints")
+    kept = f"the checkpoint of step {saved[-1]} is whole" if saved else "no checkpoint is there yet"
+    return record.CannotWrite(
+        f"{folder}: cannot be written ({error}); {kept}; with the disk mended the same command "
+        "goes on"
+    )
 
 
 def _train_and_report(
@@ -117,7 +137,7 @@ def _train_and_report(
     runner.train()
     evaluation = runner.final_evaluation()
     if config.train.save_model:
-        _save_model(parts, folder / "model")
+        save_model(parts.model, parts.tokenizer, parts.optimizer, folder / "model")
     result = _result(config, parts, runner, evaluation)
     tracker.finish({"eval": evaluation, "best_step": result["best_step"]})
     result["tracking"] = tracker.about()
@@ -195,6 +215,18 @@ def _finished(folder: Path) -> dict[str, Any] | None:
         raise BadInput(f"{path}: damaged ({error}); delete it to evaluate again") from error
 
 
+def _refuse_old(folder: Path, changed: list[str]) -> None:
+    """Refuse to present a result of data or a model that are others today."""
+    if changed:
+        listed = "\n  ".join(changed)
+        raise BadInput(
+            f"{folder / record.RESULT}: this run is finished, with data or a model that have "
+            f"changed since:\n  {listed}\n"
+            "give the new run a name of its own (variant=... or suite=...), delete the folder to "
+            "do it anew, or put the old files back"
+        )
+
+
 def _refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any], what: str) -> None:
     changed = changes(old, new)
     if changed:
@@ -203,21 +235,3 @@ def _refuse_changes(folder: Path, old: dict[str, Any], new: dict[str, Any], what
             f"{folder}: this run was begun with another {what}:\n  {listed}\n"
             "give the new run a name of its own (variant=... or suite=...), or delete the folder"
         )
-
-
-def _save_model(parts: Parts, target: Path) -> None:
-    """Write model and tokenizer with save_pretrained, whole or not at all.
-
-    Of an adapted model PEFT writes the adapter alone, for `PeftModel.from_pretrained`. So is what a
-    method trains beside the weights, which it hands out by `adapter()`.
-    """
-    beside = target.with_name(".model.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    if hasattr(parts.optimizer, "adapter"):
-        save_lora(parts.model, parts.optimizer.adapter(), beside)
-    else:
-        alone = {"save_embedding_layers": False} if "adapter" in parts.origin else {}
-        parts.model.save_pretrained(beside, **alone)  # pyright: ignore[reportCallIssue]
-    parts.tokenizer.save_pretrained(beside)
-    shutil.rmtree(target, ignore_errors=True)
-    beside.rename(target)

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments import models, record
+from experiments import record
 from experiments.config import BadInput, changes
 from experiments.plan import LOG, Group, Job, Suite
-from experiments.tasks import TASKS
+from experiments.provenance import changes_since
 
 
 @dataclass
@@ -120,18 +120,13 @@ def look(job: Job) -> State:
     """Return how a run stands on disk.
 
     Raises BadInput for a result that cannot be read, or one of another configuration, version of
-    its task, or model.
+    its task, data, or model.
     """
     path = job.folder / record.RESULT
     if path.is_file():
         result = _read(path)
         changed = changes(result["config"], job.config.as_dict())
-        now: dict[str, Any] = {"task_version": TASKS[job.task].version}
-        if job.config.model.source != "hub":
-            now["model.sha256"] = models.folder_sha256(job.config.model)
-        before = {"task_version": result.get("task_version")}
-        before["model.sha256"] = result.get("model", {}).get("sha256")
-        changed += [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] != now[key]]
+        changed += changes_since(job.config, result)
         if changed:
             raise BadInput(
                 f"{path}: a result of another configuration stands in this cell:\n  "

@@ -1,18 +1,22 @@
 """The W&B mirror of a run. Nothing reads it back; metrics.jsonl and result.json are the record.
 
-A mirror that fails must not stop a run: it says so once, and the result says it too.
+A mirror that fails must not stop a run, or hold it up for long: it says so once, and the result
+says it too. At the end of such a run the whole mirror is written again, offline.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.config import FREE_KEYS, RunConfig, flatten
+
+INIT_SECONDS, CLOSE_SECONDS = 30.0, 60.0  # how long a service that does not answer is waited for
 
 
 def run_id(config: dict[str, Any]) -> str:
@@ -35,32 +39,62 @@ class Tracker:
         self.mode = resolve_mode(config.tracking.mode)
         self.id = run_id(config.as_dict())
         self.error: str | None = None
+        self.complete = False  # whether the mirror that was finished has every row
+        self._config, self._folder = config, folder
+        self._rows: list[dict[str, Any]] = []
         self._run: Any = None
         if self.mode != "disabled":
-            self._attempt(lambda: self._start(config, folder))
+            self._attempt(lambda: self._start(self.mode))
 
     def log(self, row: dict[str, Any]) -> None:
         """Mirror one row of metrics.jsonl at its step."""
+        self._rows.append(row)
         if self._run is not None:
-            flat = {key: value for key, value in flatten(row).items() if value is not None}
-            self._attempt(lambda: self._run.log(flat, step=row["step"]))
+            self._attempt(lambda: self._log(row))
 
     def finish(self, summary: dict[str, Any] | None = None, failed: bool = False) -> None:
         """Close the mirror, with the run's final numbers if it has them."""
-        if self._run is None:
+        if self.mode == "disabled":
             return
-        if summary is not None:
-            self._attempt(lambda: self._run.summary.update(flatten(summary)))
         if self._run is not None:
-            self._attempt(lambda: self._run.finish(exit_code=int(failed)))
+            self._attempt(lambda: within(CLOSE_SECONDS, lambda: self._close(summary, failed)))
+        if self.error is None:
+            self.complete = True
+        elif summary is not None:  # the run is done: no later one will complete the mirror
+            self.complete = self._attempt(
+                lambda: within(CLOSE_SECONDS, lambda: self._write_again(summary))
+            )
         self._run = None
 
     def about(self) -> dict[str, Any]:
         """Return what the result says of the mirror."""
-        return {"mode": self.mode, "id": self.id, "error": self.error}
+        about = {"mode": self.mode, "id": self.id, "error": self.error, "complete": self.complete}
+        return about | {"folder": str(self._folder / "wandb")} if self.error else about
 
-    def _start(self, config: RunConfig, folder: Path) -> None:
+    def _log(self, row: dict[str, Any]) -> None:
+        flat = {key: value for key, value in flatten(row).items() if value is not None}
+        self._run.log(flat, step=row["step"])
+
+    def _close(self, summary: dict[str, Any] | None, failed: bool) -> None:
+        if summary is not None:
+            self._run.summary.update(flatten(summary))
+        self._run.finish(exit_code=int(failed))
+
+    def _write_again(self, summary: dict[str, Any]) -> None:
+        """Write every row into a new offline mirror under the same id."""
         import wandb
+
+        with suppress(Exception):  # of a service that was killed: a new one is started
+            wandb.teardown()
+        self._start("offline")
+        for row in self._rows:
+            self._log(row)
+        self._close(summary, failed=False)
+
+    def _start(self, mode: str) -> None:
+        import wandb
+
+        config, folder = self._config, self._folder
 
         # reinit: a sweep has several runs in one process. Offline runs sync later under this id.
         with _environment(WANDB_CACHE_DIR=folder / "wandb", WANDB_DATA_DIR=folder / "wandb"):
@@ -68,29 +102,57 @@ class Tracker:
                 project=config.tracking.project,
                 entity=config.tracking.entity,
                 id=self.id,
-                resume="allow" if self.mode == "online" else None,
+                resume="allow" if mode == "online" else None,
                 name=str(config.folder.relative_to(config.out)),
                 group=config.suite,
                 config=config.as_dict(),
                 dir=str(folder),
-                mode=self.mode,  # pyright: ignore[reportArgumentType]
+                mode=mode,  # pyright: ignore[reportArgumentType]
                 reinit="finish_previous",
                 settings=wandb.Settings(
-                    silent=True, console="off", disable_git=True, save_code=False, disable_code=True
+                    silent=True,
+                    console="off",
+                    disable_git=True,
+                    save_code=False,
+                    disable_code=True,
+                    init_timeout=INIT_SECONDS,
                 ),
             )
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Callable[[], object]) -> bool:
+        """Call `action`; the first that fails is said, and ends the mirror."""
         try:
             action()
         except Exception as error:  # whatever the mirror's client raises, the run goes on
-            self.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             self._run = None
-            print(
-                f"tracking.mode={self.mode}: W&B failed ({self.error}); the run goes on, "
-                "metrics.jsonl is the record",
-                file=sys.stderr,
-            )
+            if self.error is None:
+                self.error = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                print(
+                    f"tracking.mode={self.mode}: W&B failed ({self.error}); the run goes on, "
+                    "metrics.jsonl is the record",
+                    file=sys.stderr,
+                )
+            return False
+        return True
+
+
+def within(seconds: float, action: Callable[[], object]) -> None:
+    """Call `action` in a thread; TimeoutError if it has not returned after so many seconds."""
+    failure: list[Exception] = []
+
+    def call() -> None:
+        try:
+            action()
+        except Exception as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:.0f} s")
+    if failure:
+        raise failure[0]
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
         return real(*arguments)
 
     monkeypatch.setattr(prepare, "sample_batch", interrupt)
-    assert main() == 130
+    assert main() == 128 + signal.SIGTERM
     assert "checkpoint of step 1 is kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]
 

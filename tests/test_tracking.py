@@ -1,14 +1,19 @@
 """The W&B mirror: offline without a key, a fixed id, all in the run folder, never in the way."""
 
+import json
 import os
+import signal
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
+import real_run
 import tiny_run
 
-from experiments import tracking
+from experiments import prepare, tracking
+from experiments.interrupt import Interrupted
 from experiments.session import run
 
 
@@ -85,6 +90,92 @@ def test_a_failing_mirror_is_said_and_does_not_stop_the_run(tmp_path, fake, capf
 def test_disabled_does_not_even_import_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import would fail
     assert run(tiny_run.config(tmp_path, "tracking=disabled"))["tracking"]["error"] is None
+
+
+def test_a_service_that_dies_leaves_a_mirror_written_again_whole(tmp_path, fake, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    logged = []
+
+    def log(row, step):
+        logged.append(step)
+        if len(logged) == 3:
+            fake.run = FakeRun()  # what a new `init` gets
+            raise BrokenPipeError("the service was killed")
+
+    monkeypatch.setattr(fake.run, "log", log)
+    result = run(tiny_run.config(tmp_path, "tracking=auto"))
+    assert [call["mode"] for call in fake.calls] == ["online", "offline"]
+    assert len({call["id"] for call in fake.calls}) == 1
+    assert [step for step, _ in fake.run.rows] == [row["step"] for row in result["metrics"]]
+    assert fake.run.summary["best_step"] == result["best_step"]
+    assert fake.run.finished == 0
+    assert "the service was killed" in result["tracking"]["error"]
+    assert result["tracking"]["complete"] is True
+
+
+def test_a_service_that_never_answers_is_not_waited_for(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(tracking, "CLOSE_SECONDS", 0.2)
+    answer = threading.Event()
+    monkeypatch.setattr(fake.run, "finish", lambda exit_code: answer.wait())
+    result = run(tiny_run.config(tmp_path, "tracking=offline"))
+    answer.set()
+    assert result["status"] == "finished"
+    assert result["tracking"]["error"] == "TimeoutError: no answer in 0 s"
+    assert result["tracking"]["complete"] is False
+
+
+def test_a_run_that_goes_on_mirrors_what_was_before(tmp_path, fake, monkeypatch):
+    config = tiny_run.config(tmp_path, "tracking=offline")
+    real, calls = prepare.sample_batch, []
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(prepare, "sample_batch", interrupt)
+    with pytest.raises(Interrupted):
+        run(config)
+    fake.run = FakeRun()
+    result = run(config)
+    assert result["resumed_at"] == [6]
+    assert [step for step, _ in fake.run.rows] == [row["step"] for row in result["metrics"]]
+
+
+def kill_service(at):
+    """Kill the client's service process at the row of this number; for use in a child."""
+    real, rows = tracking.Tracker.log, []
+
+    def log(self, row):
+        rows.append(row)
+        if len(rows) == at:
+            for status in Path("/proc").glob("[0-9]*/stat"):
+                name, _, rest = status.read_text().partition(") ")
+                if "wandb-core" in name and rest.split()[1] == str(os.getpid()):
+                    os.kill(int(status.parent.name), signal.SIGKILL)
+        real(self, row)
+
+    tracking.Tracker.log = log
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["service killed", "unreachable"])
+def test_the_real_client_without_its_service(tmp_path, how, monkeypatch):
+    overrides = ["tracking=offline"] if how == "service killed" else ["tracking=online"]
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ready = (lambda: kill_service(3)) if how == "service killed" else None
+    end = real_run.fork(tmp_path / "out", *overrides, prepare=ready)
+    assert end.code == 0, end.said
+    assert end.said.count("W&B failed") == 1
+    folder = tiny_run.config(tmp_path / "out", *overrides).folder
+    about = json.loads((folder / "result.json").read_text())["tracking"]
+    assert about["error"]
+    assert about["complete"] is True
+    newest = max((folder / "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_size)
+    assert newest.read_bytes().count(b"dev.loss") >= 4  # every dev evaluation is in it
 
 
 @pytest.mark.slow
