@@ -44,7 +44,7 @@ METHODS: dict[str, type[Optimizer]] = {
 }
 
 # Constructor parameters that are not keys of the method: the run gives them.
-GIVEN = ("self", "model", "params", "seed", "rounding", "stream")
+GIVEN = ("self", "model", "params", "seed", "rounding", "stream", "group", "accumulation")
 
 # Adapters that a method cannot tune, and why.
 NO_ADAPTER: dict[str, dict[str, str]] = {
