@@ -142,7 +142,7 @@ class ActivationCapture(TorchFunctionMode):
         if mask is None or not fits(x, mask):
             return flat, None, examples, positions
         self._mask_used = True
-        return flat, mask.reshape(-1), mask.shape[0], mask.shape[1]
+        return flat, mask.reshape(-1).to(x.device), mask.shape[0], mask.shape[1]
 
     def _omega(self, x: Tensor, examples: int, positions: int, rank: int, name: str) -> Tensor:
         """Return the rows of the whole batch's Omega, (m, rank), that are this input's."""

@@ -28,6 +28,7 @@ from baselines import (
     ZOAct,
 )
 from experiments.config import BadInput, RunConfig
+from experiments.shares import Shares
 from experiments.tasks import get_task
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -166,9 +167,12 @@ def build(
     values: dict[str, Any],
     seed: int,
     stream: StreamedLayers | None = None,
+    shares: Shares | None = None,
 ) -> Optimizer:
-    """Construct a method on the real model, whose layers may be streamed."""
+    """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
+    shares = shares or Shares()
     own = {"seed": seed, "stream": stream}
+    own |= {"group": shares.group, "accumulation": shares.accumulation}
     values = values | {key: value for key, value in own.items() if takes(name, key)}
     return _construct(name, model, values)
 

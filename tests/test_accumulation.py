@@ -1,5 +1,7 @@
 """Micro-batches under one direction give the trajectory of the whole batch."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from test_group import METHODS, ROWS, STEPS, Rows, assert_close, on, spread, train_share
@@ -46,10 +48,8 @@ def test_the_basis_of_the_first_micro_batch_is_that_of_it_alone():
     bases = []
     for pieces in (1, 3):
         rows = Rows()
-        cuts = [rows.piece(a, b) for a, b in zip(CUTS, CUTS[1:], strict=False)][:pieces]
-        first = AGZO(
-            rows.model, 1e-3, 1e-3, accumulation=pieces, accumulated_basis="first", rank=2
-        )
+        cuts = [rows.piece(a, b) for a, b in pairwise(CUTS)][:pieces]
+        first = AGZO(rows.model, 1e-3, 1e-3, accumulation=pieces, accumulated_basis="first", rank=2)
         first.step(cuts)
         bases.append(first.state_dict()["state"]["zo"]["bases"])
     assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
@@ -78,6 +78,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"basis='exact': with accumulated_basis='gram'"):
         AGZO(rows.model, 1e-3, 1e-3, accumulation=2, basis="exact")
     with pytest.raises(ValueError, match="streamed"):
-        AGZO(
-            rows.model, 1e-3, 1e-3, accumulation=2, stream=StreamedLayers(Rows().model, "cpu")
-        )
+        AGZO(rows.model, 1e-3, 1e-3, accumulation=2, stream=StreamedLayers(Rows().model, "cpu"))

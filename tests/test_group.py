@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agzo import AGZO
-from agzo.group import Drifted, Group, ProcessLost, Processes, checksum
+from agzo.group import Drifted, Group, Processes, ProcessLost, checksum
 from agzo.pieces import Piece
 from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
 
@@ -37,6 +38,7 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (SGD, {"momentum": 0.9}),
     "adamw": (AdamW, {"weight_decay": 0.1}),
 }
+FOUR = ["mezo", "lozo", "agzo", "agzo-two-sided-r3", "zo-act", "sgd"]  # those on four processes
 
 
 class Rows:
@@ -65,7 +67,7 @@ class Rows:
         kind, options = METHODS[name]
         zeroth = {} if kind in (SGD, AdamW) else {"eps": 1e-3, "seed": 3}
         lr = LEARNING_RATES.get(kind, 1e-2)
-        pieces = [self.piece(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        pieces = [self.piece(a, b) for a, b in pairwise(cuts)]
         optimizer = kind(
             self.model, lr=lr, group=group, accumulation=len(pieces), **zeroth, **options
         )
@@ -141,8 +143,9 @@ def alone():
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_follow_the_trajectory_of_one(alone, size):
-    ranks = on(size, train_share, list(METHODS), 1)
-    for name in METHODS:
+    names = list(METHODS) if size == 2 else FOUR
+    ranks = on(size, train_share, names, 1)
+    for name in names:
         print(size, name, f"{assert_close(ranks[0][name], alone[name], name):.1e}",
               ranks[0][name]["sent"][-1])  # fmt: skip
         assert ranks[0][name]["forwards"] == alone[name]["forwards"]
@@ -161,7 +164,8 @@ def test_a_step_sends_what_it_is_said_to_send():
     products = sum(count * width * 3 * (1 + 2) * 4 for width, count in inputs.items())
     ranks = sum(inputs.values()) * 8  # 3 directions and 2 processes: are there as many tokens?
     assert first == products + 8 * (2 + 1) + ranks
-    assert on(2, sizes_sent, 1, 3)[0][0] == 8 * (16 * 6 + 24 * 2) // 8 * 4 * 4 + 24
+    widths = 16 * 6 + 24 * 2  # for r = 1 that is O(sum of d_in), and nothing else
+    assert on(2, sizes_sent, 1, 3)[0][0] == widths * 4 * (1 + 3) + 8 * (2 + 1)
 
 
 def sizes_sent(rank: int, power_steps: int, group: Group) -> tuple[int, int]:
@@ -194,8 +198,7 @@ def told(group: Group) -> list[Any]:
     try:
         group.first(lambda: 1 // 0)
     except (ZeroDivisionError, ProcessLost) as error:
-        kind = type(error).__name__
-        assert "division" in str(error)
+        kind = type(error).__name__ if "division" in str(error) else str(error)
     else:
         kind = "none"
     try:
