@@ -46,7 +46,7 @@ def settle(model: nn.Module, device: torch.device, device_map: str) -> nn.Module
             "cannot be tuned; allowed are GPUs that hold all of it, or model.offload=layers"
         )
     hook: Any = getattr(model, "_hf_hook", None)
-    if hook is not None:  # an index of hidden states, which must be where the last of them are
+    if hasattr(hook, "skip_keys"):  # an index of hidden states, to be left on the CPU
         hook.skip_keys = [*_listed(hook.skip_keys), "logits_to_keep"]
     return model
 

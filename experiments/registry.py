@@ -171,6 +171,13 @@ def build(
 ) -> Optimizer:
     """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
     shares = shares or Shares()
+    trains = bool(getattr(method_class(name), "trains", True))
+    if shares.count > 1 and trains and not (takes(name, "group") and takes(name, "accumulation")):
+        raise BadInput(
+            f"method={name}: its constructor takes no group and accumulation, so a batch cannot be "
+            f"divided ({shares.group.size} process(es), train.accumulation={shares.accumulation}); "
+            "allowed is one process, train.accumulation=1"
+        )
     own = {"seed": seed, "stream": stream}
     own |= {"group": shares.group, "accumulation": shares.accumulation}
     values = values | {key: value for key, value in own.items() if takes(name, key)}

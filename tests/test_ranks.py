@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,15 @@ import tiny_run
 import torch
 from test_group import free_port
 
-from experiments import checkpoint, prepare, ranks, record, runner
+from agzo.pieces import Joint
+from experiments import checkpoint, prepare, ranks, record, registry, runner
 from experiments.batches import collate
 from experiments.config import BadInput
 from experiments.device_map import check_device_map
-from experiments.loss import classification_losses, mean_log_probs, option_log_probs
+from experiments.loss import classification_losses, loss, mean_log_probs, option_log_probs
 from experiments.run import main
 from experiments.session import run
-from experiments.shares import Shares, cut
+from experiments.shares import Shares, cut, pieces
 
 UNEVEN = "train.batch_size=5"
 AGZO = ("method=agzo", UNEVEN)
@@ -73,6 +75,9 @@ def assert_near(found, wanted, **near):
             assert one["loss"] == pytest.approx(other["loss"], **near)
         assert one["forwards"] == other["forwards"]
     assert found["eval"]["loss"] == pytest.approx(wanted["eval"]["loss"], **near)
+    pairs = list(zip(found["metrics"][1:], wanted["metrics"][1:], strict=True))
+    apart = max(abs(one["loss"] - other["loss"]) for one, other in pairs)
+    print(f"mean losses of the rows differ by at most {apart:.1e}")
 
 
 @pytest.mark.parametrize(
@@ -219,9 +224,43 @@ def test_cut_batches_hold_the_examples_losses(tmp_path, share, packed):
         found = mean_log_probs(option_log_probs(parts.model, batch), batch.target_mask)
         return classification_losses(found, batch)
 
-    pieces = [cut(whole, each)[0] for each in Shares(accumulation=3).ranges(5)]
-    assert [len(piece.labels) for piece in pieces] == [1, 2, 2]
-    torch.testing.assert_close(torch.cat([losses(piece) for piece in pieces]), losses(whole))
+    cuts = [cut(whole, each)[0] for each in Shares(accumulation=3).ranges(5)]
+    assert [len(piece.labels) for piece in cuts] == [1, 2, 2]
+    torch.testing.assert_close(torch.cat([losses(piece) for piece in cuts]), losses(whole))
+
+
+@pytest.mark.parametrize("kind", ["classification", "lm"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_pieces_together_have_the_loss_and_the_places_of_the_batch(tmp_path, kind, packed):
+    parts = prepare.prepare(tiny_run.config(tmp_path))
+    task = replace(parts.task, loss=kind)
+    longer = [
+        replace(e, ids=[[*row, *row[-1:] * (i % 2)] for row in e.ids],
+                option_lengths=[n + i % 2 for n in e.option_lengths])
+        for i, e in enumerate(parts.train[:5])
+    ]  # fmt: skip
+    whole = collate(longer, task, parts.encoder.pad_id, share=False)
+    ranges = Shares(accumulation=3).ranges(5)
+    found = pieces(parts.model, whole, ranges, packed, parts.device, lambda mask: mask)
+    torch.testing.assert_close(Joint(found)(), loss(parts.model, whole))
+    rows = [0, 2, 6] if kind == "classification" else [0, 1, 3]
+    assert [piece.rows for piece in found] == rows
+    masks = [piece.token_mask for piece in found]
+    if packed:
+        tokens = [mask.numel() for mask in masks]
+        assert [piece.before[n] for piece, n in zip(found, tokens, strict=True)] == [
+            0, tokens[0], tokens[0] + tokens[1]
+        ]  # fmt: skip
+    else:
+        assert torch.equal(torch.cat(masks), whole.token_mask)
+
+
+def test_a_method_that_knows_no_pieces_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry.METHODS, "sgd", tiny_run.StandIn)
+    config = tiny_run.config(tmp_path, "method=sgd", "train.accumulation=2")
+    config.method = {"name": "sgd", "lr": 1e-3}
+    with pytest.raises(BadInput, match="method=sgd: its constructor takes no group"):
+        run(config)
 
 
 def children_of(pid):
