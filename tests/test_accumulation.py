@@ -5,8 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 from test_group import METHODS, ROWS, STEPS, Rows, assert_close, on, spread, train_share
+from torch import nn
 
 from agzo import AGZO
+from agzo.group import Group
 from agzo.pieces import Joint, Piece
 from agzo.stream import StreamedLayers
 from baselines import MeZO
@@ -60,6 +62,30 @@ def test_processes_with_micro_batches_follow_it_too():
     for name in SHARED:
         whole = Rows().train(name, None, [0, ROWS])
         print(name, f"{assert_close(ranks[0][name], whole, name):.1e}", spread(2, 2))
+
+
+def narrow(cuts: list[int], group: Group | None) -> dict[str, torch.Tensor]:
+    """Take a step of rank 4 on three tokens; return the bases."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1)), torch.randn(3, 6)
+    pieces = [
+        Piece(lambda own=x[a:b]: model(own).mean(), weight=b - a, rows=a) for a, b in pairwise(cuts)
+    ]
+    optimizer = AGZO(model, 1e-3, 1e-3, rank=4, group=group, accumulation=len(pieces))
+    optimizer.step(pieces)
+    return optimizer.state_dict()["state"]["zo"]["bases"]
+
+
+def narrow_share(group: Group) -> dict[str, torch.Tensor]:
+    return narrow([0, 1] if group.rank == 0 else [1, 3], group)
+
+
+def test_fewer_tokens_than_directions_cap_the_rank_over_all_pieces():
+    whole = narrow([0, 3], None)
+    for found in (narrow([0, 1, 2, 3], None), *on(2, narrow_share)):
+        for name, basis in whole.items():
+            assert basis.shape[1] == 3
+            torch.testing.assert_close(found[name], basis, rtol=1e-3, atol=1e-4)
 
 
 def test_a_joint_loss_is_the_weighted_mean():

@@ -87,6 +87,7 @@ def assert_near(found, wanted, **near):
         (2, (*AGZO, "method.estimator=two_sided", "train.packing=always")),
         (2, ("method=mezo", "train.accumulation=2", UNEVEN)),
         (3, ("method=zo_act", "method.large_state=true", UNEVEN)),
+        (2, (*AGZO, "model.offload=layers")),
         (2, ("method=adamw", UNEVEN)),
     ],
     ids=str,
