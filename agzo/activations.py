@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from agzo.group import ALONE, Group
 from agzo.inputs import BySameTensor, fits
+from agzo.perturb import Closure
+from agzo.pieces import mask_now, running
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
@@ -37,6 +40,9 @@ class ActivationCapture(TorchFunctionMode):
             inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
             as a head's label positions, are taken whole.
         ahead: the bases are for a later step, so any forward of this one will do.
+        group: processes that share the batch; the bases are those of all their rows.
+
+    Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class ActivationCapture(TorchFunctionMode):
         ahead: bool = False,
         tokens: int | None = None,
         start: Mapping[str, Tensor] | None = None,
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -59,6 +66,7 @@ class ActivationCapture(TorchFunctionMode):
         self.ahead = ahead
         self._tokens = tokens
         self._start = start or {}
+        self._group = group
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -75,7 +83,12 @@ class ActivationCapture(TorchFunctionMode):
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
                 "allowed is (batch, sequence) of the batch that the closure evaluates"
             )
-        return torch.stack(self._finite).all()
+        return torch.stack([each.to(self._finite[0].device) for each in self._finite]).all()
+
+    def watch(self, closure: Closure) -> Tensor:
+        """Return the closure's loss, and have the bases of what it ran on."""
+        with self:
+            return closure()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -83,22 +96,25 @@ class ActivationCapture(TorchFunctionMode):
             x = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             name = self._names.get(id(weight))
-            if name is not None and name not in self.bases:
-                self.bases[name] = self._basis(x, name)
+            if name is not None:
+                self._see(x, name)
         return func(*args, **kwargs)
+
+    def _see(self, x: Tensor, name: str) -> None:
+        """Look at what enters a wanted layer."""
+        now = running()
+        if name not in self.bases and (now is None or now.index == 0):
+            self.bases[name] = self._basis(x, name)
 
     def _basis(self, x: Tensor, name: str) -> Tensor:
         known = self._by_input.get(x)
         if known is not None:
             return known
-        flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
-        examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
-        keep = None
-        mask = self._mask
-        if mask is not None and fits(x, mask):
-            keep, (examples, positions) = mask.reshape(-1), mask.shape
-            self._mask_used = True
-        rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+        flat, keep, examples, positions = self._rows(x)
+        if self._group.size == 1:
+            rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+        else:
+            rank = self._shared_rank(flat, keep)
         if self._tokens is not None and self._tokens < flat.shape[0]:
             chosen = self._choose(self._tokens, examples, positions, keep, x.device)
             flat, keep = flat[chosen], None if keep is None else keep[chosen]
@@ -108,14 +124,54 @@ class ActivationCapture(TorchFunctionMode):
         else:
             start, omega = self._start.get(name), None
             if start is None or start.shape[1] != rank:
-                omega = self._noise.table(examples, positions, rank, x.device, name)
-                start, omega = None, omega.reshape(-1, rank)
-            basis = subspace_extract(flat, omega, self._power_steps, keep, start)
-        finite = torch.isfinite(basis)
-        self._finite.append(finite.all())
-        basis = torch.where(finite, basis, 0.0)  # the step is void then, and 0 * NaN would not be 0
+                start, omega = None, self._omega(x, examples, positions, rank, name)
+            total = self._group.sum
+            basis = subspace_extract(flat, omega, self._power_steps, keep, start, total)
+        basis = self._checked(basis)
         self._by_input.put(x, basis)
         return basis
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None, int, int]:
+        """Return an input as (tokens, d_in), which of its rows are real, and (examples, positions).
+
+        None where all are.
+        """
+        flat = x.detach().reshape(-1, x.shape[-1])
+        examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
+        mask = mask_now(self._mask)
+        if mask is None or not fits(x, mask):
+            return flat, None, examples, positions
+        self._mask_used = True
+        return flat, mask.reshape(-1).to(x.device), mask.shape[0], mask.shape[1]
+
+    def _omega(self, x: Tensor, examples: int, positions: int, rank: int, name: str) -> Tensor:
+        """Return the rows of the whole batch's Omega, (m, rank), that are this input's."""
+        now = running()
+        first = (0, 0)
+        if now is not None:
+            before = now.piece.before.get(positions) if examples == 1 else None
+            first = (now.piece.rows, 0) if before is None else (0, before)
+        omega = self._noise.table(examples, positions, rank, x.device, name, first)
+        return omega.reshape(-1, rank)
+
+    def _checked(self, basis: Tensor) -> Tensor:
+        """Note whether a basis is finite, and return it with 0 where it is not.
+
+        The step is void then, and 0 * NaN would not be 0.
+        """
+        finite = torch.isfinite(basis)
+        self._finite.append(finite.all())
+        return torch.where(finite, basis, 0.0)
+
+    def _shared_rank(self, flat: Tensor, keep: Tensor | None) -> int:
+        """Return r, or the number of all processes' tokens if it is less.
+
+        Each process has at least one, so up to one direction a process nobody need ask.
+        """
+        if self._rank <= self._group.size:
+            return self._rank
+        own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
+        return min(self._rank, int(self._group.sum(own)))
 
     def _choose(
         self, count: int, examples: int, positions: int, keep: Tensor | None, device: torch.device

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agzo.accumulated import ACCUMULATED
 from agzo.check import check_choice, check_count, check_number
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.refresh import Refresh
@@ -54,6 +55,9 @@ class AGZO(ZeroOrderOptimizer):
             step's begin with Omega. With power_steps=1 two passes over an input instead of seven.
         isotropic: share of dense noise in E|Delta|^2, from 0 (the paper) to 1, which with
             scale="mezo" is MeZO; see `agzo.sampler.ActivationSubspace`.
+        accumulated_basis: with accumulation > 1 the bases are of all micro-batches by "gram" (one
+            pass, d_in^2 float32 an input) or "forwards" (power_steps more forwards), or of the
+            "first" one alone, see `agzo.accumulated`.
 
     With low-rank directions and `update` other than "sgd" the moments are those of R, and each new
     basis turns them, see `agzo.moments`.
@@ -64,6 +68,7 @@ class AGZO(ZeroOrderOptimizer):
         *ZeroOrderOptimizer.settings,
         *("rank", "power_steps", "refresh_every", "include_padding"),
         *("basis", "lagged", "scale", "isotropic", "basis_tokens", "warm_start"),
+        "accumulated_basis",
     )
 
     def __init__(
@@ -82,6 +87,7 @@ class AGZO(ZeroOrderOptimizer):
         isotropic: float = 0.0,
         basis_tokens: int | None = None,
         warm_start: bool = False,
+        accumulated_basis: str = "gram",
         **shared: Any,
     ) -> None:
         check_count("rank", rank)
@@ -97,6 +103,9 @@ class AGZO(ZeroOrderOptimizer):
         check_count("basis_tokens", basis_tokens, minimum=rank, none="all tokens")
         if warm_start and basis == "exact":
             raise ValueError("warm_start=True: allowed is False with basis='exact'")
+        check_choice("accumulated_basis", accumulated_basis, ACCUMULATED)
+        whole = shared.get("accumulation", 1) > 1 and accumulated_basis != "first"
+        _check_shared(basis, basis_tokens, shared, accumulated_basis if whole else None)
         self.rank = rank
         self.basis = basis
         self.power_steps = power_steps
@@ -107,6 +116,8 @@ class AGZO(ZeroOrderOptimizer):
         self.isotropic = isotropic
         self.basis_tokens = basis_tokens
         self.warm_start = warm_start
+        self.accumulated_basis = accumulated_basis
+        self._whole = whole  # bases of several micro-batches
         self._refresh = Refresh(refresh_every, lagged)
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
@@ -121,6 +132,8 @@ class AGZO(ZeroOrderOptimizer):
             self.isotropic,
             self.basis_tokens,
             self.warm_start,
+            self.group,
+            self.accumulated_basis if self._whole else "first",
         )
         return self._subspace
 
@@ -129,6 +142,11 @@ class AGZO(ZeroOrderOptimizer):
 
     def _refreshes(self, step: int) -> bool:
         return self._refresh.new(step)
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count the forward passes of step number `step`."""
+        further = self._whole and self.accumulated_basis == "forwards" and self._refresh.takes(step)
+        return super().forwards_of_step(step) + (self.power_steps if further else 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; the bases are under ``["state"]["zo"]``.
@@ -145,7 +163,7 @@ class AGZO(ZeroOrderOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
-        device = self.tuned[0].device
+        devices = {each.name: each.device for each in self.tuned}
         bases, upcoming = self._zo.pop("bases"), self._zo.pop("upcoming", None)
 
         def here(bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,9 +171,35 @@ class AGZO(ZeroOrderOptimizer):
 
             Files keep no layout, and products round by it.
             """
-            rows = {name: basis.to(device).T for name, basis in bases.items()}
+            rows = {name: basis.to(devices[name]).T for name, basis in bases.items()}
             layout = torch.contiguous_format
             return {name: each.clone(memory_format=layout).T for name, each in rows.items()}
 
         self._subspace.bases = here(bases)
         self._subspace.upcoming = None if upcoming is None else (upcoming[0], here(upcoming[1]))
+
+
+def _check_shared(
+    basis: str, basis_tokens: int | None, shared: Mapping[str, Any], accumulated: str | None
+) -> None:
+    """Refuse what has no basis of rows that are not in one place, and say what has."""
+    group = shared.get("group")
+    several = None
+    if group is not None and group.size > 1:
+        several = f"{group.size} processes"
+    elif accumulated is not None:
+        several = f"accumulated_basis={accumulated!r}"
+    if several is None:
+        return
+    if basis == "exact":
+        raise ValueError(
+            f"basis='exact': with {several} allowed is 'power' (a decomposition has no signs that "
+            "rounding leaves alone)"
+        )
+    if basis_tokens is not None:
+        raise ValueError(f"basis_tokens={basis_tokens}: with {several} allowed is None, all tokens")
+    if accumulated is not None and shared.get("stream") is not None:
+        raise ValueError(
+            f"accumulated_basis={accumulated!r}: the evaluations of streamed layers run side by "
+            "side, and bases of all micro-batches are there too late; allowed is 'first'"
+        )

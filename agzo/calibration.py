@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from agzo.inputs import BySameTensor, fits
 from agzo.kernels.orthonormal import orthonormal
 from agzo.perturb import Closure
+from agzo.pieces import mask_now
 from agzo.rng import Noise
 from agzo.subspace import COPY
 
@@ -116,7 +117,7 @@ class _Inputs:
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
-        mask, keep = self._mask, None
+        mask, keep = mask_now(self._mask), None
         if mask is not None and fits(x, mask):
             keep, self._mask_used = mask.reshape(-1), True
         if name not in self._sketches:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +42,7 @@ class Measurement:
 
 
 Together = Callable[[Sequence[Closure]], list[Tensor]]
+Watch = Callable[[Closure], Tensor]
 
 
 def in_turn(evaluations: Sequence[Closure]) -> list[Tensor]:
@@ -57,22 +57,24 @@ def measure(
     queries: int,
     eps: float,
     execution: Execution,
-    capture: AbstractContextManager[object] | None,
+    watch: Watch | None,
     ahead: bool = False,
     together: Together = in_turn,
+    mean: Callable[[Tensor], Tensor] = lambda losses: losses,
 ) -> Measurement:
     """Measure `queries` directions; one is sampled after the capture has seen its parameter's use.
 
-    With `ahead` the capture is for a later step: it watches the first forward, whichever that is.
-    `together` runs the evaluations; the capture's own is the first of them.
+    `watch` runs the closure and captures what it sees. With `ahead` that is for a later step: it
+    watches the first forward, whichever that is. `together` runs the evaluations; the capture's own
+    is the first of them. `mean` turns their losses, (evaluations,), into those of the whole batch,
+    where other processes have a share of it.
     """
 
     def watched() -> Tensor:
-        with capture or nullcontext():
-            return closure()
+        return closure() if watch is None else watch(closure)
 
     signs = (1.0,) if estimator == "one_sided" else (1.0, -1.0)
-    based = estimator == "one_sided" or (capture is not None and not ahead)
+    based = estimator == "one_sided" or (watch is not None and not ahead)
     drawn = functools.cache(sample)
 
     def at(query: int, scale: float, forward: Closure) -> Tensor:
@@ -84,14 +86,15 @@ def measure(
 
     evaluations = [watched] if based else []
     for query in range(queries):
-        if isinstance(execution, Batched) and len(signs) > 1 and (evaluations or capture is None):
+        if isinstance(execution, Batched) and len(signs) > 1 and (evaluations or watch is None):
             evaluations.append(functools.partial(both, query))
             continue
         for sign in signs:
             forward = closure if evaluations else watched
             evaluations.append(functools.partial(at, query, sign * eps, forward))
     found = [_full_precision(loss).reshape(-1) for loss in together(evaluations)]
-    losses = list(torch.cat(found).unbind())
+    own = torch.cat(found)
+    losses = list(mean(own).unbind())
     base = losses.pop(0) if based else None
     measured: list[tuple[Directions, Tensor]] = []
     for query in range(queries):
@@ -99,11 +102,13 @@ def measure(
         list(directions.values())  # sample what no evaluation used: it moves as well
         if estimator == "one_sided":
             assert base is not None
-            measured.append((directions, (losses[query] - base) / eps))
+            slope = (losses[query] - base) / eps
         else:
             plus, minus = losses[2 * query : 2 * query + 2]
-            measured.append((directions, (plus - minus) / (2.0 * eps)))
-    return Measurement(torch.stack(losses).mean() if base is None else base, measured)
+            slope = (plus - minus) / (2.0 * eps)
+        measured.append((directions, slope.to(own.dtype)))
+    loss = torch.stack(losses).mean() if base is None else base
+    return Measurement(loss.to(own.dtype), measured)
 
 
 def _full_precision(loss: Tensor) -> Tensor:

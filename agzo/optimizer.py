@@ -15,12 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.check import check_choice, check_count, check_group, check_mask, check_number
+from agzo.check import check_choice, check_count, check_group, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
+from agzo.group import ALONE, Group
 from agzo.loss_check import check_loss, dropouts, refuse_dropout
 from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
 from agzo.perturb import Closure, Directions, SideBranch
+from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian, Sampled
@@ -53,6 +55,8 @@ class ZeroOrderOptimizer(Progress):
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
             parameters, or parameter groups with their own "lr" and "weight_decay".
         stream: where the weights are, if not all on their device: `agzo.stream.StreamedLayers`.
+        group: processes that share each batch and apply the same updates, see `agzo.group`.
+        accumulation: micro-batches of this process in a step, see `agzo.pieces`.
 
     With rounding="master" load weights before constructing: the copy is taken then.
 
@@ -91,8 +95,11 @@ class ZeroOrderOptimizer(Progress):
         seed: int = 0,
         params: Params = None,
         stream: Weights | None = None,
+        group: Group | None = None,
+        accumulation: int = 1,
     ) -> None:
         check_number("lr", lr, minimum=0.0)
+        check_count("accumulation", accumulation)
         check_number("eps", eps, above=0.0)
         check_number("weight_decay", weight_decay, minimum=0.0)
         check_count("queries", queries)
@@ -105,9 +112,10 @@ class ZeroOrderOptimizer(Progress):
         if stream is not None:
             check_streamed(execution, rounding)
         self._weights: Weights = stream or Resident()
+        self.group, self.accumulation = group or ALONE, accumulation
         self.tuned, groups = select(model, params, embeddings, self._weights.device)
-        for group in groups:
-            check_group(group)
+        for each in groups:
+            check_group(each)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         self.model = model
         self.eps = eps
@@ -180,13 +188,14 @@ class ZeroOrderOptimizer(Progress):
 
     @torch.no_grad()
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Closure, token_mask: Tensor | None = None
+        self, closure: Batch, token_mask: Tensor | None = None
     ) -> Tensor:
         """Measure, move, and return the loss (0-dim, at least float32, on its device).
 
         Args:
             closure: returns the loss of one batch as a 0-dim tensor; it is called several times
-                and must be a function of the weights alone.
+                and must be a function of the weights alone. Or the pieces of a batch, each with its
+                own mask: `accumulation` micro-batches, or a process's share.
             token_mask: boolean (batch, sequence), True for real tokens; used by methods that look
                 at activations.
 
@@ -195,13 +204,14 @@ class ZeroOrderOptimizer(Progress):
         """
         zo = self._zo
         refuse_dropout(self._dropouts)
-        check_mask(token_mask)
+        batch = joint(closure, token_mask, self.accumulation, self.group)
         if zo["step"] == 0:
-            self._check(closure)
-        measurement, finite = self._measure(closure, token_mask, zo["step"])
+            self._check(batch)
+        measurement, finite = self._measure(batch, zo["step"])
         self.projected_grad = torch.stack([g for _, g in measurement.queries])
-        zo["alive"] &= finite & torch.isfinite(self.projected_grad).all()
-        zo["alive"] &= torch.isfinite(measurement.loss)
+        for each in (finite, torch.isfinite(self.projected_grad).all()):
+            zo["alive"] &= each.to(zo["alive"].device)
+        zo["alive"] &= torch.isfinite(measurement.loss).to(zo["alive"].device)
         self._move(measurement.queries, Noise(self.seed, zo["step"]))
         zo["step"] += 1
         return measurement.loss
@@ -224,7 +234,7 @@ class ZeroOrderOptimizer(Progress):
 
     @torch.no_grad()
     def estimate(
-        self, closure: Closure, token_mask: Tensor | None = None, step: int | None = None
+        self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
     ) -> Measurement:
         """Measure as step number `step` (default: the next one) would, and move nothing.
 
@@ -232,29 +242,27 @@ class ZeroOrderOptimizer(Progress):
         and the counts of steps and forwards stay; a method's bases are those taken here.
         """
         refuse_dropout(self._dropouts)
-        check_mask(token_mask)
+        batch = joint(closure, token_mask, self.accumulation, self.group)
         forwards = self._zo["forwards"]
         try:
-            at = self._zo["step"] if step is None else step
-            return self._measure(closure, token_mask, at)[0]
+            return self._measure(batch, self._zo["step"] if step is None else step)[0]
         finally:
             self._zo["forwards"] = forwards
 
-    def _measure(
-        self, closure: Closure, token_mask: Tensor | None, step: int
-    ) -> tuple[Measurement, Tensor]:
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
-        capture = self._look.capture(Noise(self.seed, step), token_mask)
+        capture = self._look.capture(Noise(self.seed, step), batch.pieces[0].token_mask)
         measurement = measure(
             self.estimator,
-            lambda: self._forward(closure),
+            lambda: self._forward(batch),
             lambda query: self._directions(Noise(self.seed, step, query)),
             self.queries,
             self.eps,
             self._execution,
-            capture,
+            None if capture is None else capture.watch,
             ahead=capture is not None and capture.ahead,
             together=self._weights.together,
+            mean=lambda losses: self.group.mean(losses, batch.weight),
         )
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()

@@ -88,11 +88,20 @@ class Noise:
         return kernels.sixteen_bits(self.key(parameter, "rounding"), start, shape, device)
 
     def table(
-        self, examples: int, positions: int, rank: int, device: torch.device, parameter: str
+        self,
+        examples: int,
+        positions: int,
+        rank: int,
+        device: torch.device,
+        parameter: str,
+        first: tuple[int, int] = (0, 0),
     ) -> Tensor:
         """Make a (examples, positions, rank) float32 table addressed by (parameter, example).
 
         A value depends on its example, position and column only, so a batch cut into parts, or
-        padded on the right, gives each example the numbers it has in the whole batch.
+        padded on the right, gives each example the numbers it has in the whole batch. `first` is
+        where a part begins, (example, position); numbers before it are made as well, and dropped.
         """
-        return kernels.normal_table(self.key(parameter, "table"), examples, positions, rank, device)
+        example, position = first
+        key, whole = self.key(parameter, "table"), (example + examples, position + positions)
+        return kernels.normal_table(key, *whole, rank, device)[example:, position:]

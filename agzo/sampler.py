@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from agzo.accumulated import AccumulatedCapture
 from agzo.activations import ActivationCapture
 from agzo.direction import Dense, Direction, LowRank, Mixed
+from agzo.group import ALONE, Group
 from agzo.refresh import Refresh
 from agzo.rng import Noise
 from agzo.select import Tuned
@@ -104,6 +107,8 @@ class ActivationSubspace(Gaussian):
         isotropic: s, from 0 to 1.
         tokens: how many tokens of an input a basis is taken from; None takes all.
         warm_start: begin each power iteration with the bases before, not with Omega.
+        group: processes that share a batch.
+        accumulated: how bases are taken from several micro-batches, see `agzo.accumulated`.
     """
 
     def __init__(
@@ -117,6 +122,8 @@ class ActivationSubspace(Gaussian):
         isotropic: float = 0.0,
         tokens: int | None = None,
         warm_start: bool = False,
+        group: Group = ALONE,
+        accumulated: str = "first",
     ) -> None:
         if not linear:
             raise ValueError(
@@ -138,6 +145,8 @@ class ActivationSubspace(Gaussian):
         self._isotropic = isotropic
         self._tokens = tokens
         self._warm_start = warm_start
+        self._group = group
+        self._accumulated = accumulated
         self.bases: dict[str, Tensor] = {}
         self.upcoming: tuple[int, dict[str, Tensor]] | None = None  # (from which step on, bases)
 
@@ -153,9 +162,11 @@ class ActivationSubspace(Gaussian):
         if not (own or self._refresh.takes(step)):
             return None
         mask = None if self._include_padding else token_mask
-        found = ActivationCapture(
+        how = self._accumulated
+        kind = ActivationCapture if how == "first" else partial(AccumulatedCapture, how)
+        found = kind(
             self._linear, self._rank, self._power_steps, noise, mask, ahead=not own,
-            tokens=self._tokens, start=self.bases if self._warm_start else None,
+            tokens=self._tokens, start=self.bases if self._warm_start else None, group=self._group,
         )  # fmt: skip
         if own:
             self.bases = found.bases

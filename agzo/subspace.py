@@ -13,6 +13,8 @@ method's ``basis="exact"``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ def subspace_extract(
     power_steps: int,
     keep: Tensor | None = None,
     start: Tensor | None = None,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> Tensor:
     """Return A (d_in, r), float32 orthonormal columns spanning about the top r directions of x.
 
@@ -39,39 +42,56 @@ def subspace_extract(
         power_steps: K of Algorithm 1.
         keep: boolean (m,), False where a token is padding and must not count; None keeps all.
         start: (d_in, r) to take instead of H Omega: a basis of like inputs saves iterations.
+        total: adds a product (r, d_in) to those of other processes' rows: A is of all rows then.
 
     Source: AGZO (arXiv 2601.17261), Algorithm 1: Y = H Omega; K times Q = qr(Y), Y = H (H^T Q).
     """
-    tokens, width = x.shape
-    size = max(1, tokens if x.dtype == torch.float32 else COPY // width)
-    if tokens <= size:
+    if x.shape[0] <= _part(x):
         x = x.float()  # once, and no copy at all of a float32 x
+    if start is None:
+        assert omega is not None
+        y = total(product(x, keep, drawn=thin.rows(omega)))
+    else:
+        y = thin.rows(start)
+    for _ in range(power_steps):
+        y = total(product(x, keep, q=orthonormal(y.T).T))
+    return orthonormal(y.T)
 
-    def part(first: int, q: Tensor | None) -> Tensor:
+
+def product(
+    x: Tensor, keep: Tensor | None, *, q: Tensor | None = None, drawn: Tensor | None = None
+) -> Tensor:
+    """Return (H (H^T Q))^T, (r, d_in) float32, of Q^T; (H Omega)^T where there is no Q yet.
+
+    Args:
+        x, keep: as in `subspace_extract`.
+        q: (r, d_in) float32.
+        drawn: Omega^T, (r, m) float32.
+    """
+    size = _part(x)
+
+    def part(first: int) -> Tensor:
         block = slice(first, first + size)
         h = x[block].float()  # its rows are columns of the paper's H
-        coefficients = drawn[:, block] if q is None else q @ h.T  # (r, tokens)
+        if q is None:
+            assert drawn is not None
+            coefficients = drawn[:, block]  # (r, tokens)
+        else:
+            coefficients = q @ h.T
         if keep is not None:
             # Zeroing a token's coefficients takes it out of every product without a copy of x.
             coefficients = coefficients.masked_fill(~keep[block], 0.0)
         return coefficients @ h
 
-    def product(q: Tensor | None) -> Tensor:
-        """Return (H (H^T Q))^T, (r, d_in), of Q^T; (H Omega)^T where there is no Q yet."""
-        y = part(0, q)
-        for first in range(size, tokens, size):
-            y += part(first, q)
-        return y
+    y = part(0)
+    for first in range(size, x.shape[0], size):
+        y += part(first)
+    return y
 
-    if start is None:
-        assert omega is not None
-        drawn = thin.rows(omega)
-        y = product(None)
-    else:
-        y = thin.rows(start)
-    for _ in range(power_steps):
-        y = product(orthonormal(y.T).T)
-    return orthonormal(y.T)
+
+def _part(x: Tensor) -> int:
+    """Return how many tokens of an input are read at once."""
+    return max(1, x.shape[0] if x.dtype == torch.float32 else COPY // x.shape[1])
 
 
 def leading(x: Tensor, rank: int, keep: Tensor | None = None) -> Tensor:

@@ -1,7 +1,8 @@
 """First-order baselines: torch's SGD and AdamW behind the zeroth-order interface.
 
 A step is one forward and one backward; a backward counts as two forwards. Memory: activations,
-gradients, and for AdamW two moments of every tuned weight.
+gradients (twice those with micro-batches), and for AdamW two moments of every tuned weight. Of
+several processes each sums its gradients with those of the others: 4 bytes a weight in float32.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.check import check_number
-from agzo.perturb import Closure
+from agzo.check import check_count, check_number
+from agzo.group import ALONE, Group
+from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.select import Params, Tuned, select
 
@@ -27,20 +29,21 @@ class _Backprop(Progress):
     rounding: ClassVar[str] = "nearest"
     tuned: list[Tuned]
     projected_grad: Tensor | None = None
+    group: Group
+    accumulation: int
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Closure, token_mask: Tensor | None = None
+        self, closure: Batch, token_mask: Tensor | None = None
     ) -> Tensor:
-        """Back-propagate the closure's loss, move, and return the loss (0-dim, detached).
+        """Back-propagate the loss of a batch, move, and return the loss (0-dim, detached).
 
         From the first loss or gradient that is not finite on, gradients count as zero; momentum
         and weight decay go on, so a caller goes back to weights saved before.
         """
         zo = self._zo
         parameters = [each.parameter for each in self.tuned]
-        with torch.enable_grad():
-            loss = closure()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        batch = joint(closure, token_mask, self.accumulation, self.group)
+        loss, gradients = self._shared(batch, *self._gradients(batch, parameters))
         used = [gradient for gradient in gradients if gradient is not None]
         zo["alive"] &= torch.isfinite(loss.detach())
         zo["alive"] &= torch.isfinite(torch.nn.utils.get_total_norm(used))
@@ -51,7 +54,45 @@ class _Backprop(Progress):
         self.zero_grad(set_to_none=True)
         zo["step"] += 1
         zo["forwards"] += self.forwards_per_step
-        return loss.detach()
+        return loss
+
+    def _gradients(
+        self, batch: Joint, parameters: list[nn.Parameter]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the loss of this process's pieces and its gradients, one piece after another."""
+        total: Tensor | None = None
+        sums: list[Tensor | None] = [None] * len(parameters)
+        for index, piece in enumerate(batch.pieces):
+            with torch.enable_grad(), batch.entered(index):
+                loss = piece.closure()
+                found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            if len(batch.pieces) == 1:
+                return loss.detach(), list(found)
+            share = piece.weight / batch.weight
+            loss = loss.detach() * share
+            total = loss if total is None else total + loss
+            for at, gradient in enumerate(found):
+                if gradient is not None:
+                    own, before = gradient.mul_(share), sums[at]
+                    sums[at] = own if before is None else before.add_(own)
+        assert total is not None
+        return total, sums
+
+    def _shared(
+        self, batch: Joint, loss: Tensor, gradients: list[Tensor | None]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Return loss and gradients of all pieces; low precision is summed in float32."""
+        if self.group.size == 1:
+            return loss, gradients
+        share = self.group.share(batch.weight)
+        everyone: list[Tensor | None] = []
+        for gradient in gradients:
+            if gradient is None:
+                everyone.append(None)
+                continue
+            exact = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+            everyone.append(self.group.sum(exact * share).to(gradient.dtype))
+        return self.group.mean(loss.reshape(1), batch.weight)[0].to(loss.dtype), everyone
 
     def forwards_of_step(self, step: int) -> int:
         """Count one forward and one backward."""
@@ -69,12 +110,16 @@ class SGD(_Backprop, torch.optim.SGD):  # pyright: ignore[reportIncompatibleMeth
         weight_decay: float = 0.0,
         embeddings: str = "tuned",
         params: Params = None,
+        group: Group | None = None,
+        accumulation: int = 1,
     ) -> None:
+        check_count("accumulation", accumulation)
         check_number("lr", lr, minimum=0.0)
         check_number("momentum", momentum, minimum=0.0)
         check_number("weight_decay", weight_decay, minimum=0.0)
         self.tuned, groups = select(model, params, embeddings)
         self.embeddings = embeddings
+        self.group, self.accumulation = group or ALONE, accumulation
         super().__init__(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
         self._begin_progress(self.tuned[0].parameter.device)
 
@@ -91,7 +136,10 @@ class AdamW(_Backprop, torch.optim.AdamW):  # pyright: ignore[reportIncompatible
         weight_decay: float = 0.0,
         embeddings: str = "tuned",
         params: Params = None,
+        group: Group | None = None,
+        accumulation: int = 1,
     ) -> None:
+        check_count("accumulation", accumulation)
         check_number("lr", lr, minimum=0.0)
         for beta in betas:
             if not 0.0 <= beta < 1.0:
@@ -100,5 +148,6 @@ class AdamW(_Backprop, torch.optim.AdamW):  # pyright: ignore[reportIncompatible
         check_number("weight_decay", weight_decay, minimum=0.0)
         self.tuned, groups = select(model, params, embeddings)
         self.embeddings = embeddings
+        self.group, self.accumulation = group or ALONE, accumulation
         super().__init__(groups, lr=lr, betas=betas, eps=adam_eps, weight_decay=weight_decay)
         self._begin_progress(self.tuned[0].parameter.device)

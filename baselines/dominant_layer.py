@@ -26,6 +26,7 @@ from agzo.layers import check_layer, decoder_layers, hold_in_float32, own_parame
 from agzo.loss_check import refuse_dropout
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Closure, Directions
+from agzo.pieces import Joint
 from agzo.prefix import Prefix
 from agzo.rng import Noise
 from agzo.sampler import Gaussian
@@ -211,13 +212,11 @@ class DominantLayer(ZeroOrderOptimizer):
         """Name the tuned layer as its parameters' names do."""
         return f"{self.layers_name}.{self.layer}".lstrip(".")
 
-    def _measure(
-        self, closure: Closure, token_mask: Tensor | None, step: int
-    ) -> tuple[Measurement, Tensor]:
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         if self.layer is None:
             raise RuntimeError("layer=None: call study(batches) before the first step, or give it")
         with self._prefix:
-            return super()._measure(closure, token_mask, step)
+            return super()._measure(batch, step)
 
     def _forward(self, closure: Closure) -> Tensor:
         self._prefix.begin()

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.pieces import mask_now
+
 LARGE = 100.0  # |a| of a massive activation, Sun et al.
 TIMES_MEDIAN = 1000.0  # and its ratio to the median |a| of the hidden state, Sun et al.
 TINY = torch.finfo(torch.float32).tiny  # instead of a median of 0
@@ -103,21 +105,23 @@ class Scan:
     def _after_matrix(self, index: int, _: nn.Module, args: Any, output: Tensor) -> None:
         for value, kept in ((args[0], self._inputs), (output, self._outputs)):
             rows = value.float().abs().reshape(-1, value.shape[-1])  # (tokens, d)
-            if self._mask is not None and rows.shape[0] == self._mask.numel():
-                rows = rows.masked_fill(~self._mask.reshape(-1, 1), 0.0)
+            mask = mask_now(self._mask)
+            if mask is not None and rows.shape[0] == mask.numel():
+                rows = rows.masked_fill(~mask.reshape(-1, 1), 0.0)
             kept[index].append(rows.amax())
 
     def _real(self, hidden: Tensor) -> Tensor:
         """Return the mask of real tokens, (B, T)."""
         shape = hidden.shape[:-1]
-        if self._mask is None:
+        mask = mask_now(self._mask)
+        if mask is None:
             return torch.ones(shape, dtype=torch.bool, device=hidden.device)
-        if self._mask.shape != shape:
+        if mask.shape != shape:
             raise ValueError(
-                f"token_mask of shape {tuple(self._mask.shape)}: allowed is {tuple(shape)}, "
+                f"token_mask of shape {tuple(mask.shape)}: allowed is {tuple(shape)}, "
                 "(batch, sequence) of what the layers get"
             )
-        return self._mask
+        return mask
 
 
 def last_matrix(layer: nn.Module) -> nn.Module:

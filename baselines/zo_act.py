@@ -26,7 +26,8 @@ from agzo.direction import LowRank
 from agzo.estimator import Measurement
 from agzo.linears import body_linears, held, sizes
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Closure, Directions
+from agzo.perturb import Directions
+from agzo.pieces import Joint
 from agzo.rng import Noise
 from agzo.select import ParameterFilter
 from agzo.weights import Weights
@@ -135,14 +136,12 @@ class ZOAct(ZeroOrderOptimizer):
             branch.basis = basis
         self._zo["studied"] = True
 
-    def _measure(
-        self, closure: Closure, token_mask: Tensor | None, step: int
-    ) -> tuple[Measurement, Tensor]:
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
             raise RuntimeError("no bases yet; call study(batches) before the first step")
-        return super()._measure(closure, token_mask, step)
+        return super()._measure(batch, step)
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return (A, B) for each layer, W + B A: a LoRA adapter of alpha = r.

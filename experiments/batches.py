@@ -178,9 +178,12 @@ def collate(
         labels=torch.tensor(labels),
         ragged=min(counts) != most,
     )
-    if pack_from is not None and batch.padded and batch.padding >= pack_from:
-        batch = batch.pack()
-    return batch.to(device)
+    return (batch.pack() if packs(batch, pack_from) else batch).to(device)
+
+
+def packs(batch: Batch, pack_from: float | None) -> bool:
+    """Tell whether a padded batch on the CPU is to be packed, see `collate`."""
+    return pack_from is not None and batch.padded and batch.padding >= pack_from
 
 
 def longest_first(

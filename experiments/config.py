@@ -70,6 +70,7 @@ class ModelConfig:
     attention: str = key(choices=("sdpa", "eager", "flash_attention_2"))
     quantize: str = key(choices=("none", "int8", "int4"))
     offload: str = key(choices=("none", "layers"))
+    device_map: str = key(choices=("none", "auto"))
 
 
 @dataclass
@@ -110,6 +111,7 @@ class TrainConfig:
     steps: int | None = key(at_least=1)
     forwards: int | None = key(at_least=1)
     batch_size: int = key(at_least=1)
+    accumulation: int = key(at_least=1)
     packing: str = key(choices=("auto", "always", "never"))
     schedule: str = key(choices=("constant", "linear"))
     eval_every: int | None = key(at_least=1)

@@ -87,7 +87,7 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     if "lr" in values:
         values["lr"] = 1e-30  # timed steps must not spoil the model for the next column
     optimizer = registry.build(
-        config.method["name"], parts.model, values, config.seed, parts.stream
+        config.method["name"], parts.model, values, config.seed, parts.stream, parts.shares
     )
     trains = bool(getattr(optimizer, "trains", True))
     prepare.study(config, parts, optimizer)
@@ -106,8 +106,7 @@ def _step_seconds(
     taken = []
     for step in range(STEPS + 1):
         begin = _now(parts)
-        closure, token_mask = parts.objective(batch_size, seed, step)
-        optimizer.step(closure, token_mask=token_mask)  # pyright: ignore
+        parts.take(optimizer, batch_size, seed, step)
         taken.append(_now(parts) - begin)
     return statistics.median(taken[1:])
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.batches import Batch, Rows
+from experiments.device_map import spread
 from experiments.packing import packed
 
 KEYWORDS = frozenset(
@@ -79,7 +80,8 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     is the logits tensor itself, or an object with `.logits`.
     """
     accepted = accepted_keywords(model)
-    keywords: dict[str, Any] = {"logits_to_keep": rows.label_positions, "use_cache": False}
+    kept = rows.label_positions.cpu() if spread(model) else rows.label_positions
+    keywords: dict[str, Any] = {"logits_to_keep": kept, "use_cache": False}
     if rows.padded or rows.layout is not None:
         if "attention_mask" not in accepted:
             raise TypeError(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from experiments.config import BadInput, ModelConfig
+from experiments.device_map import settle
 from experiments.quantise import import_torchao, quantise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -79,6 +80,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
             attn_implementation=config.attention,
             output_loading_info=True,
             weights_only=True,  # of a .bin: tensors, never the code that a pickle can hold
+            device_map=_device_map(config, device),
             **hub,
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
@@ -94,7 +96,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
         )
     if config.attention == "sdpa":
         attention.install(model)
-    model = model.to(device).eval()
+    model = settle(model, device, config.device_map).eval()
     return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
 
 
@@ -105,6 +107,12 @@ def refuse_remote_code(config: ModelConfig, where: Path, allowed: bool) -> None:
             f"{where}: it says model.trust_remote_code=true, so code that comes with {config.path} "
             "would run on this machine; read it, and give --trust-remote-code to allow it"
         )
+
+
+def _device_map(config: ModelConfig, device: torch.device) -> str | None:
+    if config.device_map == "none":
+        return None
+    return "auto" if device.type == "cuda" else device.type
 
 
 def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:

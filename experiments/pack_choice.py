@@ -16,6 +16,7 @@ from torch import nn
 
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
+from experiments.device_map import spread
 from experiments.encode import Encoded
 from experiments.loss import accepted_keywords, label_logits
 from experiments.packing import can_pack
@@ -75,6 +76,8 @@ def obstacle(config: RunConfig, model: nn.Module, optimizer: Any, task: Task) ->
         return "method.include_padding=true takes bases over padding"
     if config.train.objective == "metric" and task.kind == "generation":
         return f"train.objective=metric of task={task.name} generates text"
+    if spread(inner):
+        return "model.device_map=auto spreads it over devices, and a packed layout is on one"
     if not can_pack(inner):
         return (
             f"{name} with model.attention={config.model.attention} does not ask transformers' "

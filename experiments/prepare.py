@@ -6,19 +6,21 @@ Cheap checks come first, so that a bad setting stops a run before a large model 
 import hashlib
 import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from agzo.group import ALONE, Group
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.pieces import Joint, Piece
 from agzo.progress import Progress
 from agzo.select import roles
 from agzo.stream import StreamedLayers
 from experiments import models, pack_choice, registry
-from experiments.batches import Batch, collate, sample_batch
+from experiments.batches import Batch, collate, packs, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
 from experiments.demonstrations import with_demonstrations
@@ -27,6 +29,7 @@ from experiments.evaluate import Questions, questions
 from experiments.loss import loss
 from experiments.objective import Objective, metric_objective
 from experiments.offload import host, offload
+from experiments.shares import Shares, check_shares, pieces
 from experiments.tasks import Task, get_task
 
 PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
@@ -53,6 +56,7 @@ class Parts:
     questions: Questions | None = None  # the training examples, where the metric is the objective
     stream: StreamedLayers | None = None  # of a model whose layers stay on the host
     pack_from: float | None = None  # the share of padding from which on a batch is packed
+    shares: Shares = field(default_factory=Shares)  # how a batch is divided
 
     def batch(self, size: int, seed: int, step: int, pack: bool = True) -> Batch:
         """Return the training batch of a step of the run with this seed; pack=False pads it."""
@@ -75,13 +79,37 @@ class Parts:
         batch = self.batch(size, seed, step, pack)
         return Objective(lambda: loss(self.model, batch), self._seen(batch.token_mask))
 
+    def take(self, optimizer: Any, size: int, seed: int, step: int) -> Tensor:
+        """Let a method take a step of the run with this seed; return its loss."""
+        if self.shares.count == 1:
+            closure, mask = self.objective(size, seed, step)
+            return optimizer.step(closure, token_mask=mask)
+        return optimizer.step(self._cut(size, seed, step, self.shares.mine(size), pack=True))
+
+    def shown(self, size: int, seed: int, step: int) -> Objective:
+        """Return the task's loss on the whole batch of a step, padded: what `study` is shown.
+
+        Each process looks at all of it, piece after piece, so that all find the same.
+        """
+        if self.shares.count == 1:
+            return self.task_loss(size, seed, step, pack=False)
+        whole = self._cut(size, seed, step, self.shares.ranges(size), pack=False)
+        return Objective(Joint(whole), whole[0].token_mask)
+
+    def _cut(self, size: int, seed: int, step: int, ranges: list[range], pack: bool) -> list[Piece]:
+        chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
+        batch = collate(chosen, self.task, self.encoder.pad_id)
+        pack = pack and packs(batch, self.pack_from)
+        return pieces(self.model, batch, ranges, pack, self.device, self._seen)
+
     def _seen(self, mask: Tensor | None) -> Tensor | None:
         """Return the mask of real tokens, None where tuned layers see virtual tokens alone."""
         return None if virtual_tokens(self.model) else mask
 
 
-def prepare(config: RunConfig) -> Parts:
+def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     """Build the parts of a run, or raise one `ValueError` that says what is wrong."""
+    shares = Shares(group, config.train.accumulation)
     values = registry.settings(config.method, config.precision.rounding)
     method = registry.method_class(config.method["name"])
     device = models.choose_device(config.device)
@@ -107,13 +135,15 @@ def prepare(config: RunConfig) -> Parts:
             f"train.batch_size={train.batch_size}: allowed are 1 to the number of training "
             f"examples, {len(splits.train)}"
         )
+    if trains:
+        check_shares(config, shares)
     model, tokenizer = models.load(config.model, config.precision.dtype, host(config, device))
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     model, adapter = _adapted(config, model)
     stream = offload(config, model, device)
-    optimizer = _build(config, model, values, stream)
+    optimizer = _build(config, model, values, stream, shares)
     asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
     encoded = encoder.encode_all(splits.train)
     own = None
@@ -132,10 +162,12 @@ def prepare(config: RunConfig) -> Parts:
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
+    if group.size > 1:
+        origin["processes"] = group.size
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, eval_steps(config, taken), truncated, demonstrations, origin, own, stream,
-        packing.least,
+        packing.least, shares,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts
@@ -153,10 +185,10 @@ def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     assert isinstance(optimizer, ZeroOrderOptimizer)
     size, seed = config.train.batch_size, config.seed
     try:
-        optimizer.study([parts.task_loss(size, seed, step, pack=False) for step in range(wanted)])
+        optimizer.study([parts.shown(size, seed, step) for step in range(wanted)])
     except ValueError as error:
         raise registry.refusal(config.method["name"], config.method, error) from error
-    if optimizer.studied is not None:
+    if optimizer.studied is not None and parts.shares.group.rank == 0:
         print(f"{config.method['name']} {optimizer.studied['summary']}", file=sys.stderr)
 
 
@@ -171,11 +203,15 @@ def _adapted(config: RunConfig, model: nn.Module) -> tuple[nn.Module, dict[str, 
 
 
 def _build(
-    config: RunConfig, model: nn.Module, values: dict[str, Any], stream: StreamedLayers | None
+    config: RunConfig,
+    model: nn.Module,
+    values: dict[str, Any],
+    stream: StreamedLayers | None,
+    shares: Shares,
 ) -> Optimizer:
     """Construct the method; where the adapter leaves it nothing it can tune, say so."""
     try:
-        return registry.build(config.method["name"], model, values, config.seed, stream)
+        return registry.build(config.method["name"], model, values, config.seed, stream, shares)
     except BadInput as error:
         if config.adapter.name == "none":
             raise

@@ -28,6 +28,7 @@ from baselines import (
     ZOAct,
 )
 from experiments.config import BadInput, RunConfig, refuse_beyond_int64
+from experiments.shares import Shares
 from experiments.tasks import get_task
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -44,7 +45,7 @@ METHODS: dict[str, type[Optimizer]] = {
 }
 
 # Constructor parameters that are not keys of the method: the run gives them.
-GIVEN = ("self", "model", "params", "seed", "rounding", "stream")
+GIVEN = ("self", "model", "params", "seed", "rounding", "stream", "group", "accumulation")
 
 # Adapters that a method cannot tune, and why.
 NO_ADAPTER: dict[str, dict[str, str]] = {
@@ -166,9 +167,19 @@ def build(
     values: dict[str, Any],
     seed: int,
     stream: StreamedLayers | None = None,
+    shares: Shares | None = None,
 ) -> Optimizer:
-    """Construct a method on the real model, whose layers may be streamed."""
+    """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
+    shares = shares or Shares()
+    trains = bool(getattr(method_class(name), "trains", True))
+    if shares.count > 1 and trains and not (takes(name, "group") and takes(name, "accumulation")):
+        raise BadInput(
+            f"method={name}: its constructor takes no group and accumulation, so a batch cannot be "
+            f"divided ({shares.group.size} process(es), train.accumulation={shares.accumulation}); "
+            "allowed is one process, train.accumulation=1"
+        )
     own = {"seed": seed, "stream": stream}
+    own |= {"group": shares.group, "accumulation": shares.accumulation}
     values = values | {key: value for key, value in own.items() if takes(name, key)}
     return _construct(name, model, values)
 

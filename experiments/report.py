@@ -81,6 +81,15 @@ def metric_name(evaluation: dict[str, Any]) -> str:
     return "accuracy" if "accuracy" in evaluation else "f1"
 
 
+def _shares(shares: dict[str, Any]) -> str:
+    """Say how a batch was divided, and what that sent."""
+    said = f"{shares['processes']} process(es), {shares['accumulation']} micro-batch(es) each"
+    if "basis" in shares:
+        said += f", bases of {shares['basis']}"
+    sent = shares["reduced_bytes_per_step"]
+    return said + (f", {sent:,.0f} bytes summed up a step" if sent else "")
+
+
 def table(result: dict[str, Any], path: str) -> str:
     """Return the few lines that end a run."""
     best = "untrained" if not result["steps"] else f"step {result['best_step']}"
@@ -94,6 +103,8 @@ def table(result: dict[str, Any], path: str) -> str:
         "peak memory": f"{result['peak_memory_gib']:.2f} GiB ({result['peak_memory_kind']})",
         "record": path,
     }
+    if result.get("shares"):
+        lines["shares"] = _shares(result["shares"])
     if result.get("study"):
         lines["study"] = result["study"]["summary"]
     if any(result["truncated"].values()):

@@ -16,12 +16,19 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
+from agzo.group import Drifted, ProcessLost
+from experiments import ranks
 from experiments.checkpoint import CheckpointError
 from experiments.config import COMPOSITION_ERRORS, CONF, explain, resolve
 from experiments.interrupt import Interrupted
 from experiments.record import CannotWrite
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
+
+FAILURES = (
+    *(ValueError, OSError, NonFiniteLoss, CheckpointError, CannotWrite),
+    *(ProcessLost, Drifted),
+)
 
 codes: list[int] = []  # of the runs of this process that did not succeed
 
@@ -31,16 +38,16 @@ def one_run(composed: DictConfig) -> None:
     """Do the run of one composed configuration."""
     try:
         run(resolve(composed))
-    except (ValueError, OSError, NonFiniteLoss, CheckpointError, CannotWrite) as error:
+    except FAILURES as error:
         if composed.get("traceback"):
             traceback.print_exc()
         codes.append(2 if isinstance(error, ValueError | OSError) else 1)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{ranks.mine()}error: {error}", file=sys.stderr)
     except torch.OutOfMemoryError as error:
         codes.append(1)
         sizes = f"train.batch_size={composed.train.batch_size}, train.eval_batch_size="
         sizes += f"{composed.train.eval_batch_size}, precision.dtype={composed.precision.dtype}"
-        print(f"error: out of memory ({sizes}): {error}", file=sys.stderr)
+        print(f"{ranks.mine()}error: out of memory ({sizes}): {error}", file=sys.stderr)
 
 
 def main() -> int:
@@ -53,8 +60,11 @@ def main() -> int:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
-        print(str(stopped) or "stopped at once; checkpoints are kept", file=sys.stderr)
+        said = str(stopped) or "stopped at once; checkpoints are kept"
+        print(f"{ranks.mine()}{said}", file=sys.stderr)
         return stopped.exit_code if isinstance(stopped, Interrupted) else 130
+    if not codes:
+        ranks.leave()
     return codes[0] if codes else 0
 
 

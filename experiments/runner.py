@@ -6,6 +6,7 @@ resumed gives the numbers of one that was not. Losses stay on the device until a
 """
 
 import math
+import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agzo.group import checksum
 from experiments import checkpoint, machine, record, report
 from experiments.config import RunConfig
 from experiments.evaluate import Questions, evaluate
@@ -42,16 +44,19 @@ class Runner:
         self.buffer: list[Tensor] = []  # losses still on the device
         self.gradients: list[tuple[Tensor, list[float]]] = []  # and their lr, likewise
         self.progress = Progress(run=run_id(config.as_dict()))
-        saved = checkpoint.steps(self.checkpoints)
+        self.group = parts.shares.group
+        self.leads = self.group.rank == 0  # the others write nothing
+        saved = self.group.first(lambda: checkpoint.steps(self.checkpoints))
         if saved:
             self._go_on(saved[-1])
         self._begin = time.perf_counter() - self.progress.total_seconds
-        self.metrics = record.Metrics(folder, self.progress.rows)
-        self.trajectory = Trajectory(folder, self.progress.step)
+        self.metrics = record.Metrics(folder, self.progress.rows) if self.leads else None
+        self.trajectory = Trajectory(folder, self.progress.step) if self.leads else None
         for row in self.progress.rows:  # a mirror that is begun anew is complete as well
             tracker.log(row)
         label = "/".join(config.folder.parts[-3:])
         self.line = report.ProgressLine(label, parts.steps, self.progress.step)
+        self.begun, self.sent = self.at, self.group.reduced_bytes  # when this process began
 
     def train(self) -> None:
         """Take all steps that are left; a stop request leaves a checkpoint."""
@@ -64,7 +69,8 @@ class Runner:
                     self._save()
                 if self.at == self.parts.steps:
                     return
-                self.stop.check()
+                if self.group.any(self.stop.requested is not None):
+                    raise Interrupted(number=self.stop.requested or signal.SIGTERM)
                 self._advance()
                 if self._due(self.config.train.log_every) and self.at not in self.parts.eval_steps:
                     self._row(dev=None)
@@ -77,7 +83,7 @@ class Runner:
 
     def final_evaluation(self) -> dict[str, Any]:
         """Load the best checkpoint and evaluate it on the evaluation split."""
-        if self.progress.best is not None:
+        if self.leads and self.progress.best is not None:
             checkpoint.load_weights(self.checkpoints, self.progress.best["step"], self.parts.model)
         found = self._evaluate(self.parts.eval, "evaluation")
         self.line.close()
@@ -123,11 +129,10 @@ class Runner:
     def _advance(self) -> None:
         begin = time.perf_counter()
         parts, train = self.parts, self.config.train
-        closure, token_mask = parts.objective(train.batch_size, self.config.seed, self.at)
         factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
         for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
-        taken = parts.optimizer.step(closure, token_mask=token_mask)
+        taken = parts.take(parts.optimizer, train.batch_size, self.config.seed, self.at)
         self.buffer.append(taken.detach())
         gradient = parts.optimizer.projected_grad
         if gradient is not None:
@@ -171,7 +176,9 @@ class Runner:
         steps = zip(
             range(first, self.at + 1), values, (lr for _, lr in self.gradients), strict=True
         )
-        self.trajectory.append(head, [Step(at, self.config.seed, g, lr) for at, g, lr in steps])
+        if self.trajectory is not None:
+            found = [Step(at, self.config.seed, g, lr) for at, g, lr in steps]
+            self.trajectory.append(head, found)
         if self.config.train.objective == "metric":
             self.progress.zeros += [each.count(0.0) / len(each) for each in values]
         self.gradients.clear()
@@ -187,6 +194,7 @@ class Runner:
 
     def _row(self, dev: dict[str, Any] | None) -> None:
         self._drain()
+        self._check_replicas()
         progress = self.progress
         pending = progress.pending
         row = {
@@ -201,7 +209,10 @@ class Runner:
             zeros = progress.zeros
             row["zero_grads"] = math.fsum(zeros) / len(zeros) if zeros else None
         progress.pending, progress.zeros = [], []
-        self.metrics.add(row)
+        if self.metrics is None:
+            progress.rows.append(row)
+        else:
+            self.metrics.add(row)
         self.tracker.log(row)
         progress.last_dev = dev or progress.last_dev
         self.line.show(row, progress.last_dev, self.memory.gib())
@@ -230,18 +241,37 @@ class Runner:
             self.line.note(f"{name} {done}/{total}")
 
         parts, train = self.parts, self.config.train
-        found = evaluate(
-            parts.model, parts.encoder, parts.task, asked, train.eval_batch_size, parts.device,
-            progress,
-        )  # fmt: skip
+
+        def look() -> dict[str, Any]:
+            found = evaluate(
+                parts.model, parts.encoder, parts.task, asked, train.eval_batch_size,
+                parts.device, progress,
+            )  # fmt: skip
+            return dict(found)
+
+        found = self.group.first(look)
         self.line.pause(time.perf_counter() - begin)
-        return dict(found)
+        return found
+
+    def _check_replicas(self) -> None:
+        """Raise `Drifted` where processes that took the same steps hold other weights."""
+        if self.group.size == 1:
+            return
+        if self.parts.stream is not None:
+            self.parts.stream.flush()
+        weights = checksum(each.parameter for each in self.parts.optimizer.tuned)
+        gradient = self.parts.optimizer.projected_grad
+        read = weights if gradient is None else torch.cat([weights, gradient.double().cpu()])
+        what = f"the sum of all weights, or projected_grad, at step {self.at}"
+        self.group.check_same(read, what)
 
     def _save(self) -> None:
         if self.at == 0:
             return
         begin = time.perf_counter()
         self._drain()
+        if not self.leads:
+            return
         best = self.progress.best["step"] if self.progress.best else self.at
         older = [pair for pair in self.progress.protected if pair[0] != self.at]
         self.progress.protected = [*older, [self.at, best]][-checkpoint.KEEP :]

@@ -9,15 +9,18 @@ on with one that was stopped, and refuses one whose configuration or data has ch
 import json
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from agzo.group import Group, ProcessLost
 from agzo.linears import stored_bytes
-from experiments import checkpoint, machine, record, registry, report
+from experiments import checkpoint, machine, ranks, record, registry, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
+from experiments.device_map import check_device_map
 from experiments.interrupt import Interrupted, StopRequest
 from experiments.metrics import best_constant
 from experiments.offload import check_offload
@@ -28,6 +31,11 @@ from experiments.saving import save_model
 from experiments.tracking import Tracker
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
+BASIS_OF = {
+    "gram": "all micro-batches, by their Gram matrices",
+    "forwards": "all micro-batches, by further forwards",
+    "first": "the first micro-batch alone",
+}
 
 
 def run(config: RunConfig) -> dict[str, Any]:
@@ -36,15 +44,16 @@ def run(config: RunConfig) -> dict[str, Any]:
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)
-    folder = config.folder
-    done = _found(config, folder)
+    folder, group = config.folder, ranks.join(config.device)
+    check_device_map(config, group.size)
+    done = group.first(lambda: _found(config, folder))
     if done is not None:
         return done
     record.check_writable(folder)
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:
-        return _do(config, folder)
+        return _do(config, folder, group)
     finally:
         torch.set_num_threads(threads)
 
@@ -76,20 +85,13 @@ def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         ) from error
 
 
-def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
-    parts = prepare(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with record.lock(folder), StopRequest() as stop:
-        done = _found(config, folder)  # again: another process may have been here meanwhile
+def _do(config: RunConfig, folder: Path, group: Group) -> dict[str, Any]:
+    parts = prepare(config, group)
+    with ExitStack() as held, StopRequest() as stop:
+        done = group.first(lambda: _claim(config, folder, parts, held))
         if done is not None:
             return done
-        if _begun(folder):
-            origin = _read(folder / ORIGIN, lambda path: json.loads(path.read_text()))
-            _refuse_changes(folder, origin, parts.origin, ORIGIN)
-        else:
-            record.write_text(folder / CONFIG, to_yaml(config))
-            record.write_json(folder / ORIGIN, parts.origin)
-        tracker = Tracker(config, folder)
+        tracker = Tracker(config if group.rank == 0 else _untracked(config), folder)
         try:
             result = _train_and_report(config, folder, parts, tracker, stop)
         except Interrupted as interrupted:
@@ -98,8 +100,13 @@ def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
             at = f"checkpoint of step {saved[-1]} is kept" if saved else "nothing was trained yet"
             said = f"{folder}: stopped; {at}; the same command goes on"
             raise Interrupted(said, interrupted.number) from interrupted
+        except ProcessLost:  # no failure of this run: started again, it goes on
+            tracker.finish(failed=True)
+            raise
         except Exception as error:
             tracker.finish(failed=True)
+            if group.rank > 0:
+                raise
             with suppress(OSError):  # a full disk may be the very failure
                 record.write_json(folder / record.FAILED, _failure(config, error))
             if isinstance(error, OSError):
@@ -128,14 +135,46 @@ def _cannot_write(folder: Path, error: OSError) -> record.CannotWrite:
     )
 
 
+def _claim(config: RunConfig, folder: Path, parts: Parts, held: ExitStack) -> dict[str, Any] | None:
+    """Lock the run's folder, check or write what it was begun with; return what is done already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(record.lock(folder))
+    done = _found(config, folder)  # again: another process may have been here meanwhile
+    if done is not None:
+        return done
+    if _begun(folder):
+        origin = _read(folder / ORIGIN, lambda path: json.loads(path.read_text()))
+        _refuse_changes(folder, origin, parts.origin, ORIGIN)
+    else:
+        record.write_text(folder / CONFIG, to_yaml(config))
+        record.write_json(folder / ORIGIN, parts.origin)
+    return None
+
+
+def _untracked(config: RunConfig) -> RunConfig:
+    return replace(config, tracking=replace(config.tracking, mode="disabled"))
+
+
 def _train_and_report(
     config: RunConfig, folder: Path, parts: Parts, tracker: Tracker, stop: StopRequest
 ) -> dict[str, Any]:
     runner = Runner(config, parts, folder, tracker, stop)
-    if runner.progress.resumed:
+    if runner.progress.resumed and runner.leads:
         print(f"{folder}: goes on from step {runner.at}", file=sys.stderr)
     runner.train()
     evaluation = runner.final_evaluation()
+    return runner.group.first(lambda: _report(config, folder, parts, tracker, runner, evaluation))
+
+
+def _report(
+    config: RunConfig,
+    folder: Path,
+    parts: Parts,
+    tracker: Tracker,
+    runner: Runner,
+    evaluation: dict[str, Any],
+) -> dict[str, Any]:
+    """Write what is left of a run that is through: its model, its result."""
     if config.train.save_model:
         save_model(parts.model, parts.tokenizer, parts.optimizer, folder / "model")
     result = _result(config, parts, runner, evaluation)
@@ -166,6 +205,7 @@ def _result(
         "adapter": parts.origin.get("adapter"),
         "objective": config.train.objective,
         "packing": parts.origin["packing"],
+        "shares": _shares(parts, runner),
         "data": parts.origin["data"],
         "seed": config.seed,
         "pocket": "pocket" in (config.model.source, config.data.source),
@@ -195,6 +235,25 @@ def _result(
         "machine": machine.about(parts.device),
         "config": config.as_dict(),
         "metrics": progress.rows,
+    }
+
+
+def _shares(parts: Parts, runner: Runner) -> dict[str, Any] | None:
+    """Say how batches were divided, None where they were not.
+
+    `reduced_bytes` are those a process handed to sums over processes, since it last began.
+    """
+    shares, steps = parts.shares, runner.at - runner.begun
+    if shares.count == 1 or not parts.steps:
+        return None
+    about: dict[str, Any] = {"processes": shares.group.size, "accumulation": shares.accumulation}
+    basis = getattr(parts.optimizer, "accumulated_basis", None)
+    if basis is not None and shares.accumulation > 1:
+        about["basis"] = BASIS_OF[basis]
+    sent = shares.group.reduced_bytes - runner.sent
+    return about | {
+        "reduced_bytes": sent,
+        "reduced_bytes_per_step": sent / steps if steps else None,
     }
 
 

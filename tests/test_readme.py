@@ -36,7 +36,8 @@ COMMANDS = [
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "experiments.run" in line])
 def test_run_commands_compose(line):
     words = shlex.split(line.partition("#")[0])
-    overrides = [word.replace("<root>", "root") for word in words[3:] if word != "-m"]
+    given = words[words.index("experiments.run") + 1 :]
+    overrides = [word.replace("<root>", "root") for word in given if word != "-m"]
     compose([re.sub(r"(=[^,]*),.*", r"\1", word) for word in overrides])  # of a sweep, the first
 
 

@@ -541,10 +541,10 @@ def test_methods_that_add_to_the_model_leave_the_next_column_the_model_as_it_was
     seen = []
     build = estimate.registry.build
 
-    def watched(name, model, values, seed, stream):
+    def watched(name, model, values, *others):
         named = {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()}
         seen.append((named, [n for n, m in model.named_modules() if m._forward_hooks]))
-        return build(name, model, values, seed, stream)
+        return build(name, model, values, *others)
 
     monkeypatch.setattr(estimate.registry, "build", watched)
     layer = {"method.layer": 1, "method.scan_batches": 1}

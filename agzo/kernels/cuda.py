@@ -9,6 +9,12 @@ TRITON_INTERPRET=1, set before the import, runs the same code on the CPU: slow, 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -208,11 +214,23 @@ def _low_rank_kernel(
     tl.store(weight + at, _rounded(value, word, weight.dtype.element_ty, MODE), mask=inside)
 
 
+def _on_its_device(launch: Callable[..., None]) -> Callable[..., None]:
+    """Launch on the device of the first argument: Triton takes the current one otherwise."""
+
+    @functools.wraps(launch)
+    def launched(out: Tensor, *others: Any, **named: Any) -> None:
+        with torch.cuda.device(out.device) if out.is_cuda else nullcontext():
+            launch(out, *others, **named)
+
+    return launched
+
+
 def _signed(key: tuple[int, int]) -> tuple[int, ...]:
     """Return the words as signed numbers of the same bits: one Triton type, so one compilation."""
     return tuple(word - (word >> 31 << 32) for word in key)
 
 
+@_on_its_device
 def normal(
     out: Tensor,
     key: tuple[int, int],
@@ -238,6 +256,7 @@ def normal(
     )  # fmt: skip
 
 
+@_on_its_device
 def normal_rows(
     out: Tensor, key: tuple[int, int], rows: Tensor, base: Tensor | None, scale: float
 ) -> None:
@@ -259,6 +278,7 @@ def normal_rows(
     )
 
 
+@_on_its_device
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     examples, columns, positions = out.shape
@@ -268,12 +288,14 @@ def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     )
 
 
+@_on_its_device
 def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, int32, to uniform numbers in [0, 2^16)."""
     blocks = (start + out.numel() - 1) // 64 - start // 64 + 1
     _bits_kernel[(triton.cdiv(blocks * 16, LANES),)](out, out.numel(), start, *_signed(key), LANES)
 
 
+@_on_its_device
 def add_low_rank(
     weight: Tensor,
     left: Tensor,

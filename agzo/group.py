@@ -1,0 +1,184 @@
+"""Processes that hold the same weights and share the work of a step; one process alone is a group.
+
+A zeroth-order step needs two things of the others: the losses, a number for each evaluation, and
+for AGZO sums of the small products of its power iteration, (r, d_in) each. Every process then
+applies the same update to its own replica, so weights are never sent.
+
+    bytes of a step    8 (evaluations + 1) + 4 (1 + K) * sum over distinct inputs of r d_in
+
+`reduced_bytes` counts what a process has handed to sums; a ring sends 2 (W - 1) / W times that.
+Nothing else in this repository calls torch.distributed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(hours=6)
+"""How long a process waits for the others, which may be at an evaluation that one of them does."""
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the group failed or is gone."""
+
+
+class Drifted(RuntimeError):
+    """Replicas that should be equal are not."""
+
+
+class Group:
+    """One process alone: there is nothing to add up, and nobody to agree with."""
+
+    rank: int = 0
+    size: int = 1
+    reduced_bytes: int = 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over processes, the same bits on each."""
+        return values
+
+    def mean(self, values: Tensor, weight: float) -> Tensor:
+        """Return the mean over processes of values (n,), each process with its weight.
+
+        Float64 where there are several processes.
+        """
+        return values
+
+    def share(self, weight: float) -> float:
+        """Return this process's weight as a share of all weights."""
+        return 1.0
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is up on some process."""
+        return flag
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Let process 0 alone make something of JSON values, and return it on every process.
+
+        Where it raises, every process raises: process 0 the error itself, the others
+        `KeyboardInterrupt` for an interrupt and `ProcessLost` for the rest.
+        """
+        return make()
+
+    def check_same(self, values: Tensor, what: str) -> None:
+        """Raise `Drifted` unless values (n,) float64 have the same bits on every process."""
+
+    def leave(self) -> None:
+        """Part from the others."""
+
+
+ALONE = Group()
+
+
+class Processes(Group):
+    """The processes that torchrun (or anything that sets torch's environment variables) started.
+
+    Args:
+        cuda: reduce CUDA tensors too; each process has the device of its LOCAL_RANK.
+        patience: how long to wait for the others.
+    """
+
+    def __init__(self, cuda: bool = False, patience: timedelta = PATIENCE) -> None:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience)
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.reduced_bytes = 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over processes, the same bits on each."""
+        total = values.detach().clone(memory_format=torch.contiguous_format)
+        self.reduced_bytes += total.numel() * total.element_size()
+        with self._together():
+            dist.all_reduce(total)
+        return total
+
+    def mean(self, values: Tensor, weight: float) -> Tensor:
+        """Return the weighted mean over processes, (n,) float64."""
+        own = torch.cat([values.double(), values.new_ones(1, dtype=torch.float64)]) * weight
+        total = self.sum(own)
+        return total[:-1] / total[-1]
+
+    def share(self, weight: float) -> float:
+        """Return this process's weight as a share of all weights."""
+        return weight / self.sum(torch.tensor(weight, dtype=torch.float64)).item()
+
+    def any(self, flag: bool) -> bool:
+        """Tell whether the flag is up on some process."""
+        up = torch.tensor(int(flag))
+        with self._together():
+            dist.all_reduce(up, dist.ReduceOp.MAX)
+        return bool(up)
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Let process 0 alone make something, and return it on every process."""
+        if self.rank == 0:
+            try:
+                made = make()
+            except BaseException as error:
+                interrupt = isinstance(error, KeyboardInterrupt)
+                self._tell({"error": f"{type(error).__name__}: {error}", "interrupt": interrupt})
+                raise
+            self._tell({"made": made})
+            return made
+        told = self._tell(None)
+        if told.get("interrupt"):
+            raise KeyboardInterrupt("stopped with process 0")
+        if "error" in told:
+            raise ProcessLost(f"process {self.rank} of {self.size}: process 0: {told['error']}")
+        return told["made"]
+
+    def _tell(self, value: Any) -> Any:
+        """Send a JSON value from process 0 to all; return it there as it is."""
+        text = json.dumps(value).encode() if self.rank == 0 else b""
+        length = torch.tensor(len(text))
+        with self._together():
+            dist.broadcast(length, 0)
+            content = torch.zeros(int(length), dtype=torch.uint8)
+            if self.rank == 0:
+                content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+            dist.broadcast(content, 0)
+        return json.loads(bytes(content.tolist()))
+
+    def check_same(self, values: Tensor, what: str) -> None:
+        """Raise `Drifted` unless values (n,) float64 have the same bits on every process."""
+        bits = values.detach().double().cpu().view(torch.int64)
+        ends = torch.cat([bits, ~bits])  # the largest of ~x is that of the smallest x
+        with self._together():
+            dist.all_reduce(ends, dist.ReduceOp.MAX)
+        largest, smallest = ends.chunk(2)
+        if not torch.equal(largest, ~smallest):
+            raise Drifted(
+                f"process {self.rank} of {self.size}: {what} differs between the processes (here "
+                f"{values.tolist()}); allowed are the same bits: the same data, code, "
+                "versions and kind of device on every process"
+            )
+
+    def leave(self) -> None:
+        """Part from the others."""
+        dist.destroy_process_group()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Do something that all processes must take part in; say so where one does not."""
+        try:
+            yield
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ProcessLost(
+                f"process {self.rank} of {self.size}: another process is gone or did not answer "
+                f"({reason})"
+            ) from error
+
+
+def checksum(tensors: Iterable[Tensor]) -> Tensor:
+    """Return the sum of all values, (1,) float64 on the CPU: equal replicas give equal bits."""
+    return torch.stack([t.detach().sum(dtype=torch.float64).cpu() for t in tensors]).sum()[None]

@@ -1,0 +1,225 @@
+"""Several processes follow the trajectory of one, and send what they are said to send (gloo)."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from networks import qwen3, weights
+from torch import Tensor
+from torch.nn import functional as F
+
+from agzo import AGZO
+from agzo.group import Drifted, Group, Processes, ProcessLost, checksum
+from agzo.pieces import Piece
+from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
+
+STEPS = 12
+LEARNING_RATES = {MeZO: 1e-3, LOZO: 1e-3, SGD: 5e-2}
+ROWS, WIDTH = 7, 6  # 7 rows on 2 and on 4 processes: uneven shares
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "mezo": (MeZO, {}),
+    "mezo-q2-momentum": (MeZO, {"queries": 2, "update": "momentum", "large_state": True}),
+    "lozo": (LOZO, {"refresh_every": 3}),
+    "agzo": (AGZO, {}),
+    "agzo-two-sided-r3": (AGZO, {"rank": 3, "estimator": "two_sided", "refresh_every": 2}),
+    "agzo-lagged-batched": (
+        AGZO,
+        {"lagged": True, "estimator": "two_sided", "execution": "batched"},
+    ),
+    "agzo-warm": (AGZO, {"rank": 2, "power_steps": 1, "warm_start": True}),
+    "zo-act": (ZOAct, {"calibration_batches": 1, "large_state": True}),
+    "dominant-agzo": (DominantLayer, {"base": "agzo", "layer": 1, "scan_batches": 1}),
+    "sgd": (SGD, {"momentum": 0.9}),
+    "adamw": (AdamW, {"weight_decay": 0.1}),
+}
+FOUR = ["mezo", "lozo", "agzo", "agzo-two-sided-r3", "zo-act", "sgd"]  # those on four processes
+
+
+class Rows:
+    """A batch of rows of a small language model, of which any run of rows is a piece."""
+
+    def __init__(self) -> None:
+        self.model = qwen3(torch.float64).model
+        generator = torch.Generator().manual_seed(5)
+        self.ids = torch.randint(4, 40, (ROWS, WIDTH), generator=generator)
+        self.mask = torch.ones(ROWS, WIDTH, dtype=torch.bool)
+        self.mask[0, :3] = self.mask[4, :1] = False
+        self.targets = torch.randint(0, 40, (ROWS,), generator=generator)
+
+    def piece(self, start: int, stop: int) -> Piece:
+        own = slice(start, stop)
+
+        def closure() -> Tensor:
+            mask = self.mask[own].long()
+            out: Any = self.model(input_ids=self.ids[own], attention_mask=mask, use_cache=False)
+            return F.cross_entropy(out.logits[:, -1], self.targets[own])
+
+        return Piece(closure, self.mask[own], weight=stop - start, rows=start)
+
+    def train(self, name: str, group: Group | None, cuts: list[int]) -> dict[str, Any]:
+        """Train on the pieces between these cuts; return losses, slopes and weights."""
+        kind, options = METHODS[name]
+        zeroth = {} if kind in (SGD, AdamW) else {"eps": 1e-3, "seed": 3}
+        lr = LEARNING_RATES.get(kind, 1e-2)
+        pieces = [self.piece(a, b) for a, b in pairwise(cuts)]
+        optimizer = kind(
+            self.model, lr=lr, group=group, accumulation=len(pieces), **zeroth, **options
+        )
+        if getattr(optimizer, "studies", 0):
+            whole = self.piece(0, ROWS)
+            optimizer.study([(whole.closure, whole.token_mask)])
+        losses, slopes, sent = [], [], []
+        for _ in range(STEPS):
+            before = 0 if group is None else group.reduced_bytes
+            losses.append(optimizer.step(pieces))
+            slopes.append(torch.zeros(1) if kind in (SGD, AdamW) else optimizer.projected_grad)
+            sent.append(0 if group is None else group.reduced_bytes - before)
+        return {
+            "losses": torch.stack(losses),
+            "slopes": torch.stack(slopes),
+            "weights": weights(self.model),
+            "sent": sent,
+            "forwards": optimizer.forwards,
+        }
+
+
+def spread(size: int, parts: int = 1) -> list[list[int]]:
+    """Cut the rows into shares of processes, each into parts."""
+    cuts = [ROWS * i // (size * parts) for i in range(size * parts + 1)]
+    return [cuts[i * parts : (i + 1) * parts + 1] for i in range(size)]
+
+
+def train_share(names: list[str], parts: int, group: Group) -> dict[str, Any]:
+    return {n: Rows().train(n, group, spread(group.size, parts)[group.rank]) for n in names}
+
+
+def _child(rank: int, size: int, folder: str, work: Callable[..., Any], arguments: Any) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.rpartition("-")[2]}
+    group = Processes(patience=timedelta(seconds=120))
+    torch.save(work(*arguments, group), f"{folder}/{rank}.pt")
+    group.leave()
+
+
+def on(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Do work(*arguments, group) on so many processes; return what each returned."""
+    with tempfile.TemporaryDirectory(suffix=f"-{free_port()}") as folder:
+        mp.spawn(_child, (size, folder, work, arguments), nprocs=size)  # pyright: ignore
+        return [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def assert_close(found: dict[str, Any], wanted: dict[str, Any], name: str) -> float:
+    """Compare trajectories; return the largest difference of a weight.
+
+    The model is in float64; bases are float32, and products of theirs are added in another order.
+    """
+    tight = name in ("mezo", "mezo-q2-momentum", "lozo", "sgd", "adamw", "zo-act")
+    near = {"rtol": 1e-7, "atol": 1e-8} if tight else {"rtol": 1e-4, "atol": 1e-4}
+    for key in ("losses", "slopes", "weights"):
+        torch.testing.assert_close(found[key], wanted[key], **near, msg=lambda m: f"{name}: {m}")
+    apart = [(found["weights"][n] - w).abs().max() for n, w in wanted["weights"].items()]
+    return max(apart).item()
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {name: Rows().train(name, None, [0, ROWS]) for name in METHODS}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_follow_the_trajectory_of_one(alone, size):
+    names = list(METHODS) if size == 2 else FOUR
+    ranks = on(size, train_share, names, 1)
+    for name in names:
+        print(size, name, f"{assert_close(ranks[0][name], alone[name], name):.1e}",
+              ranks[0][name]["sent"][-1])  # fmt: skip
+        assert ranks[0][name]["forwards"] == alone[name]["forwards"]
+        moved = alone[name]["losses"][0] - alone[name]["losses"][-1]
+        assert moved.abs() > 1e-3
+        for other in ranks[1:]:  # every replica has the same bits
+            assert all(torch.equal(other[name]["weights"][n], w)
+                       for n, w in ranks[0][name]["weights"].items())  # fmt: skip
+            assert torch.equal(other[name]["slopes"], ranks[0][name]["slopes"])
+
+
+def test_a_step_sends_what_it_is_said_to_send():
+    ((first, _), (other, _)) = on(2, sizes_sent, 3, 2)
+    assert first == other
+    inputs = {16: 3 * 2, 24: 2}  # two decoder layers: q/k/v, o, gate/up have 16, down has 24
+    products = sum(count * width * 3 * (1 + 2) * 4 for width, count in inputs.items())
+    ranks = sum(inputs.values()) * 8  # 3 directions and 2 processes: are there as many tokens?
+    assert first == products + 8 * (2 + 1) + ranks
+    widths = 16 * 6 + 24 * 2  # for r = 1 that is O(sum of d_in), and nothing else
+    assert on(2, sizes_sent, 1, 3)[0][0] == widths * 4 * (1 + 3) + 8 * (2 + 1)
+
+
+def sizes_sent(rank: int, power_steps: int, group: Group) -> tuple[int, int]:
+    rows = Rows()
+    optimizer = AGZO(rows.model, 1e-3, 1e-3, rank=rank, power_steps=power_steps, group=group)
+    optimizer.step([rows.piece(3 * group.rank, 3 + 4 * group.rank)])
+    return group.reduced_bytes, group.rank
+
+
+def test_drift_is_noticed_and_what_agrees_is_not():
+    assert on(2, drift) == [True, True]
+
+
+def drift(group: Group) -> bool:
+    same = checksum([torch.ones(5), torch.full((2, 2), float("nan"))])
+    group.check_same(same, "nothing")
+    try:
+        group.check_same(checksum([torch.ones(5) * (1 + 1e-7 * group.rank)]), "a weight")
+    except Drifted as error:
+        return "a weight differs" in str(error)
+    return False
+
+
+def test_process_0_tells_what_it_made_and_why_it_failed():
+    assert on(2, told) == [["made", "ZeroDivisionError", True], ["made", "ProcessLost", True]]
+
+
+def told(group: Group) -> list[Any]:
+    made = group.first(lambda: {"x": [1.5, None, "made"]})
+    try:
+        group.first(lambda: 1 // 0)
+    except (ZeroDivisionError, ProcessLost) as error:
+        kind = type(error).__name__ if "division" in str(error) else str(error)
+    else:
+        kind = "none"
+    try:
+        group.first(interrupt)
+    except KeyboardInterrupt:
+        return [made["x"][2], kind, not group.any(False) and group.any(group.rank == 1)]
+    return []
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_cannot_be_shared_is_refused():
+    rows, group = Rows(), Group()
+    group.size = 2
+    for options, word in (
+        ({"basis": "exact"}, "basis='exact'"),
+        ({"basis_tokens": 5}, "basis_tokens=5"),
+    ):
+        with pytest.raises(ValueError, match=f"{word}.*2 processes"):
+            AGZO(rows.model, 1e-3, 1e-3, group=group, **options)
+    with pytest.raises(ValueError, match="2 process"):
+        MeZO(rows.model, 1e-3, 1e-3, group=group).step(rows.piece(0, 7).closure)
