@@ -1,22 +1,31 @@
-"""Stopping between two steps: a first Ctrl-C or SIGTERM asks for it, a second stops at once."""
+"""Stopping between two steps: a first signal asks for it, a second one stops at once.
+
+Ctrl-C and SIGTERM are for good. SIGUSR2 is what a cluster sends some time before it takes the
+machine away (time-out, preemption): `Interrupted.number` tells it, so that the job goes back into
+the queue. A SIGTERM that follows it is the same wish and must not cut off the saving.
+"""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop; the message says where it can go on (ends a sweep as well)."""
+
+    def __init__(self, message: str = "", number: int | None = None) -> None:
+        super().__init__(*([message] if message else []))
+        self.number = number
 
 
 class StopRequest:
     """Within its context, turns a signal into `requested`; handlers are put back after it."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested: int | None = None  # the signal
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,10 +44,11 @@ class StopRequest:
 
     def check(self) -> None:
         """Raise `Interrupted` if a stop was asked for."""
-        if self.requested:
-            raise Interrupted
+        if self.requested is not None:
+            raise Interrupted(number=self.requested)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        for each in self._before:
-            signal.signal(each, signal.default_int_handler)
+        again = number == signal.SIGINT or number == self.requested == signal.SIGTERM
+        if self.requested is not None and again:
+            signal.default_int_handler(number, frame)
+        self.requested = self.requested or number

@@ -1,17 +1,12 @@
-"""The record of a run on disk: result.json, metrics.jsonl, and the lock of its folder.
+"""The record of a run on disk: result.json and metrics.jsonl.
 
 Files are replaced whole (written beside, flushed, renamed), so a reader never sees half of one.
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from experiments.config import BadInput
 
 RESULT, FAILED, METRICS = "result.json", "failed.json", "metrics.jsonl"
 
@@ -31,10 +26,6 @@ def write_text(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-class Busy(BadInput):
-    """Another process holds the run's folder."""
-
-
 class Metrics:
     """The rows of metrics.jsonl; `rows` is what the file holds."""
 
@@ -49,14 +40,3 @@ class Metrics:
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for one process; the lock dies with it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{folder}: another process is running this run") from error
-        yield

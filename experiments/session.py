@@ -20,6 +20,7 @@ from experiments import checkpoint, machine, record, registry, report
 from experiments.adapter_files import save_lora
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.interrupt import Interrupted, StopRequest
+from experiments.lock import lock
 from experiments.metrics import best_constant
 from experiments.offload import check_offload
 from experiments.prepare import Parts, prepare
@@ -76,7 +77,7 @@ def _read(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any
 def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
     parts = prepare(config)
     folder.mkdir(parents=True, exist_ok=True)
-    with record.lock(folder), StopRequest() as stop:
+    with lock(folder), StopRequest() as stop:
         done = _found(config, folder)  # again: another process may have been here meanwhile
         if done is not None:
             return done
@@ -93,7 +94,9 @@ def _do(config: RunConfig, folder: Path) -> dict[str, Any]:
             tracker.finish(failed=True)
             saved = checkpoint.steps(folder / "checkpoints")
             at = f"checkpoint of step {saved[-1]} is kept" if saved else "nothing was trained yet"
-            raise Interrupted(f"{folder}: stopped; {at}; the same command goes on") from interrupted
+            raise Interrupted(
+                f"{folder}: stopped; {at}; the same command goes on", interrupted.number
+            ) from interrupted
         except Exception as error:
             tracker.finish(failed=True)
             failure = {

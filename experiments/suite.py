@@ -25,8 +25,10 @@ import torch
 from experiments import record
 from experiments.config import BadInput
 from experiments.estimate import measure
-from experiments.plan import LOG, Suite, read_suite
-from experiments.pool import End, Pool
+from experiments.job import LOG
+from experiments.lock import lock
+from experiments.plan import Suite, read_suite
+from experiments.pool import End, Pool, Worker
 from experiments.report import clock
 from experiments.standing import Standing, State, look
 
@@ -108,11 +110,12 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     if dry:
         return 0
     suite.folder.mkdir(parents=True, exist_ok=True)
-    with record.lock(suite.folder):
+    with lock(suite.folder):
         record.write_json(suite.folder / SUITE, suite.about)
         write_choice(standing)
         while missing := standing.total_missing():
-            Pool(min(jobs, missing), standing.next_job, watcher.ended).run()
+            workers = [Worker() for _ in range(min(jobs, missing))]
+            Pool(workers, standing.next_job, watcher.ended).run()
             if not standing.look_at_busy():
                 break
         write_choice(standing)

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from analysis.table1 import main as table1
 from experiments import config as configuration
-from experiments import estimate, pool, record, suite
+from experiments import estimate, pool, suite
 from experiments.config import CONF, BadInput, changes, compose
+from experiments.lock import lock
 from experiments.models import folder_sha256
 from experiments.plan import read_suite
 from experiments.standing import Standing, State, look
@@ -443,7 +444,7 @@ def test_a_run_that_another_process_held_is_looked_at_again(plan, tmp_path):
 def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
     folder = tmp_path / "tiny-small-steps"
     folder.mkdir()
-    with record.lock(folder):
+    with lock(folder):
         assert main(tmp_path, "--tasks", "sst2") == 2
     assert "another process is running" in capsys.readouterr().err
 
