@@ -1,11 +1,9 @@
 """One run as a launcher sees it: its command line, its folder, and what it left there."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from experiments.config import RunConfig, compose
+from experiments.config import RunConfig
 
 LOG = "log.txt"  # in a run's folder: what it printed
 SUBMITTED = "submitted.json"  # in a run's folder: the job of a cluster that does it
@@ -17,11 +15,6 @@ class Run:
 
     overrides: tuple[str, ...]
     config: RunConfig
-
-    @classmethod
-    def read(cls, overrides: Sequence[str]) -> Self:
-        """Compose and check the configuration of a command line."""
-        return cls(tuple(overrides), compose(list(overrides)))
 
     @property
     def task(self) -> str:

@@ -2,6 +2,7 @@
 
     python -m experiments.run method=agzo task=sst2 model=pocket data=pocket
     python -m experiments.run -m method=agzo,mezo,lozo task=sst2,rte seed=0,1,2
+    python -m experiments.run -m hydra/launcher=slurm ...    (a cluster; local: a process a run)
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C. In a sweep every run is
 tried; the code is that of the first that did not succeed.
@@ -16,7 +17,8 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.checkpoint import CheckpointError
-from experiments.config import COMPOSITION_ERRORS, CONF, explain, resolve
+from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
+from experiments.launchers import SweepFailed, register
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
 
@@ -44,11 +46,15 @@ def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    register()
     try:
         one_run()
     except COMPOSITION_ERRORS as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except (BadInput, SweepFailed) as error:  # of a sweep's launcher
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
         print(str(stopped) or "stopped at once; checkpoints are kept", file=sys.stderr)
         return 130
