@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -19,10 +20,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments import slurm
-from experiments.config import BadInput, resolve
+from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.job import LOG, Run
 from experiments.pool import End, Pool, Worker
-from experiments.state import missing
+from experiments.sweep import missing, on_slurm
 
 
 class SweepFailed(RuntimeError):
@@ -53,7 +54,7 @@ class Sweep(Launcher):
                 f"{len(runs)} runs of this sweep share {len(folders)} folders: a sweep over a "
                 "setting needs variant=..., or runs by the basic launcher"
             )
-        self.do(missing(runs, self.queue()))
+        self.do(runs)
         return []
 
     def run(self, overrides: list[str]) -> Run:
@@ -63,12 +64,8 @@ class Sweep(Launcher):
             del composed["hydra"]
         return Run(tuple(overrides), resolve(composed))
 
-    def queue(self) -> dict[str, str] | None:
-        """Return the tasks of the cluster, None where there is none."""
-        return None
-
     def do(self, runs: list[Run]) -> None:
-        """Do these runs."""
+        """Do, or submit, what is missing of these runs."""
         raise NotImplementedError
 
 
@@ -82,13 +79,9 @@ class SlurmLauncher(Sweep):
         """Read the settings."""
         self.settings = slurm.Settings.read(OmegaConf.to_container(self.given, resolve=True))
 
-    def queue(self) -> dict[str, str]:
-        """Ask squeue."""
-        return slurm.queue()
-
     def do(self, runs: list[Run]) -> None:
-        """Submit these runs."""
-        print(slurm.submit(runs, self.settings))
+        """Submit what is missing of these runs."""
+        on_slurm(runs, self.settings)
 
 
 class LocalLauncher(Sweep):
@@ -104,7 +97,8 @@ class LocalLauncher(Sweep):
         self.places = places(self.gpus) * self.n_jobs
 
     def do(self, runs: list[Run]) -> None:
-        """Do these runs here."""
+        """Do what is missing of these runs here."""
+        runs = missing(runs, None)
         left, ends = list(runs), []
 
         def ended(end: End) -> None:
@@ -117,6 +111,19 @@ class LocalLauncher(Sweep):
         bad = sum(end.status != "finished" for end in ends)
         if bad:
             raise SweepFailed(f"{bad} of {len(runs)} runs did not finish, see above")
+
+
+def of_slurm(overrides: list[str]) -> slurm.Settings:
+    """Return what conf/hydra/launcher/slurm.yaml says, with overrides of hydra.launcher.*."""
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            words = ["hydra/launcher=slurm", *overrides]
+            composed = compose("config", words, return_hydra_config=True)
+    except COMPOSITION_ERRORS as error:
+        raise BadInput(explain(error)) from error
+    given = dict(composed.hydra.launcher)
+    del given["_target_"]
+    return slurm.Settings.read(OmegaConf.to_container(OmegaConf.create(given), resolve=True))
 
 
 def places(gpus: Sequence[int | str] | None) -> list[str | None]:

@@ -21,6 +21,7 @@ from experiments import record
 from experiments.config import BadInput
 from experiments.job import SUBMITTED, Run
 
+FOLDER = ".slurm"  # under the root of the output
 ARRAY = 1000  # tasks of one array; Slurm's own limit (MaxArraySize) is 1001 unless configured
 
 
@@ -98,7 +99,7 @@ def submit(runs: Sequence[Run], settings: Settings) -> str:
     for begin in range(0, len(runs), ARRAY):
         some = runs[begin : begin + ARRAY]
         out = Path(some[0].config.out).resolve()
-        folder = out / ".slurm" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{begin}"
+        folder = out / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{begin}"
         folder.mkdir(parents=True)
         jobs = [{"overrides": run.overrides, "folder": str(run.folder)} for run in some]
         record.write_json(folder / "jobs.json", jobs)

@@ -8,7 +8,6 @@ missing   neither begun nor queued, or stopped on request
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,18 +44,6 @@ def state(run: Run, queue: dict[str, str] | None) -> Now:
     if job and queue and job in queue:
         return Now("queued", f": job {job} is {queue[job]}")
     return _ended(run, note.get("output"))
-
-
-def missing(runs: Sequence[Run], queue: dict[str, str] | None) -> list[Run]:
-    """Return the runs that are to be done, and say how the others stand."""
-    todo = []
-    for run in runs:
-        found = state(run, queue)
-        if found.kind in ("missing", "failed"):
-            todo.append(run)
-        else:
-            print(f"{run.name}: {found.kind}{found.remark}", flush=True)
-    return todo
 
 
 def _ended(run: Run, output: str | None) -> Now:
