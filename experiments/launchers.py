@@ -6,6 +6,7 @@ under such a name without one.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -106,6 +107,7 @@ class LocalLauncher(Sweep):
             why = f" ({end.error}; log: {end.job.folder / LOG})" if end.error else ""
             print(f"[{len(ends)}/{len(runs)}] {end.job.name}: {end.status}{why}", flush=True)
 
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the workers are asked to stop
         workers = [Worker(gpu, fresh=True) for gpu in self.places[: max(1, len(runs))]]
         Pool(workers, lambda: left.pop(0) if left else None, ended).run()
         bad = sum(end.status != "finished" for end in ends)
