@@ -17,9 +17,9 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters agzo-variants \
-  figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types bench bench-scaling bench-figure \
-  pocket-model test-slow test-gpu clean
+.PHONY: help setup demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
+  agzo-variants figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types \
+  bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -61,6 +61,20 @@ reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at
 table-all: ## every method side by side, the same way and with the same variables
 table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
 agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
+
+# The same by hand: what a plan of conf/experiment has done and lacks, doing it, and looking at it.
+EXPERIMENT ?= table1
+LAUNCHER   ?= local
+suite       = $(BIN)/python -m experiments.suite $(EXPERIMENT) $(PLAN)
+
+plan: $(READY) ## a suite's runs done and missing, forwards, time (EXPERIMENT=table1 SCALE= BUDGET= TASKS=)
+	@$(suite) --dry $(ARGS)
+
+sweep: $(READY) ## do what is missing, here or on a cluster (EXPERIMENT= SCALE= LAUNCHER=local|slurm)
+	@$(suite) --launcher $(LAUNCHER) $(if $(JOBS),--jobs $(JOBS)) $(ARGS)
+
+status: $(READY) ## every run: done, running, queued, failed with the last error, missing (EXPERIMENT= SCALE=)
+	@$(suite) --status $(ARGS)
 
 # Without RESULTS=folder: the suite in runs/ that was worked on last, of SCALE and BUDGET where given.
 table1 table2: $(READY)

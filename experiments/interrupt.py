@@ -1,7 +1,9 @@
-"""Stopping between two steps: a first signal asks for it, a second stops at once.
+"""Stopping between two steps: a first signal asks for it, a second one stops at once.
 
-SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's, SIGUSR2 the warning that schedulers are
-told to send before a time limit. The exit code of a stopped run is the shell's, 128 + the signal.
+SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's: both are for good. SIGUSR2 is what a
+cluster sends some time before it takes the machine away (time-out, preemption), so that the job
+goes back into the queue; a SIGTERM that follows it is the same wish and must not cut off the saving.
+The exit code of a stopped run is the shell's, 128 + the signal.
 """
 
 import signal
@@ -52,6 +54,7 @@ class StopRequest:
             raise Interrupted(number=self.requested)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.requested = number
-        for each in self._before:
-            signal.signal(each, signal.default_int_handler)
+        again = number == signal.SIGINT or number == self.requested == signal.SIGTERM
+        if self.requested is not None and again:
+            signal.default_int_handler(number, frame)
+        self.requested = self.requested or number

@@ -16,11 +16,11 @@ from typing import Any
 
 from experiments import prepare, registry
 from experiments.columns import Cell, Column, columns_of, named, part, seeds_of
-from experiments.config import BadInput, RunConfig, compose
+from experiments.config import BadInput, compose
+from experiments.job import Run
 from experiments.offload import check_offload
 from experiments.tasks import TASKS
 
-LOG = "log.txt"  # in a run's folder: what it printed
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
     "adapter", "train.objective",
@@ -28,25 +28,12 @@ RESERVED = (
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: its place in the table, its command line and its configuration."""
+class Job(Run):
+    """One run and its place in the table."""
 
-    task: str
     column: Column
     cell: Cell
     seed: int
-    overrides: tuple[str, ...]
-    config: RunConfig
-
-    @property
-    def folder(self) -> Path:
-        """Where its result will be."""
-        return self.config.folder
-
-    @property
-    def name(self) -> str:
-        """Model, task, method with its variant, and seed."""
-        return "/".join(self.folder.parts[-4:])
 
 
 @dataclass(frozen=True)
@@ -197,7 +184,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         check_offload(config)
         variant = [] if cell.variant is None else [f"variant={cell.variant}"]
         words = (*overrides, *_words(of_method), *variant, f"seed={seed}")
-        return Job(task, column, cell, seed, words, config)
+        return Job(words, config, column, cell, seed)
 
     first, *rest = column.seeds
     return Group(

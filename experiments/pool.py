@@ -6,37 +6,43 @@ is reported as failed, and is replaced.
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from experiments.plan import LOG, Job
+from experiments.job import LOG, Run
 
 
 @dataclass(frozen=True)
 class End:
     """How a run ended (see worker.py for the kinds of status)."""
 
-    job: Job
+    job: Run
     status: str
     error: str | None
     seconds: float
 
 
 class Worker:
-    """One process of experiments.worker."""
+    """One process of experiments.worker, or with `fresh` a new one for every run.
+
+    `gpu` is the only one that it sees, None leaves it all.
+    """
 
     command: ClassVar[list[str]] = [sys.executable, "-m", "experiments.worker"]
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: str | None = None, fresh: bool = False) -> None:
+        self.environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        self.fresh = fresh
         self._process: subprocess.Popen[str] | None = None
         self._stopped = False
         self._lock = threading.Lock()  # of the two above
 
-    def do(self, job: Job) -> End:
+    def do(self, job: Run) -> End:
         """Do a run, starting the process if there is none; never raises."""
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +53,7 @@ class Worker:
             code = self.close()
             status = "interrupted" if self._stopped else "failed"
             return End(job, status, f"the process died (exit code {code})", 0.0)
-        if answer["status"] == "interrupted":
+        if answer["status"] == "interrupted" or self.fresh:
             self.close()
         return End(job, answer["status"], answer["error"], answer["seconds"])
 
@@ -65,6 +71,7 @@ class Worker:
                     stdout=subprocess.PIPE,
                     text=True,
                     start_new_session=True,
+                    env=self.environment,
                 )
             process = self._process
         assert process.stdin is not None
@@ -104,12 +111,15 @@ class Pool:
     """
 
     def __init__(
-        self, size: int, next_job: Callable[[], Job | None], ended: Callable[[End], None]
+        self,
+        workers: Sequence[Worker],
+        next_job: Callable[[], Run | None],
+        ended: Callable[[End], None],
     ) -> None:
         self.next_job, self.ended = next_job, ended
-        self.workers = [Worker() for _ in range(size)]
+        self.workers = workers
         self._changed = threading.Condition()
-        self._serving = size  # workers that may still take a job
+        self._serving = len(workers)  # those that may still take a job
         self._running = 0
         self._stopping = False
         self._error: Exception | None = None
@@ -151,7 +161,7 @@ class Pool:
                 self._serving -= 1
                 self._changed.notify_all()
 
-    def _take(self) -> Job | None:
+    def _take(self) -> Run | None:
         with self._changed:
             while not self._stopping:
                 job = self._guard(self.next_job)

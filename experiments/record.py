@@ -1,13 +1,10 @@
-"""The record of a run on disk: result.json, metrics.jsonl, and the lock of its folder.
+"""The record of a run on disk: result.json and metrics.jsonl.
 
 Files are replaced whole (written beside, flushed, renamed), so a reader never sees half of one.
 """
 
-import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +40,6 @@ def check_writable(folder: Path) -> None:
         raise BadInput(f"out: {there} {why}, so {folder} cannot be; allowed is a folder of yours")
 
 
-class Busy(BadInput):
-    """Another process holds the run's folder."""
-
-
 class Metrics:
     """The rows of metrics.jsonl; `rows` is what the file holds."""
 
@@ -61,14 +54,3 @@ class Metrics:
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for one process; the lock dies with it."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise Busy(f"{folder}: another process is running this run") from error
-        yield

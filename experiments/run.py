@@ -2,6 +2,7 @@
 
     python -m experiments.run method=agzo task=sst2 model=pocket data=pocket
     python -m experiments.run -m method=agzo,mezo,lozo task=sst2,rte seed=0,1,2
+    python -m experiments.run -m hydra/launcher=slurm ...    (a cluster; local: a process a run)
 
 Exit codes: 0 done, 1 a run failed, 2 bad input, 128 + n stopped by signal n with a checkpoint saved
 (130 SIGINT, 143 SIGTERM, 140 SIGUSR2). In a sweep every run is tried; the code is that of the first
@@ -19,8 +20,9 @@ from omegaconf import DictConfig
 from agzo.group import Drifted, ProcessLost
 from experiments import ranks
 from experiments.checkpoint import CheckpointError
-from experiments.config import COMPOSITION_ERRORS, CONF, explain, resolve
+from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.interrupt import Interrupted
+from experiments.launchers import SweepFailed, register
 from experiments.record import CannotWrite
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
@@ -54,11 +56,15 @@ def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
+    register()
     try:
         one_run()
     except COMPOSITION_ERRORS as error:
         print(f"error: {explain(error)}", file=sys.stderr)
         return 2
+    except (BadInput, SweepFailed) as error:  # of a sweep's launcher
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
         said = str(stopped) or "stopped at once; checkpoints are kept"
         print(f"{ranks.mine()}{said}", file=sys.stderr)

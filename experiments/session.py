@@ -22,6 +22,7 @@ from experiments import checkpoint, machine, ranks, record, registry, report
 from experiments.config import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.device_map import check_device_map
 from experiments.interrupt import Interrupted, StopRequest
+from experiments.lock import lock
 from experiments.metrics import best_constant
 from experiments.offload import check_offload
 from experiments.prepare import Parts, prepare
@@ -138,7 +139,7 @@ def _cannot_write(folder: Path, error: OSError) -> record.CannotWrite:
 def _claim(config: RunConfig, folder: Path, parts: Parts, held: ExitStack) -> dict[str, Any] | None:
     """Lock the run's folder, check or write what it was begun with; return what is done already."""
     folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(record.lock(folder))
+    held.enter_context(lock(folder))
     done = _found(config, folder)  # again: another process may have been here meanwhile
     if done is not None:
         return done

@@ -12,7 +12,8 @@ from typing import Any
 
 from experiments import record
 from experiments.config import BadInput, changes
-from experiments.plan import LOG, Group, Job, Suite
+from experiments.job import LOG, Run
+from experiments.plan import Group, Job, Suite
 from experiments.provenance import changes_since
 
 
@@ -116,7 +117,7 @@ class Standing:
         return lines
 
 
-def look(job: Job) -> State:
+def look(job: Run) -> State:
     """Return how a run stands on disk.
 
     Raises BadInput for a result that cannot be read, or one of another configuration, version of

@@ -2,6 +2,8 @@
 
     python -m experiments.suite table1 --scale pocket --jobs 2      (make reproduce-table1)
     python -m experiments.suite table1 --dry                        (the plan, no run)
+    python -m experiments.suite table1 --launcher slurm             (submit, and return)
+    python -m experiments.suite table1 --status                     (how every run stands)
 
 Prints the plan first: runs done and missing, forward passes, the time they will take. What is done
 is found and not done again, so an interrupted suite is simply started again. Beside the runs it
@@ -22,13 +24,17 @@ from pathlib import Path
 
 import torch
 
-from experiments import record
+from experiments import record, slurm
 from experiments.config import BadInput
 from experiments.estimate import measure
-from experiments.plan import LOG, Suite, read_suite
-from experiments.pool import End, Pool
+from experiments.job import LOG
+from experiments.launchers import of_slurm
+from experiments.lock import lock
+from experiments.plan import Job, Suite, read_suite
+from experiments.pool import End, Pool, Worker
 from experiments.report import clock
 from experiments.standing import Standing, State, look
+from experiments.sweep import on_slurm, status
 
 SUITE, CHOICE = "suite.json", "choice.json"
 
@@ -108,11 +114,12 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     if dry:
         return 0
     suite.folder.mkdir(parents=True, exist_ok=True)
-    with record.lock(suite.folder):
+    with lock(suite.folder):
         record.write_json(suite.folder / SUITE, suite.about)
         write_choice(standing)
         while missing := standing.total_missing():
-            Pool(min(jobs, missing), standing.next_job, watcher.ended).run()
+            workers = [Worker() for _ in range(min(jobs, missing))]
+            Pool(workers, standing.next_job, watcher.ended).run()
             if not standing.look_at_busy():
                 break
         write_choice(standing)
@@ -122,6 +129,28 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     end = f"{len(problems)} not done, see above" if problems else "all runs done"
     print(f"{suite.folder}: {end}")
     return 1 if problems else 0
+
+
+def submit_suite(suite: Suite, settings: slurm.Settings) -> int:
+    """Submit what is missing to the cluster, as far as the choices are made; return."""
+    standing = Standing(suite)
+    show_plan(standing)
+    suite.folder.mkdir(parents=True, exist_ok=True)
+    with lock(suite.folder):
+        record.write_json(suite.folder / SUITE, suite.about)
+        write_choice(standing)
+        on_slurm(jobs_of(standing), settings)
+    later = standing.total_missing() - sum(
+        standing.of(job).status == "missing" for job in jobs_of(standing)
+    )
+    if later:
+        print(f"{later} more follow once the cells are chosen: give the same command then")
+    return 0
+
+
+def jobs_of(standing: Standing) -> list[Job]:
+    """List the runs that are needed as far as one can tell."""
+    return [job for group in standing.suite.active for job in standing.wanted(group)]
 
 
 def export(suite: Suite, target: Path) -> None:
@@ -149,6 +178,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", default="", help="of conf/model, for those of the plan")
     parser.add_argument("--tasks", default="", help="some of the plan's tasks: sst2,rte")
     parser.add_argument("--jobs", type=int, help="runs at once; 1 on CUDA, or one per CPU core")
+    parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
+                        help="slurm: submit to the cluster and return")  # fmt: skip
+    parser.add_argument("--status", action="store_true", help="say how every run stands and stop")
     parser.add_argument("--dry", action="store_true", help="show the plan and stop")
     parser.add_argument("--where", action="store_true", help="print the suite's folder and stop")
     parser.add_argument("--export", type=Path, help="copy the results to this folder and stop")
@@ -170,17 +202,25 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had it ignored (nohup, &)
         signal.signal(number, signal.default_int_handler)
     try:
+        if options.scale == "auto" and options.launcher == "slurm":
+            raise BadInput("--scale=auto: a run's machine is not this one; give paper, pocket, ...")
         if jobs < 1:
             raise BadInput(f"--jobs={jobs}: allowed is 1 or more")
         if not options.where:
             print(f"SCALE={scale} ({why})", flush=True)
+        of_launcher = [word for word in options.overrides if word.startswith("hydra.launcher.")]
+        given = [word for word in options.overrides if word not in of_launcher]
         suite = read_suite(
-            options.plan, scale, options.budget, options.tasks, options.overrides, options.models
+            options.plan, scale, options.budget, options.tasks, given, options.models
         )
         if options.where:
             print(suite.folder)
         elif options.export:
             export(suite, options.export)
+        elif options.status:
+            status(jobs_of(Standing(suite)))
+        elif options.launcher == "slurm" and not options.dry:
+            return submit_suite(suite, of_slurm(of_launcher))
         else:
             return run_suite(suite, jobs, options.dry)
         return 0

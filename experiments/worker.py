@@ -23,11 +23,12 @@ from typing import Any
 def do(overrides: list[str]) -> dict[str, Any]:
     """Do one run and say how it ended."""
     begin = time.perf_counter()
-    status, error = "finished", None
+    status, error, number = "finished", None, None
     try:
         _run(overrides)
     except KeyboardInterrupt as stopped:  # Interrupted, or a second signal
         status, error = "interrupted", str(stopped) or type(stopped).__name__
+        number = getattr(stopped, "number", None)
     except Exception as failure:
         kinds = {"NonFiniteLoss": "diverged", "Busy": "busy"}
         status = kinds.get(type(failure).__name__, "failed")
@@ -36,7 +37,8 @@ def do(overrides: list[str]) -> dict[str, Any]:
             traceback.print_exc()
         else:
             print(error, file=sys.stderr)
-    return {"status": status, "error": error, "seconds": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    return {"status": status, "error": error, "signal": number, "seconds": seconds}
 
 
 def _run(overrides: list[str]) -> None:

@@ -26,7 +26,7 @@ for line in sys.stdin:
     word = json.loads(line)["overrides"][0]
     if word == "die": os._exit(9)
     if word == "sleep": time.sleep(60)
-    say(word + " by " + str(os.getpid()))
+    say(f"{word} by {os.getpid()} on {os.environ.get('CUDA_VISIBLE_DEVICES')}")
 """
 
 
@@ -38,7 +38,7 @@ def fake(monkeypatch):
 def serve(jobs: list[Job], size: int) -> dict[str, pool.End]:
     left, ends = list(jobs), {}
     pool.Pool(
-        size,
+        [pool.Worker() for _ in range(size)],
         lambda: left.pop(0) if left else None,  # pyright: ignore
         lambda end: ends.setdefault(end.job.name, end),
     ).run()
@@ -50,8 +50,17 @@ def test_runs_share_a_process_and_one_that_dies_costs_its_own_run_only(fake, tmp
     ends = serve([Job(tmp_path / str(i), word) for i, word in enumerate(words)], 1)
     assert ends["2"].status == "failed"
     assert "process died (exit code 9)" in str(ends["2"].error)
-    served = [ends[str(i)].status.removeprefix("ok by ") for i in (0, 1, 3, 4)]
+    served = [ends[str(i)].status for i in (0, 1, 3, 4)]
     assert served[0] == served[1] != served[2] == served[3]
+
+
+def test_fresh_workers_are_a_process_per_run_and_see_their_own_gpu(fake, tmp_path):
+    left, ends = [Job(tmp_path / str(i), "ok") for i in range(6)], []
+    workers = [pool.Worker(gpu, fresh=True) for gpu in ("0", "1")]
+    pool.Pool(workers, lambda: left.pop() if left else None, ends.append).run()  # pyright: ignore
+    processes = [end.status.split()[2] for end in ends]
+    assert len(set(processes)) == 6
+    assert {end.status.split()[4] for end in ends} == {"0", "1"}
 
 
 def test_a_pool_waits_for_jobs_that_a_running_one_may_bring(fake, tmp_path):
@@ -62,7 +71,9 @@ def test_a_pool_waits_for_jobs_that_a_running_one_may_bring(fake, tmp_path):
         if end.job.name == "first":
             ready.extend(Job(tmp_path / name, "ok") for name in ("second", "third"))
 
-    pool.Pool(3, lambda: ready.pop() if ready else None, ended).run()  # pyright: ignore
+    pool.Pool(
+        [pool.Worker() for _ in range(3)], lambda: ready.pop() if ready else None, ended
+    ).run()  # pyright: ignore
     assert sorted(done) == ["first", "second", "third"]
 
 
@@ -73,7 +84,7 @@ def test_an_error_in_taking_note_of_an_end_is_raised(fake, tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        pool.Pool(1, lambda: jobs.pop(), ended).run()  # pyright: ignore
+        pool.Pool([pool.Worker()], lambda: jobs.pop(), ended).run()  # pyright: ignore
     assert len(jobs) == 8
 
 
@@ -96,7 +107,7 @@ def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path, size):
     ends: dict[str, str] = {}
     jobs = [Job(tmp_path / str(i), "sleep") for i in range(4)]
     running = pool.Pool(
-        size,
+        [pool.Worker() for _ in range(size)],
         lambda: jobs.pop() if jobs else None,  # pyright: ignore
         lambda end: ends.setdefault(end.job.name, end.status),
     )

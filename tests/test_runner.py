@@ -9,8 +9,9 @@ import pytest
 import tiny_run
 import torch
 
-from experiments import checkpoint, prepare, record, registry, runner, session
+from experiments import checkpoint, prepare, registry, runner, session
 from experiments.config import BadInput
+from experiments.lock import lock
 from experiments.registry import METHODS
 from experiments.run import main
 from experiments.runner import NonFiniteLoss
@@ -153,7 +154,7 @@ def test_keep_checkpoint_false_leaves_only_the_record(tmp_path):
 def test_only_one_process_at_a_time(tmp_path):
     config = tiny_run.config(tmp_path, "method=sgd")
     config.folder.mkdir(parents=True)
-    with record.lock(config.folder), pytest.raises(BadInput, match="another process"):
+    with lock(config.folder), pytest.raises(BadInput, match="another process"):
         run(config)
 
 

@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from analysis.table1 import main as table1
 from experiments import config as configuration
-from experiments import estimate, pool, record, suite
+from experiments import estimate, pool, slurm, suite
 from experiments.config import CONF, BadInput, changes, compose
+from experiments.lock import lock
 from experiments.models import folder_sha256
 from experiments.plan import read_suite
 from experiments.standing import Standing, State, look
@@ -443,9 +444,37 @@ def test_a_run_that_another_process_held_is_looked_at_again(plan, tmp_path):
 def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
     folder = tmp_path / "tiny-small-steps"
     folder.mkdir()
-    with record.lock(folder):
+    with lock(folder):
         assert main(tmp_path, "--tasks", "sst2") == 2
     assert "another process is running" in capsys.readouterr().err
+
+
+def test_a_suite_on_a_cluster_submits_in_two_rounds(plan, tmp_path, capsys, monkeypatch):
+    """What Slurm would do is done by hand; tests/slurm has the real one."""
+    said = {"squeue": "", "sbatch": "5\n"}
+    monkeypatch.setattr(slurm, "_ask", lambda program, *rest: said[program])
+    words = ["--launcher", "slurm", "hydra.launcher.partition=long"]
+    assert main(tmp_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "6 runs submitted (job 5)" in out
+    assert "3 more follow once the cells are chosen" in out
+    (script,) = (tmp_path / ".slurm").glob("*/script.sh")
+    assert "#SBATCH --partition=long" in script.read_text()
+    said["squeue"] = "".join(f"5_{index} PENDING\n" for index in range(6))
+    assert main(tmp_path, *words) == 0
+    assert "0 done, 0 running, 6 queued, 0 failed, 0 missing" in capsys.readouterr().out
+    said["squeue"] = ""
+    for group in read(tmp_path).groups:
+        for job in group.search:
+            finish(job, 0.5)
+    assert main(tmp_path, "--status") == 0
+    assert "6 done, 0 running, 0 queued, 0 failed, 3 missing" in capsys.readouterr().out
+    assert main(tmp_path, *words) == 0
+    out = capsys.readouterr().out
+    assert "3 runs submitted" in out
+    assert "more follow" not in out
+    assert suite.main(["tiny", *words]) == 2
+    assert "--scale=auto: " in capsys.readouterr().err
 
 
 def test_no_worker_at_all_is_refused(plan, tmp_path, capsys):
