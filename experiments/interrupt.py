@@ -2,7 +2,7 @@
 
 SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's: both are for good. SIGUSR2 is what a
 cluster sends some time before it takes the machine away (time-out, preemption), so that the job
-goes back into the queue; a SIGTERM that follows it is the same wish and must not cut off the saving.
+goes back into the queue; a SIGTERM that follows it is the same wish and must not cut off saving.
 The exit code of a stopped run is the shell's, 128 + the signal.
 """
 
