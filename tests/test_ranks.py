@@ -138,7 +138,9 @@ def stop_at(step, rank_to_stop):
 def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
     codes, said = on(2, arguments(tmp_path / "two", *AGZO), stop_at(6, 1))
     assert codes == [130, 130], said
-    assert "the same command goes on" in said[0]
+    assert "process 0: " in said[0]
+    assert "checkpoint of step 7 is kept; the same command goes on" in said[0]
+    assert said[1] == "process 1: stopped with process 0\n"
     stopped = tiny_run.config(tmp_path / "two", *AGZO)
     assert checkpoint.steps(stopped.folder / "checkpoints")[-1] == 7
     assert on(2, arguments(tmp_path / "two", *AGZO))[0] == [0, 0]
