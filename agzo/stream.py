@@ -18,6 +18,7 @@ Memory, with P bytes of weights outside the layers, B of the largest layer, h of
 
     device   P + 2 B + (evaluations of a step) * h + what one evaluation takes inside one layer
              + the factors (LOZO, AGZO) of one step, which resident weights need as well
+             + cuBLAS's workspace for each evaluation, as each is a thread (8 MiB; Hopper 32 MiB)
     host     all layers; on CUDA page-locked (torch rounds each tensor up to a power of two)
 """
 
@@ -53,7 +54,8 @@ class StreamedLayers:
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str) -> None:
-        self.device: torch.device | None = torch.device(device)
+        here = torch.empty(0, device=device).device  # with its index
+        self.device: torch.device | None = here
         name, self._layers = decoder_layers(model)
         paths = [f"{name}.{index}".lstrip(".") for index in range(len(self._layers))]
         for path, layer in zip(paths, self._layers, strict=True):
@@ -61,13 +63,13 @@ class StreamedLayers:
             _refuse_quantised(path, layer)
         self._parameters = [list(layer.parameters()) for layer in self._layers]
         self._layer_of = {p: i for i, own in enumerate(self._parameters) for p in own}
-        self._slots = Slots(self.device)
+        self._slots = Slots(here)
         self._coming: Coming | None = None
         self._pending: dict[int, list[Callable[[], None]]] = {}
         self._lockstep: Lockstep | None = None
         self.uploads = 0
         """Layers copied to the device so far."""
-        self._settle(model, self.device)
+        self._settle(model, here)
         for index, layer in enumerate(self._layers):
             layer.forward = partial(self._forward, index, layer.forward)
         model.register_state_dict_pre_hook(lambda *_: self.flush())

@@ -25,6 +25,7 @@ CASES = {
     "agzo-q2": (AGZO, {"queries": 2, "refresh_every": 3}),
     "agzo-two-sided-q2": (AGZO, {"estimator": "two_sided", "queries": 2}),
     "agzo-lagged": (AGZO, {"estimator": "two_sided", "lagged": True}),
+    "agzo-warm": (AGZO, {"warm_start": True}),
 }
 LANGUAGE_MODELS = [name for name in NETWORKS if name != "mlp"]
 STEPS = 4
@@ -335,3 +336,42 @@ def test_lockstep_runs_one_at_a_time_in_order_and_keeps_the_thread_setting():
                 lockstep.pass_through(place)
             assert lockstep.results == [4.0, 2.0]
     assert said == ["a0", "b0", "a1", "b1", "a0", "a1"]
+
+
+def test_an_evaluation_runs_under_the_settings_of_its_step():
+    found = []
+
+    def evaluation() -> Tensor:
+        found.append((torch.is_grad_enabled(), torch.get_num_threads()))
+        return torch.ones(2, 2) @ torch.ones(2, 2)
+
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", dtype=torch.bfloat16):
+            with Lockstep([evaluation]) as lockstep:
+                assert lockstep.place is None
+            assert lockstep.results[0].dtype == torch.bfloat16
+    assert found == [(False, torch.get_num_threads()), (True, torch.get_num_threads())]
+
+
+def test_an_interrupt_between_two_layers_ends_every_evaluation():
+    """As Ctrl-C does: it comes to the thread that steps, not to those that evaluate."""
+    run = make(deep(), AGZO, {}, streamed=True)
+    run.go(2)
+    before = run.weights()
+    stream, threads = run.stream, threading.active_count()
+    assert stream is not None
+    here, calls = stream._here, 0
+
+    def interrupted(index: int, ahead: bool = True):
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return here(index, ahead)
+
+    stream._here = interrupted  # pyright: ignore
+    with pytest.raises(KeyboardInterrupt):
+        run.go(1)
+    stream._here = here
+    assert threading.active_count() == threads
+    assert_same(before, run.weights())
