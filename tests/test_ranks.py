@@ -294,6 +294,21 @@ def test_torchrun_starts_them_and_ends_them_all(tmp_path):
             pytest.fail(f"process {worker} is still there")
 
 
+@pytest.mark.gpu
+def test_two_gpus_have_the_result_of_one(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    results = []
+    for size in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}"]
+        command += [f"--master-port={free_port()}", "-m", "experiments.run"]
+        given = arguments(tmp_path / str(size), *AGZO, "device=cuda")
+        subprocess.run([*command, *given], check=True, timeout=300)
+        results.append(result_of(tiny_run.config(tmp_path / str(size), *AGZO)))
+    assert results[1]["shares"]["processes"] == 2
+    assert_near(results[1], results[0], rel=1e-3, abs=1e-4)
+
+
 def test_a_spread_model_is_refused_what_it_cannot_do(tmp_path):
     for given, word in (
         (("model.offload=layers",), "model.offload=layers"),
