@@ -285,7 +285,7 @@ BAD = [
     (MeZO, {"queries": 0}, "queries=0"),
     (MeZO, {"queries": True}, "queries=True"),
     (MeZO, {"estimator": "spsa"}, "estimator='spsa': allowed are one_sided, two_sided"),
-    (MeZO, {"execution": "fast"}, "execution='fast': allowed are side_branch, in_place"),
+    (MeZO, {"execution": "fast"}, "execution='fast': allowed are side_branch, batched, in_place"),
     (MeZO, {"rounding": "up"}, "rounding='up': allowed are nearest, stochastic, master"),
     (MeZO, {"embeddings": "on"}, "embeddings='on': allowed are tuned, frozen"),
     (MeZO, {"params": lambda name, p: False}, "leave no parameter to tune"),
