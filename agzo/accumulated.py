@@ -131,7 +131,8 @@ class AccumulatedCapture(ActivationCapture):
                 each.q = orthonormal(start).T
                 continue
             y = self._group.sum(each.y)
-            if each.q is None:
+            if each.q is None and self._rank > self._group.size * (self._index + 1):
+                # fewer micro-batches than directions, each of at least one token
                 y = y[: min(self._rank, int(self._group.sum(each.tokens)))]
             each.q, each.y = orthonormal(y.T).T, None
 

@@ -40,7 +40,8 @@ class ActivationCapture(TorchFunctionMode):
             inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
             as a head's label positions, are taken whole.
         ahead: the bases are for a later step, so any forward of this one will do.
-        group: processes that share the batch; the bases are those of all their rows.
+        group: processes that share the batch; the bases are those of all their rows. Each must
+            reach the wanted layers in the same order: no experts that only some tokens choose.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """

@@ -191,13 +191,14 @@ def _check_shared(
         several = f"accumulated_basis={accumulated!r}"
     if several is None:
         return
+    alone = " (or accumulated_basis='first')" if several.startswith("acc") else ""
     if basis == "exact":
         raise ValueError(
-            f"basis='exact': with {several} allowed is 'power' (a decomposition has no signs that "
-            "rounding leaves alone)"
+            f"basis='exact': with {several} allowed is 'power'{alone}; rounding turns the signs of "
+            "a decomposition"
         )
     if basis_tokens is not None:
-        raise ValueError(f"basis_tokens={basis_tokens}: with {several} allowed is None, all tokens")
+        raise ValueError(f"basis_tokens={basis_tokens}: with {several} allowed is None{alone}")
     if accumulated is not None and shared.get("stream") is not None:
         raise ValueError(
             f"accumulated_basis={accumulated!r}: the evaluations of streamed layers run side by "

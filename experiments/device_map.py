@@ -51,10 +51,5 @@ def settle(model: nn.Module, device: torch.device, device_map: str) -> nn.Module
     return model
 
 
-def spread(model: nn.Module) -> bool:
-    """Tell whether accelerate moves this model's hidden states between devices."""
-    return hasattr(model, "_hf_hook")
-
-
 def _listed(keys: Any) -> list[str]:
     return [keys] if isinstance(keys, str) else list(keys or ())

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.batches import Batch, Rows
-from experiments.device_map import spread
 from experiments.packing import packed
 
 KEYWORDS = frozenset(
@@ -95,6 +94,11 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     if "logits_to_keep" not in accepted:
         logits = logits[:, rows.label_positions]
     return logits
+
+
+def spread(model: nn.Module) -> bool:
+    """Tell whether accelerate moves this model's hidden states between devices."""
+    return hasattr(model, "_hf_hook")
 
 
 def accepted_keywords(model: nn.Module) -> frozenset[str]:

@@ -16,9 +16,8 @@ from torch import nn
 
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
-from experiments.device_map import spread
 from experiments.encode import Encoded
-from experiments.loss import accepted_keywords, label_logits
+from experiments.loss import accepted_keywords, label_logits, spread
 from experiments.packing import can_pack
 from experiments.tasks.base import Task
 

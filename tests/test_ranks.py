@@ -138,7 +138,9 @@ def stop_at(step, rank_to_stop):
 def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
     codes, said = on(2, arguments(tmp_path / "two", *AGZO), stop_at(6, 1))
     assert codes == [130, 130], said
-    assert "the same command goes on" in said[0]
+    assert "process 0: " in said[0]
+    assert "checkpoint of step 7 is kept; the same command goes on" in said[0]
+    assert said[1] == "process 1: stopped with process 0\n"
     stopped = tiny_run.config(tmp_path / "two", *AGZO)
     assert checkpoint.steps(stopped.folder / "checkpoints")[-1] == 7
     assert on(2, arguments(tmp_path / "two", *AGZO))[0] == [0, 0]
@@ -290,6 +292,21 @@ def test_torchrun_starts_them_and_ends_them_all(tmp_path):
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, 0)
             pytest.fail(f"process {worker} is still there")
+
+
+@pytest.mark.gpu
+def test_two_gpus_have_the_result_of_one(tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    results = []
+    for size in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}"]
+        command += [f"--master-port={free_port()}", "-m", "experiments.run"]
+        given = arguments(tmp_path / str(size), *AGZO, "device=cuda")
+        subprocess.run([*command, *given], check=True, timeout=300)
+        results.append(result_of(tiny_run.config(tmp_path / str(size), *AGZO)))
+    assert results[1]["shares"]["processes"] == 2
+    assert_near(results[1], results[0], rel=1e-3, abs=1e-4)
 
 
 def test_a_spread_model_is_refused_what_it_cannot_do(tmp_path):

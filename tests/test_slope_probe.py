@@ -185,7 +185,7 @@ def test_no_finite_value_at_any_eps_is_an_error() -> None:
         ("--batches", "two", "whole numbers from 1 on"),
         ("--dtypes", "fp64", "fp32, bf16, fp16; or all"),
         ("--methods", "agzo,adam", "agzo, mezo, lozo"),
-        ("--execution", "magic", "side_branch, in_place"),
+        ("--execution", "magic", "side_branch, batched, in_place"),
     ],
 )
 def test_bad_input_is_one_line_before_a_model_is_loaded(
