@@ -166,7 +166,7 @@ def test_disk_full_while_logging_tears_a_line_and_nothing_else(tmp_path, program
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("room", ["300k", "700k"])
+@pytest.mark.parametrize("room", ["60k", "300k"])
 def test_a_file_system_that_is_really_full(tmp_path, room):
     """A tmpfs of this size in a mount namespace of the child's own."""
     out = tmp_path / "out"
