@@ -158,9 +158,6 @@ class Runner:
                 "a perturbed loss, a gradient or an activation of a step from "
                 f"{first} to {self.at} is not"
             )
-        gradient = self.parts.optimizer.projected_grad
-        if gradient is not None:
-            self.progress.projected_grad = gradient.double().mean().item()
         self.progress.pending += values
         self.buffer.clear()
         if self.gradients:
@@ -173,12 +170,11 @@ class Runner:
         values: list[list[float]] = kept.double().tolist()
         dtype = str(kept.dtype).removeprefix("torch.")
         head = Head(optimizer.stream_version, dtype, getattr(optimizer, "layer", None))
-        steps = zip(
-            range(first, self.at + 1), values, (lr for _, lr in self.gradients), strict=True
-        )
         if self.trajectory is not None:
-            found = [Step(at, self.config.seed, g, lr) for at, g, lr in steps]
-            self.trajectory.append(head, found)
+            rows = enumerate(zip(values, self.gradients, strict=True), start=first)
+            steps = [Step(at, self.config.seed, g, lr) for at, (g, (_, lr)) in rows]
+            self.trajectory.append(head, steps)
+        self.progress.projected_grad = math.fsum(values[-1]) / len(values[-1])
         if self.config.train.objective == "metric":
             self.progress.zeros += [each.count(0.0) / len(each) for each in values]
         self.gradients.clear()

@@ -20,3 +20,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder with real data and models (set AGZO_SHARED)")
     return folder
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Run the real program in a child, on runs of the tiny world under tmp_path/out."""
+    import real_run
+    import tiny_run
+
+    tiny_run.world()
+
+    def call(*overrides, **options):
+        return real_run.fork(tmp_path / "out", *overrides, **options)
+
+    return call

@@ -6,15 +6,22 @@ patched clock.
 """
 
 import contextlib
+import functools
+import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tiny_run
+
+from experiments.session import run
+from experiments.trajectory import TRAJECTORY
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -76,3 +83,44 @@ def fork(
         said = file.read()
     _, status = os.waitpid(child, 0)
     return End(os.waitstatus_to_exitcode(status), said)
+
+
+def finished(out, *overrides):
+    config = tiny_run.config(out, *overrides)
+    return config, json.loads((config.folder / "result.json").read_text())
+
+
+@functools.cache
+def undisturbed(*overrides):
+    folder = tempfile.TemporaryDirectory()
+    config = tiny_run.config(folder.name, *overrides)
+    return config, run(config), folder  # which is there as long as this is kept
+
+
+def assert_as_undisturbed(tmp_path, *overrides):
+    whole, result, _ = undisturbed(*overrides)
+    config, found = finished(tmp_path / "out", *overrides)
+    tiny_run.assert_same(config, found, whole, result)
+    logs = [each.folder / TRAJECTORY for each in (config, whole)]
+    assert logs[0].exists() == logs[1].exists()
+    if logs[0].exists():
+        assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+def at_batch(number, action):
+    """Call `action` where a run takes its batch of this number (from 1); for use in a child."""
+    from experiments import prepare
+
+    real, calls = prepare.sample_batch, []
+
+    def sample(*arguments):
+        calls.append(1)
+        if len(calls) == number:
+            action()
+        return real(*arguments)
+
+    prepare.sample_batch = sample
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
