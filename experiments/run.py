@@ -4,7 +4,7 @@
     python -m experiments.run -m method=agzo,mezo,lozo task=sst2,rte seed=0,1,2
     python -m experiments.run -m hydra/launcher=slurm ...    (a cluster; local: a process a run)
 
-Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by Ctrl-C. In a sweep every run is
+Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped by a signal. In a sweep every run is
 tried; the code is that of the first that did not succeed.
 """
 

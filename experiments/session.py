@@ -30,12 +30,17 @@ from experiments.tracking import Tracker
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """Do one run, or find it done, and return its result."""
+def verify(config: RunConfig) -> None:
+    """Refuse, without loading anything, what no run could use."""
     check(config)
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Do one run, or find it done, and return its result."""
+    verify(config)
     folder = config.folder
     done = _found(config, folder)
     if done is not None:
