@@ -24,6 +24,7 @@ from experiments import slurm
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.job import LOG, Run
 from experiments.pool import End, Pool, Worker
+from experiments.session import verify
 from experiments.sweep import missing, on_slurm
 
 
@@ -63,7 +64,9 @@ class Sweep(Launcher):
         composed = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(composed):
             del composed["hydra"]
-        return Run(tuple(overrides), resolve(composed))
+        config = resolve(composed)
+        verify(config)
+        return Run(tuple(overrides), config)
 
     def do(self, runs: list[Run]) -> None:
         """Do, or submit, what is missing of these runs."""

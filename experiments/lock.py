@@ -121,7 +121,7 @@ def _beat(path: Path, mine: Holder, done: threading.Event) -> None:
 def _read(path: Path) -> Holder | None:
     try:
         return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError):
         return UNKNOWN

@@ -39,12 +39,17 @@ BASIS_OF = {
 }
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """Do one run, or find it done, and return its result."""
+def verify(config: RunConfig) -> None:
+    """Refuse, without loading anything, what no run could use."""
     check(config)
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)
+
+
+def run(config: RunConfig) -> dict[str, Any]:
+    """Do one run, or find it done, and return its result."""
+    verify(config)
     folder, group = config.folder, ranks.join(config.device)
     check_device_map(config, group.size)
     done = group.first(lambda: _found(config, folder))

@@ -128,7 +128,7 @@ def submitted(folder: Path) -> dict[str, str]:
     try:
         note = json.loads((folder / SUBMITTED).read_text())
         return {"job": str(note["job"]), "output": str(note["output"])}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(

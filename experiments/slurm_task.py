@@ -48,9 +48,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
+    _ignore()
     raise Interrupted(number=number)
+
+
+def _ignore() -> None:
+    for each in SIGNALS:
+        signal.signal(each, lambda *_: None)  # not SIG_IGN: one may be on its way to Python
 
 
 def _wait(folder: Path) -> None:
@@ -64,8 +68,7 @@ def _wait(folder: Path) -> None:
 
 def _again() -> int:
     """Put this task back into the queue."""
-    for number in SIGNALS:  # requeueing ends this very process
-        signal.signal(number, signal.SIG_IGN)
+    _ignore()  # requeueing ends this very process
     count, most = (int(os.environ.get(key, "0")) for key in ("SLURM_RESTART_COUNT", MOST))
     if count >= most:
         print(f"error: restarted {count} times; allowed are {most} (max_restarts)", file=sys.stderr)

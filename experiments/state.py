@@ -64,7 +64,7 @@ def _error(path: Path) -> str | None:
     """Return the error of failed.json, None if there is none."""
     try:
         return str(json.loads(path.read_text())["error"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError):
         return f"{path} cannot be read"

@@ -14,6 +14,8 @@ from experiments.job import Run
 from experiments.lock import lock
 from experiments.state import KINDS, Now, state
 
+TO_DO = ("missing", "failed")
+
 
 def on_slurm(runs: Sequence[Run], settings: slurm.Settings) -> None:
     """Submit the runs that are missing or failed, and say how the others stand."""
@@ -25,16 +27,8 @@ def on_slurm(runs: Sequence[Run], settings: slurm.Settings) -> None:
 
 def missing(runs: Iterable[Run], queue: dict[str, str] | None) -> list[Run]:
     """Return the runs that are to be done, and say how the others stand."""
-    todo, counts = [], Counter[str]()
-    for run in runs:
-        found = state(run, queue)
-        counts[found.kind] += 1
-        if found.kind in ("missing", "failed"):
-            todo.append(run)
-        elif found.kind != "done":
-            print(_line(run, found))
-    print(_sum(counts), flush=True)
-    return todo
+    found = _look(runs, queue, silent=("done", *TO_DO))
+    return [run for run, now in found if now.kind in TO_DO]
 
 
 def status(runs: Iterable[Run]) -> None:
@@ -43,18 +37,17 @@ def status(runs: Iterable[Run]) -> None:
         queue = slurm.queue()
     except BadInput:  # no Slurm here
         queue = None
-    counts = Counter[str]()
-    for run in runs:
-        found = state(run, queue)
-        counts[found.kind] += 1
-        if found.kind != "done":
-            print(_line(run, found))
-    print(_sum(counts), flush=True)
+    _look(runs, queue, silent=("done",))
 
 
-def _line(run: Run, found: Now) -> str:
-    return f"{found.kind:8}{run.name}{found.remark}"
-
-
-def _sum(counts: Counter[str]) -> str:
-    return ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+def _look(
+    runs: Iterable[Run], queue: dict[str, str] | None, silent: Sequence[str]
+) -> list[tuple[Run, Now]]:
+    """Return how each run stands; print the kinds that are not silent, and how many of each."""
+    found = [(run, state(run, queue)) for run in runs]
+    for run, now in found:
+        if now.kind not in silent:
+            print(f"{now.kind:8}{run.name}{now.remark}")
+    counts = Counter(now.kind for _, now in found)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in KINDS), flush=True)
+    return found

@@ -133,11 +133,35 @@ def test_a_sweep_over_a_setting_without_a_variant_is_refused(tmp_path, monkeypat
     assert "2 runs of this sweep share 1 folders" in capsys.readouterr().err
 
 
-def test_a_wrong_run_stops_the_sweep_before_the_first(cluster, tmp_path, monkeypatch, capsys):
-    words = [*tiny_run.arguments(tmp_path, "method=sgd"), "seed=0,-1", "hydra/launcher=slurm"]
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("seed=0,-1", "seed=-1: allowed is 0 or more"),
+        ("+method.rank=1,2", "method.rank=1: sgd has no such key"),
+    ],
+)
+def test_a_wrong_run_stops_the_sweep_before_the_first(
+    cluster, tmp_path, monkeypatch, capsys, wrong, said
+):
+    words = [*tiny_run.arguments(tmp_path, "method=sgd"), wrong, "hydra/launcher=slurm"]
     assert start(monkeypatch, *words) == 2
-    assert "error: seed=-1: allowed is 0 or more" in capsys.readouterr().err
+    assert f"error: {said}" in capsys.readouterr().err
     assert not (cluster / "submissions").exists()
+
+
+def test_a_local_sweep_tries_every_run_and_says_which_failed(tmp_path, monkeypatch, capsys):
+    words = [*tiny_run.arguments(tmp_path, "method=sgd"), "seed=0,1", "hydra/launcher=local"]
+    first, second = (tiny(tmp_path, f"seed={seed}") for seed in (0, 1))
+    first.folder.parent.mkdir(parents=True)
+    first.folder.write_text("in the way")
+    assert start(monkeypatch, *words) == 1
+    out, err = capsys.readouterr()
+    assert f"{first.name}: failed (FileExistsError" in out
+    assert f"{second.name}: finished" in out
+    assert "error: 1 of 2 runs did not finish, see above" in err
+    first.folder.unlink()
+    assert start(monkeypatch, *words) == 0
+    assert "1 done, 0 running, 0 queued, 0 failed, 1 missing" in capsys.readouterr().out
 
 
 def test_without_slurm_the_error_names_what_is_not_there(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ foreground and end with it. Needs the programs of Debian's slurm-wlm and munge, 
 services or configuration. As root jobs run as root; otherwise as the user who starts it.
 """
 
+import ctypes
 import getpass
 import os
 import shutil
@@ -82,8 +83,11 @@ def cluster(cpus: int = 2) -> Iterator[dict[str, str]]:
 
         def start(*command: str) -> None:
             daemons.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder)
-            )
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, cwd=folder,
+                    preexec_fn=end_with_parent,
+                )
+            )  # fmt: skip
 
         try:
             start(*munged(folder / "munge"))
@@ -104,6 +108,11 @@ def cluster(cpus: int = 2) -> Iterator[dict[str, str]]:
                     daemon.kill()
                     daemon.wait()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """Have the kernel end a daemon with the process that started it, however that ends (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def munged(folder: Path) -> list[str]:
