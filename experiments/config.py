@@ -256,8 +256,10 @@ def check(config: RunConfig) -> None:
     folders = {"suite": config.suite, "variant": config.variant, "model.name": model.name}
     for name, value in folders.items():
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=,-]*", value):
+            made = f" (if not given, the end of model.path={model.path})"
             raise BadInput(
-                f"{name}={value!r}: it names a folder; allowed are letters, digits and _.+=,-"
+                f"{name}={value!r}{made if name == 'model.name' else ''}: it names a folder; "
+                "allowed are letters, digits and _.+=,-"
             )
 
 

@@ -179,6 +179,7 @@ def test_many_combinations_start_or_are_refused(tmp_path_factory, overrides):
     try_combination(tmp_path_factory, overrides)
 
 
+@example(("model.path", "-1", False))
 @example(("seed", "100000000000000000000000", True))
 @example(("threads", "2000000000", True))
 @example(("data.root", "''", True))
