@@ -111,7 +111,7 @@ def test_a_disturbed_sweep_equals_an_undisturbed_one(tmp_path):
 
 
 def test_a_run_longer_than_its_time_is_requeued_until_it_is_done(tmp_path):
-    one = ["method=mezo", "seed=0", "train.steps=900"]
+    one = ["method=mezo", "seed=0", "train.steps=3000"]
     sweep("local", dict(os.environ), *one, f"out={tmp_path / 'calm'}")
     out = tmp_path / "short"
     words = [f"hydra.launcher.{word}" for word in (*LAUNCHER, "time=1")]  # signal after half of it
