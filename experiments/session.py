@@ -103,7 +103,7 @@ def _do(config: RunConfig, folder: Path, group: Group) -> dict[str, Any]:
         except Interrupted as interrupted:
             tracker.finish(failed=True)
             if group.rank > 0:
-                raise Interrupted("stopped with process 0") from interrupted
+                raise Interrupted("stopped with process 0", interrupted.number) from interrupted
             saved = checkpoint.steps(folder / "checkpoints")
             at = f"checkpoint of step {saved[-1]} is kept" if saved else "nothing was trained yet"
             said = f"{folder}: stopped; {at}; the same command goes on"

@@ -150,7 +150,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, kind):
     else:
         out.mkdir(mode=0o555)
         if os.geteuid() == 0:  # to whom permissions say nothing
-            for path in (tiny_run.world(), tmp_path, *list(tmp_path.parents)[:2]):
+            for path in (tiny_run.world(), tmp_path, *list(tmp_path.parents)[:3]):
                 path.chmod(0o755)
 
             def prepare():

@@ -35,6 +35,7 @@ METHOD_VALUES = {
     "power_steps": ["0", "2"], "basis": ["power", "exact"], "lagged": ["true", "false"],
     "scale": ["paper", "mezo"], "isotropic": ["0", "0.5", "1"], "include_padding": ["true"],
     "warm_start": ["true"], "basis_tokens": ["null", "4"], "published_refresh": ["true"],
+    "accumulated_basis": ["gram", "first"],
     "layer": ["0", "1", "7", "null"], "scan_batches": ["0", "1"], "reuse_prefix": ["true", "false"],
     "base": ["mezo", "lozo", "lozo_m", "agzo"], "calibration_batches": ["1"],
     "calibration_passes": ["1", "2"], "betas": ["[0.5,0.9]"], "adam_eps": ["1e-8"],

@@ -137,7 +137,7 @@ def stop_at(step, rank_to_stop):
 
 def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
     codes, said = on(2, arguments(tmp_path / "two", *AGZO), stop_at(6, 1))
-    assert codes == [130, 130], said
+    assert codes == [143, 143], said
     assert "process 0: " in said[0]
     assert "checkpoint of step 7 is kept; the same command goes on" in said[0]
     assert said[1] == "process 1: stopped with process 0\n"
@@ -167,7 +167,7 @@ def test_a_stop_while_process_0_evaluates_stops_all(tmp_path):
         runner.evaluate = interrupt
 
     codes, said = on(2, arguments(tmp_path, *AGZO), child)
-    assert codes == [130, 130], said
+    assert codes == [143, 130], said
 
 
 def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp_path):
