@@ -1,6 +1,7 @@
-"""Fixtures of all tests: one torch thread, and the optional folder of real data and models."""
+"""Fixtures of all tests: one torch thread, signals, the optional folder of real data and models."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interrupts():
+    """Let SIGINT interrupt, as in a terminal: a shell starts background jobs that ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
