@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from agzo.activations import ActivationCapture
-from agzo.inputs import BySameTensor
+from agzo.inputs import Leaders
 from agzo.kernels import thin
 from agzo.kernels.orthonormal import orthonormal
 from agzo.perturb import Closure
@@ -55,8 +55,7 @@ class AccumulatedCapture(ActivationCapture):
         super().__init__(*others, **named)
         self._how = how
         self._sums: dict[str, _Sums] = {}
-        self._leader: dict[str, str] = {}  # of the layers that share an input, the first
-        self._recent: BySameTensor[str] = BySameTensor()
+        self._leaders = Leaders()
         self._index = -1
         self._seen: set[str] = set()  # layers in this micro-batch
 
@@ -81,7 +80,7 @@ class AccumulatedCapture(ActivationCapture):
         for name, each in self._sums.items():
             assert each.q is not None
             found[name] = self._checked(each.q.T)
-        self.bases.update({name: found[leader] for name, leader in self._leader.items()})
+        self.bases.update({name: found[leader] for name, leader in self._leaders.of.items()})
         return loss
 
     def _see(self, x: Tensor, name: str) -> None:
@@ -93,10 +92,7 @@ class AccumulatedCapture(ActivationCapture):
         if name in self._seen:
             return
         self._seen.add(name)
-        if name not in self._leader:
-            self._leader[name] = self._recent.get(x) or name
-        if self._leader[name] == name:
-            self._recent.put(x, name)
+        if self._leaders.leads(x, name):
             self._add(x, name)
 
     def _add(self, x: Tensor, name: str) -> None:
@@ -109,7 +105,7 @@ class AccumulatedCapture(ActivationCapture):
         else:
             sums.tokens += flat.shape[0] if keep is None else torch.count_nonzero(keep)
             y = None
-            if self._warm(name) is None:
+            if self._warm(name, self._rank) is None:
                 omega = self._omega(x, examples, positions, self._rank, name)
                 y = product(flat, keep, drawn=thin.rows(omega))
             if self._how == "gram":
@@ -117,16 +113,11 @@ class AccumulatedCapture(ActivationCapture):
         if y is not None:
             sums.y = y if sums.y is None else sums.y + y
 
-    def _warm(self, name: str) -> Tensor | None:
-        """Return the basis that an iteration begins with, None where Omega begins it."""
-        start = self._start.get(name)
-        return None if start is None or start.shape[1] != self._rank else start
-
     def _turn(self) -> None:
         """End a pass: add the processes' products up and make the next Q of them."""
         for name, each in self._sums.items():
             if each.y is None:
-                start = self._warm(name)
+                start = self._warm(name, self._rank)
                 assert start is not None
                 each.q = orthonormal(start).T
                 continue

@@ -123,9 +123,8 @@ class ActivationCapture(TorchFunctionMode):
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
-            start, omega = self._start.get(name), None
-            if start is None or start.shape[1] != rank:
-                start, omega = None, self._omega(x, examples, positions, rank, name)
+            start = self._warm(name, rank)
+            omega = None if start is not None else self._omega(x, examples, positions, rank, name)
             total = self._group.sum
             basis = subspace_extract(flat, omega, self._power_steps, keep, start, total)
         basis = self._checked(basis)
@@ -144,6 +143,11 @@ class ActivationCapture(TorchFunctionMode):
             return flat, None, examples, positions
         self._mask_used = True
         return flat, mask.reshape(-1).to(x.device), mask.shape[0], mask.shape[1]
+
+    def _warm(self, name: str, rank: int) -> Tensor | None:
+        """Return the basis that an iteration begins with, None where Omega begins it."""
+        start = self._start.get(name)
+        return None if start is None or start.shape[1] != rank else start
 
     def _omega(self, x: Tensor, examples: int, positions: int, rank: int, name: str) -> Tensor:
         """Return the rows of the whole batch's Omega, (m, rank), that are this input's."""

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.inputs import BySameTensor, fits
+from agzo.inputs import Leaders, fits
 from agzo.kernels.orthonormal import orthonormal
 from agzo.perturb import Closure
 from agzo.pieces import mask_now
@@ -94,25 +94,21 @@ class _Sketch:
 class _Inputs:
     def __init__(self, layers: Mapping[str, nn.Module], rank: int, noise: Noise) -> None:
         self._layers, self._rank, self._noise = layers, rank, noise
-        self._leader: dict[str, str] = {}  # of the layers that share an input, the first
+        self._leaders = Leaders()
         self._sketches: dict[str, _Sketch] = {}
         self._mask: Tensor | None = None
         self._masked = self._mask_used = False
-        self._recent: BySameTensor[str] = BySameTensor()
 
     def begin(self, mask: Tensor | None) -> None:
         """Prepare for the forward of a batch."""
         self._mask = mask
         self._masked |= mask is not None
-        self._recent.clear()
+        self._leaders.next_pass()
 
     def see(self, name: str, layer: nn.Module, args: Any, kwargs: Any) -> None:
         """Take in what enters the layer `name`: a forward pre-hook."""
         x: Tensor = args[0] if args else kwargs["input"]
-        if name not in self._leader:
-            self._leader[name] = self._recent.get(x) or name
-        if self._leader[name] == name:
-            self._recent.put(x, name)
+        if self._leaders.leads(x, name):
             self._add(name, x)
 
     def _add(self, name: str, x: Tensor) -> None:
@@ -142,12 +138,12 @@ class _Inputs:
                 "of the batch that the closure evaluates"
             )
         for name in self._layers:
-            if name not in self._leader:
+            if name not in self._leaders.of:
                 raise ValueError(
                     f"calibration: no batch reaches layer {name}; allowed are more batches, or "
                     "params= without its weight"
                 )
-            sketch = self._sketches[self._leader[name]]
+            sketch = self._sketches[self._leaders.of[name]]
             if sketch.tokens < self._rank:
                 raise ValueError(
                     f"rank={self._rank}: the calibration batches hold {sketch.tokens} tokens for "
@@ -170,4 +166,4 @@ class _Inputs:
         for name, sketch in self._sketches.items():
             left = torch.linalg.svd(sketch.y.double(), full_matrices=False).U
             found[name] = left[:, : self._rank].float().contiguous()
-        return {name: found[self._leader[name]] for name in self._layers}
+        return {name: found[self._leaders.of[name]] for name in self._layers}

@@ -175,14 +175,14 @@ class Dense(ByRows):
 
     def perturbed(self, weight: Tensor, scale: float) -> Iterator[tuple[int, int, Tensor]]:
         """Yield blocks of rows of the perturbed weight, each in the memory of the one before."""
-        width = math.prod(self.shape[1:])
+        key, width = self._key, math.prod(self.shape[1:])
         buffer = None
         for start, stop in chunks(self.shape):
             own = weight if weight.dim() == 0 else weight[start:stop]
             if buffer is None:
                 buffer = torch.empty(own.shape, dtype=own.dtype, device=own.device)
             block = buffer if own.dim() == 0 else buffer[: stop - start]
-            kernels.normal_(block, self._key, start * width, own, scale=scale)
+            kernels.normal_(block, key, start * width, own, scale=scale)
             yield start, stop, block
 
     def take(self, ids: Tensor) -> Tensor:

@@ -43,3 +43,23 @@ class BySameTensor(Generic[T]):
     def clear(self) -> None:
         """Forget all."""
         self._known.clear()
+
+
+class Leaders:
+    """Which layers share an input: of those that one tensor feeds, the first is the leader."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, str] = {}
+        self._recent: BySameTensor[str] = BySameTensor()
+
+    def leads(self, x: Tensor, name: str) -> bool:
+        """Take in that x enters a layer, and tell whether it leads; settled when first seen."""
+        if name not in self.of:
+            self.of[name] = self._recent.get(x) or name
+        if self.of[name] == name:
+            self._recent.put(x, name)
+        return self.of[name] == name
+
+    def next_pass(self) -> None:
+        """Forget tensors, not leaders."""
+        self._recent.clear()

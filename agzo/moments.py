@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from agzo.direction import ByRows, Direction, LowRank
-from agzo.rng import rows_per_chunk
+from agzo.rng import chunks
 
 UPDATES = ("sgd", "momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
@@ -59,9 +59,7 @@ class Held(ByRows):
         if self.mean.dim() == 0:
             yield 0, 1, self.rule(self.mean, self.square)
             return
-        step = rows_per_chunk(self.mean[:1].numel())
-        for start in range(0, self.mean.shape[0], step):
-            stop = min(self.mean.shape[0], start + step)
+        for start, stop in chunks(self.shape):
             square = None if self.square is None else self.square[start:stop]
             yield start, stop, self.rule(self.mean[start:stop], square)
 

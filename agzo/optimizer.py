@@ -145,9 +145,7 @@ class ZeroOrderOptimizer(Progress):
         if self._moments is not None and not self.large_state:
             whole = sum(parameter.numel() for parameter in self.model.parameters())
             sizes = {each.name: self._look.sizes(each) for each in self.tuned}
-            if (
-                self.tuned[0].device.type != "meta"
-            ):  # a rehearsal without weights says nothing of memory
+            if self.tuned[0].device.type != "meta":  # a rehearsal says nothing of memory
                 refuse_large_state(self._moments, sizes, whole)
         if self.rounding == "master":
             for each in self.tuned:

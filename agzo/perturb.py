@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from agzo.direction import Direction, LowRank
+from agzo.direction import Direction, LowRank, at_least_float32
 from agzo.kernels import thin
 
 Closure = Callable[[], Tensor]
@@ -123,7 +123,7 @@ class Perturbed(TorchFunctionMode):
         elif isinstance(direction, LowRank):
             y = F.linear(x, weight, bias)
             inner = thin.rows(direction.right).to(x.dtype) @ x.T  # (r, tokens)
-            exact = torch.promote_types(y.dtype, torch.float32)
+            exact = at_least_float32(y.dtype)
             left = (thin.rows(direction.left).to(exact) * self._scale).to(y.dtype)
             thin.add_product(y, inner.to(y.dtype), left)
         else:

@@ -83,10 +83,6 @@ class Noise:
             own = (stop - start, *shape[1:]) if shape else ()
             yield start, stop, kernels.normal_(torch.empty(own, device=device), key, start * width)
 
-    def bits(self, shape: torch.Size, device: torch.device, parameter: str, start: int) -> Tensor:
-        """Make int32 values of `shape`, uniform in [0, 2^16), for the elements from `start` on."""
-        return kernels.sixteen_bits(self.key(parameter, "rounding"), start, shape, device)
-
     def table(
         self,
         examples: int,

@@ -134,13 +134,7 @@ def folder_sha256(config: ModelConfig) -> str:
     """Return one hash over the weights and JSON files of a model's folder."""
     folder = Path(locate(config))
     names = sorted({path for w in (*WEIGHTS, "*.json") for path in folder.glob(w)})
-    stamp = tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names)
-    return _sha256_of(stamp)
-
-
-@functools.cache
-def _sha256_of(stamp: tuple[tuple[Path, int, int], ...]) -> str:
-    hashes = {path.name: file_sha256(path) for path, _, _ in stamp}
+    hashes = {path.name: known_sha256(path) for path in names}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
@@ -156,6 +150,16 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read again only when its size or time of change is another."""
+    return _sha256_at(path, path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@functools.cache
+def _sha256_at(path: Path, size: int, changed: int) -> str:
+    return file_sha256(path)
 
 
 def _explain(config: ModelConfig, where: str, error: Exception) -> str:

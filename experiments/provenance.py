@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.config import BadInput, RunConfig
 from experiments.data.sources import SPLITS
-from experiments.models import file_sha256, folder_sha256
+from experiments.models import folder_sha256, known_sha256
 from experiments.tasks import get_task
 
 
@@ -40,7 +40,7 @@ def _data(config: RunConfig) -> dict[str, str | None]:
         return {}
     folder = Path(config.data.root).expanduser() / task.name
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    return {f"{split}_sha256": file_sha256(p) for split, p in files.items() if p.is_file()}
+    return {f"{split}_sha256": known_sha256(p) for split, p in files.items() if p.is_file()}
 
 
 def _model(config: RunConfig) -> dict[str, str]:
