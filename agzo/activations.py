@@ -96,10 +96,18 @@ class ActivationCapture(TorchFunctionMode):
         if func is F.linear:
             x = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
-            name = self._names.get(id(weight))
-            if name is not None:
-                self._see(x, name)
+            self.see(x, weight)
         return func(*args, **kwargs)
+
+    def wants(self, weight: Tensor) -> bool:
+        """Tell whether what enters the layer with this weight is looked at."""
+        return id(weight) in self._names
+
+    def see(self, x: Tensor, weight: Tensor) -> None:
+        """Look at what enters the layer with this weight, if it is wanted."""
+        name = self._names.get(id(weight))
+        if name is not None:
+            self._see(x, name)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""

@@ -75,7 +75,7 @@ class _Together(Perturbed):
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is not None:
             bias = self._substitute(bias)
-        direction = self._direction(weight)
+        direction = self.direction(weight)
         if direction is None:
             return F.linear(input, weight, bias)
         if isinstance(direction, LowRank):
@@ -94,7 +94,7 @@ class _Together(Perturbed):
     def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
             return F.embedding(input, self._substitute(weight), *args, **kwargs)
-        direction = self._direction(weight)
+        direction = self.direction(weight)
         assert direction is not None
         values = direction.take(input.reshape(-1))
         return self._moved(weight[input], values.view(*input.shape, weight.shape[1]))

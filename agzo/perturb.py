@@ -47,13 +47,18 @@ class Execution(Protocol):
 def perturbed_copy(parameter: Tensor, direction: Direction, scale: float) -> Tensor:
     """Return parameter + scale * direction as a new tensor of the parameter's dtype."""
     copy = torch.empty_like(parameter)
+    perturbed_into(copy, parameter, direction, scale)
+    return copy
+
+
+def perturbed_into(out: Tensor, parameter: Tensor, direction: Direction, scale: float) -> None:
+    """Write parameter + scale * direction to `out`, of the parameter's shape and dtype."""
     for start, stop, rows in direction.perturbed(parameter, scale):
         if parameter.dim() == 0:
-            copy.copy_(rows)
+            out.copy_(rows)
         else:
-            copy[start:stop] = rows
+            out[start:stop] = rows
         del rows  # before the next block is made
-    return copy
 
 
 class InPlace:
@@ -93,7 +98,7 @@ class Perturbed(TorchFunctionMode):
         super().__init__()
         self._directions = directions
         self._parameters = {id(parameter): parameter for parameter in directions}
-        self._scale = scale
+        self.scale = scale
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -109,14 +114,15 @@ class Perturbed(TorchFunctionMode):
                 return plain
         return func(*self._substitute(args), **self._substitute(kwargs))
 
-    def _direction(self, value: Tensor) -> Direction | None:
+    def direction(self, value: Tensor) -> Direction | None:
+        """Return the direction of a parameter, None of any other tensor."""
         parameter = self._parameters.get(id(value))
         return None if parameter is None else self._directions[parameter]
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is not None:
             bias = self._substitute(bias)
-        direction = self._direction(weight)
+        direction = self.direction(weight)
         x = input.reshape(-1, input.shape[-1])  # (tokens, d_in)
         if direction is None:
             y = F.linear(x, weight, bias)
@@ -124,7 +130,7 @@ class Perturbed(TorchFunctionMode):
             y = F.linear(x, weight, bias)
             inner = thin.rows(direction.right).to(x.dtype) @ x.T  # (r, tokens)
             exact = at_least_float32(y.dtype)
-            left = (thin.rows(direction.left).to(exact) * self._scale).to(y.dtype)
+            left = (thin.rows(direction.left).to(exact) * self.scale).to(y.dtype)
             thin.add_product(y, inner.to(y.dtype), left)
         else:
             y = self._dense_linear(x, weight, direction)
@@ -134,7 +140,7 @@ class Perturbed(TorchFunctionMode):
 
     def _dense_linear(self, x: Tensor, weight: Tensor, direction: Direction) -> Tensor:
         y = None
-        for start, stop, rows in direction.perturbed(weight, self._scale):
+        for start, stop, rows in direction.perturbed(weight, self.scale):
             part = F.linear(x, rows)
             del rows  # before the next block is made
             if stop - start == weight.shape[0]:
@@ -149,13 +155,13 @@ class Perturbed(TorchFunctionMode):
         if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
             return F.embedding(input, self._substitute(weight), *args, **kwargs)
         direction = self._directions[self._parameters[id(weight)]]
-        rows = direction.gather(weight, input.reshape(-1), self._scale)
+        rows = direction.gather(weight, input.reshape(-1), self.scale)
         return rows.view(*input.shape, weight.shape[1])
 
     def _substitute(self, value: Any) -> Any:
         """Replace perturbed parameters inside an argument (lists, tuples, dicts) by copies."""
         if isinstance(value, Tensor):
-            direction = self._direction(value)
+            direction = self.direction(value)
             return value if direction is None else self._copy(value, direction)
         if isinstance(value, dict):
             return {key: self._substitute(item) for key, item in value.items()}
@@ -165,7 +171,7 @@ class Perturbed(TorchFunctionMode):
         return value
 
     def _copy(self, parameter: Tensor, direction: Direction) -> Tensor:
-        return perturbed_copy(parameter, direction, self._scale)
+        return perturbed_copy(parameter, direction, self.scale)
 
 
 def uses(wanted: Mapping[int, Any] | set[int], *arguments: Any) -> bool:

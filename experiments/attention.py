@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from experiments.packing import ATTENTION, active, can_pack
+from experiments.packing import ATTENTION, active, attended, can_pack
 
 
 def attend(
@@ -33,7 +33,7 @@ def attend(
 
     The signature is the interface's; see `transformers.AttentionInterface`.
     """
-    layout = active()
+    layout = attended()
     if layout is not None:
         query, key, value = map(layout.spread, (query, key, value))
     groups: int = getattr(module, "num_key_value_groups", 1)

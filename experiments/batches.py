@@ -86,10 +86,15 @@ class Batch(Rows):
     ragged: bool  # some example has fewer options than another
 
 
-def pad_left(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the padded ids, the mask of real tokens and the positions, each (R, T), on the CPU."""
+def pad_left(
+    ids: Sequence[Sequence[int]], pad_id: int, multiple: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the padded ids, the mask of real tokens and the positions, each (R, T), on the CPU.
+
+    T is the longest row's length, or the next multiple.
+    """
     lengths = [len(row) for row in ids]
-    width = max(lengths)
+    width = -(-max(lengths) // multiple) * multiple
     padded = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in ids])
     columns = torch.arange(width) - (width - torch.tensor(lengths))[:, None]  # below 0 in padding
     return padded, columns >= 0, columns.clamp(min=0)
@@ -100,11 +105,12 @@ def collate_rows(
     option_lengths: Sequence[int],
     pad_id: int,
     device: torch.device | str = "cpu",
+    multiple: int = 1,
 ) -> Rows:
-    """Pad rows on the left to the longest; `option_lengths` count each row's last tokens."""
+    """Pad rows on the left, see `pad_left`; `option_lengths` count each row's last tokens."""
     if not ids:
         raise ValueError("a batch of 0 rows is not allowed, needed: at least one")
-    input_ids, token_mask, position_ids = pad_left(ids, pad_id)
+    input_ids, token_mask, position_ids = pad_left(ids, pad_id, multiple)
     width, longest = input_ids.shape[1], max(option_lengths)
     skipped = longest - torch.tensor(option_lengths)[:, None]  # (R, 1)
     return Rows(
@@ -120,10 +126,11 @@ def collate_rows(
 
 
 def collate_prompts(
-    encoded: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu"
+    encoded: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu", multiple: int = 1
 ) -> Rows:
     """Make one row of each example, its prompt; the options, as many tokens each, are targets."""
-    input_ids, token_mask, position_ids = pad_left([e.ids[0][:-1] for e in encoded], pad_id)
+    prompts = [example.ids[0][:-1] for example in encoded]
+    input_ids, token_mask, position_ids = pad_left(prompts, pad_id, multiple)
     return Rows(
         input_ids,
         token_mask.long(),
@@ -143,12 +150,14 @@ def collate(
     device: torch.device | str = "cpu",
     share: bool = True,
     pack_from: float | None = None,
+    multiple: int = 1,
 ) -> Batch:
     """Make the training batch of these examples for the task's loss.
 
     `share`=False gives every option a row of its own even where one row could serve them all: the
     same loss, MeZO's own rows, the slower reference. A padded batch of which at least
-    `pack_from` of the positions are padding is packed; None packs none.
+    `pack_from` of the positions are padding is packed; None packs none. Its width is padded to
+    a `multiple`.
     """
     if task.loss == "classification":
         options = [list(range(len(example.ids))) for example in encoded]
@@ -160,12 +169,12 @@ def collate(
     most = max(counts)
     one_row = share and task.loss == "classification" and min(counts) == most > 1
     if one_row and all(example.one_token for example in encoded):
-        rows = collate_prompts(encoded, pad_id)
+        rows = collate_prompts(encoded, pad_id, multiple=multiple)
     else:
         pairs = [(e, option) for e, own in zip(encoded, options, strict=True) for option in own]
         ids = [example.ids[option] for example, option in pairs]
         lengths = [example.option_lengths[option] for example, option in pairs]
-        rows = collate_rows(ids, lengths, pad_id)
+        rows = collate_rows(ids, lengths, pad_id, multiple=multiple)
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     option_rows = [
         [first + option if option < count else -1 for option in range(most)]

@@ -113,6 +113,7 @@ class TrainConfig:
     batch_size: int = key(at_least=1)
     accumulation: int = key(at_least=1)
     packing: str = key(choices=("auto", "always", "never"))
+    compile: str = key(choices=("never", "auto", "layers", "graphs"))
     schedule: str = key(choices=("constant", "linear"))
     eval_every: int | None = key(at_least=1)
     evals: int | None = key(at_least=1)

@@ -45,8 +45,9 @@ def metric_objective(
     chosen: Sequence[int],
     device: torch.device | str,
     pack_from: float | None = None,
+    multiple: int = 1,
 ) -> Objective:
-    """Return minus the task's metric on the chosen examples; `pack_from` as in `collate`."""
+    """Return minus the task's metric on the chosen examples; the last two as in `collate`."""
     if task.kind == "generation":
         prompts = [asked.prompts[i] for i in chosen]
         answers = [asked.answers[i] for i in chosen]
@@ -59,7 +60,9 @@ def metric_objective(
         return Objective(f1, mask)
     examples = [asked.encoded[i] for i in chosen]
     scored = replace(task, loss="classification")
-    batch = collate(examples, scored, encoder.pad_id, device, pack_from=pack_from)
+    batch = collate(
+        examples, scored, encoder.pad_id, device, pack_from=pack_from, multiple=multiple
+    )
     options = range(batch.option_rows.shape[1])
     right = torch.tensor([[option in e.correct for option in options] for e in examples])
     right = right.to(device, non_blocking=True)

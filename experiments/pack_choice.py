@@ -8,11 +8,12 @@ Nothing is timed: the choice follows from the configuration, the model and the b
 resumed run chooses as it did before. That a model can be packed is also tried, on three short rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
@@ -48,13 +49,19 @@ def choose(
     task: Task,
     encoded: list[Encoded],
     pad_id: int,
+    compiled: bool = False,
 ) -> PackChoice:
-    """Decide whether the batches of a run are packed; BadInput where "always" cannot be done."""
+    """Decide whether the batches of a run are packed; BadInput where "always" cannot be done.
+
+    Those of `compiled` layers are not.
+    """
     asked = config.train.packing
     if asked == "never":
         return PackChoice(asked, None, "train.packing=never")
     if not getattr(optimizer, "trains", True):
         return PackChoice(asked, None, f"method={config.method['name']} takes no steps")
+    if compiled:
+        return PackChoice(asked, None, f"train.compile={config.train.compile}: layers are compiled")
     why = obstacle(config, model, optimizer, task) or disagreement(model, encoded, pad_id)
     if why is None:
         if asked == "auto":
@@ -95,15 +102,25 @@ def obstacle(config: RunConfig, model: nn.Module, optimizer: Any, task: Task) ->
 @torch.no_grad()
 def disagreement(model: nn.Module, encoded: list[Encoded], pad_id: int) -> str | None:
     """Run three short rows packed and padded; say how far the logits differ, None if they agree."""
-    row = max((ids for example in encoded for ids in example.ids), key=len)
-    parts = [row[:TRIED], row[-TRIED // 3 :], row[-2:]]
-    rows = collate_rows(parts, [1, 1, 1], pad_id, next(model.parameters()).device)
+    parts = short_rows(encoded)
+    rows = collate_rows(parts, [1] * len(parts), pad_id, next(model.parameters()).device)
     wanted, found = (label_logits(model, one).flatten(0, 1) for one in (rows, rows.pack()))
-    apart = (found.double() - wanted.double()).abs().max() / wanted.double().abs().max()
-    allowed = TOLERANCE.get(wanted.dtype, HALF_TOLERANCE)
-    if apart <= allowed:
+    differ = apart(found, wanted)
+    if differ is None:
         return None
-    return (
-        f"{type(model).__name__} answers a packed batch otherwise than a padded one: logits differ "
-        f"by {apart.item():.1e} of the largest, allowed is {allowed:g}"
-    )
+    return f"{type(model).__name__} answers a packed batch otherwise than a padded one: {differ}"
+
+
+def short_rows(encoded: list[Encoded]) -> list[Sequence[int]]:
+    """Return three rows of different lengths, of at most `TRIED` tokens."""
+    row = max((ids for example in encoded for ids in example.ids), key=len)
+    return [row[:TRIED], row[-TRIED // 3 :], row[-2:]]
+
+
+def apart(found: Tensor, wanted: Tensor) -> str | None:
+    """Say how far logits are from others, None if no further than rounding takes them."""
+    share = (found.double() - wanted.double()).abs().max() / wanted.double().abs().max()
+    allowed = TOLERANCE.get(wanted.dtype, HALF_TOLERANCE)
+    if share <= allowed:
+        return None
+    return f"logits differ by {share.item():.1e} of the largest, allowed is {allowed:g}"

@@ -110,13 +110,24 @@ def packed(layout: Layout | None) -> Iterator[None]:
     if not running.asked:
         raise RuntimeError(
             "the model ran on a packed batch with an attention that knows nothing of its rows; "
-            "allowed are models with experiments.attention installed, or padded batches "
-            "(train.packing=never)"
+            "allowed are models with experiments.attention installed and eager layers, or padded "
+            "batches (train.packing=never)"
         )
 
 
 def active() -> Layout | None:
     """Return the layout of the packed batch that the model runs on, None of an ordinary one."""
+    running = _running.get()
+    return None if running is None else running.layout
+
+
+def attended() -> Layout | None:
+    """Return the same to an attention that is about to go by it.
+
+    Compiled layers cannot ask: behind a packed batch that they ran on, `packed` raises.
+    """
+    if torch.compiler.is_compiling():
+        return None
     running = _running.get()
     if running is None:
         return None

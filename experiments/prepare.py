@@ -6,6 +6,7 @@ Cheap checks come first, so that a bad setting stops a run before a large model 
 import hashlib
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from agzo.compiled import CompiledLayers
 from agzo.group import ALONE, Group
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.pieces import Joint, Piece
 from agzo.progress import Progress
 from agzo.select import roles
 from agzo.stream import StreamedLayers
-from experiments import models, pack_choice, registry
+from experiments import compile_choice, models, pack_choice, registry
 from experiments.batches import Batch, collate, packs, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
@@ -57,12 +59,17 @@ class Parts:
     stream: StreamedLayers | None = None  # of a model whose layers stay on the host
     pack_from: float | None = None  # the share of padding from which on a batch is packed
     shares: Shares = field(default_factory=Shares)  # how a batch is divided
+    compiled: CompiledLayers | None = None  # the model's layers, if steps run them compiled
+    bucket: int = 1  # the number whose multiples a batch's width is padded to
 
     def batch(self, size: int, seed: int, step: int, pack: bool = True) -> Batch:
         """Return the training batch of a step of the run with this seed; pack=False pads it."""
         chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
         least = self.pack_from if pack else None
-        return collate(chosen, self.task, self.encoder.pad_id, self.device, pack_from=least)
+        return collate(
+            chosen, self.task, self.encoder.pad_id, self.device,
+            pack_from=least, multiple=self.bucket,
+        )  # fmt: skip
 
     def objective(self, size: int, seed: int, step: int) -> Objective:
         """Return what a step of the run with this seed minimises."""
@@ -70,8 +77,9 @@ class Parts:
             return self.task_loss(size, seed, step)
         chosen = sample_batch(len(self.train), size, seed, step)
         closure, mask = metric_objective(
-            self.model, self.encoder, self.task, self.questions, chosen, self.device, self.pack_from
-        )
+            self.model, self.encoder, self.task, self.questions, chosen, self.device,
+            self.pack_from, self.bucket,
+        )  # fmt: skip
         return Objective(closure, self._seen(mask))
 
     def task_loss(self, size: int, seed: int, step: int, pack: bool = True) -> Objective:
@@ -81,10 +89,11 @@ class Parts:
 
     def take(self, optimizer: Any, size: int, seed: int, step: int) -> Tensor:
         """Let a method take a step of the run with this seed; return its loss."""
-        if self.shares.count == 1:
-            closure, mask = self.objective(size, seed, step)
-            return optimizer.step(closure, token_mask=mask)
-        return optimizer.step(self._cut(size, seed, step, self.shares.mine(size), pack=True))
+        with self.compiled or nullcontext():
+            if self.shares.count == 1:
+                closure, mask = self.objective(size, seed, step)
+                return optimizer.step(closure, token_mask=mask)
+            return optimizer.step(self._cut(size, seed, step, self.shares.mine(size), pack=True))
 
     def shown(self, size: int, seed: int, step: int) -> Objective:
         """Return the task's loss on the whole batch of a step, padded: what `study` is shown.
@@ -98,7 +107,7 @@ class Parts:
 
     def _cut(self, size: int, seed: int, step: int, ranges: list[range], pack: bool) -> list[Piece]:
         chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
-        batch = collate(chosen, self.task, self.encoder.pad_id)
+        batch = collate(chosen, self.task, self.encoder.pad_id, multiple=self.bucket)
         pack = pack and packs(batch, self.pack_from)
         return pieces(self.model, batch, ranges, pack, self.device, self._seen)
 
@@ -153,12 +162,19 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     lost = own.truncated if own else sum(example.truncated for example in encoded)
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
     taken = steps(config, optimizer) if trains else 0
-    packing = pack_choice.choose(config, model, optimizer, task, encoded, encoder.pad_id)
+    pad_id = encoder.pad_id
+    compiling, compiled = compile_choice.choose(
+        config, model, optimizer, task, encoded, pad_id, taken
+    )
+    packing = pack_choice.choose(
+        config, model, optimizer, task, encoded, pad_id, compiled is not None
+    )
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": about,
         **adapter,
         "packing": packing.about(),
+        "compile": compiling.about(),
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
@@ -167,7 +183,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, eval_steps(config, taken), truncated, demonstrations, origin, own, stream,
-        packing.least, shares,
+        packing.least, shares, compiled, compiling.bucket,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts

@@ -213,6 +213,7 @@ def _result(
         "adapter": parts.origin.get("adapter"),
         "objective": config.train.objective,
         "packing": parts.origin["packing"],
+        "compile": parts.origin["compile"],
         "shares": _shares(parts, runner),
         "data": parts.origin["data"],
         "seed": config.seed,

@@ -4,8 +4,9 @@ Forwards and steps are timed in turn, round by round, and what is reported are m
 rounds' ratios, so that a machine that slows down slows both.
 
 The unit is the forward of the same model in the same run: same batch, eval mode, no_grad, logits at
-the label positions, ordinary weights. Two methods change the model itself: the forward of zo_act
-has its branches in, and dominant_layer, which tunes decoder layer 1, holds that layer in float32.
+the label positions, ordinary weights; of a row whose layers are compiled, with compiled layers. Two
+methods change the model itself: the forward of zo_act has its branches in, and dominant_layer,
+which tunes decoder layer 1, holds that layer in float32.
 Textbook steps compute full logits, as published code does, and are held against the same unit.
 """
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from agzo import ZeroOrderOptimizer
+from agzo.compiled import CompiledLayers
 from agzo.rng import Noise
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, METHODS
@@ -95,11 +97,14 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     ids = random_ids(model, case.batch, case.length, device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     plain = label_logits(model, ids)
-    textbook = METHODS[case.method].textbook == case.method
-    closure = full_logits(model, ids) if textbook else plain
-    optimizer = METHODS[case.method].build(model, case.rank)
+    method = METHODS[case.method]
+    closure = full_logits(model, ids) if method.textbook == case.method else plain
+    optimizer = method.build(model, case.rank)
     if getattr(optimizer, "studies", 0):
         optimizer.study([(closure, mask)])
+    if method.layers != "eager":
+        layers = CompiledLayers(model, graphs=method.layers == "graphs")
+        plain = closure = layers.around(plain)
 
     @torch.no_grad()
     def two_forwards() -> None:

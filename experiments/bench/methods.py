@@ -26,6 +26,7 @@ class Method:
         rank: its rank unless the command line gives others; None for a method without one.
         textbook: the row that is its yardstick; a textbook's own name marks the yardstick itself.
         judged: whether the targets of its family are meant for it.
+        layers: "eager", "compiled" or "graphs": how decoder layers run, in its forwards too.
     """
 
     family: str
@@ -33,6 +34,7 @@ class Method:
     rank: int | None = None
     textbook: str | None = None
     judged: bool = False
+    layers: str = "eager"
 
     def build(self, model: nn.Module, rank: int | None) -> Any:
         """Return the optimizer of a model."""
@@ -59,13 +61,16 @@ METHODS: dict[str, Method] = {
     "agzo_warm_tokens": Method(
         "agzo", _with(AGZO, **_WARM, basis_tokens=TOKENS), 1, "agzo_textbook", True
     ),
+    "agzo_compiled": Method("agzo", AGZO, 1, "agzo_textbook", True, "compiled"),
     "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),
     "lozo_textbook": Method("lozo", TextbookLOZO, 2, "lozo_textbook"),
     "lozo": Method("lozo", LOZO, 2, "lozo_textbook", True),
+    "lozo_compiled": Method("lozo", LOZO, 2, "lozo_textbook", True, "compiled"),
     "lozo_in_place": Method("lozo", _with(LOZO, **_IN_PLACE), 2, "lozo_textbook"),
     "lozo_m": Method("lozo_m", _with(LOZOM, large_state=True), 2),
     "mezo_textbook": Method("mezo", TextbookMeZO, None, "mezo_textbook"),
     "mezo": Method("mezo", MeZO, None, "mezo_textbook", True),
+    "mezo_compiled": Method("mezo", MeZO, None, "mezo_textbook", True, "compiled"),
     "mezo_in_place": Method("mezo", _with(MeZO, **_IN_PLACE), None, "mezo_textbook"),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),

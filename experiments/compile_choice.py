@@ -1,0 +1,162 @@
+"""Whether a run's decoder layers are compiled (agzo/compiled.py), decided once before step 0.
+
+    never     no
+    auto      on CUDA, as CUDA graphs, where the layers' kernels end sooner than they are launched,
+              in a run of `STEPS` steps or more; else no
+    layers    compiled
+    graphs    compiled, and run as CUDA graphs
+
+Nothing is timed: the choice follows from the configuration, the model and the batch's shape, so a
+resumed run chooses as it did before. Compiled batches are padded to a multiple of `BUCKET` columns,
+for every width is compiled for itself, and never packed. That a model can be compiled is also
+tried, on three short rows.
+
+The rule of "auto": an eager layer launches some `LAUNCHES` kernels, one in `LAUNCH` seconds; its
+products take 2 x parameters x tokens operations, at `RATE` a second. Below that many tokens a step
+waits for launches, and padding and set-up (minutes) are paid back. On a CPU there are no launches,
+and packed batches save more than compiled layers do.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from agzo.compiled import CompiledLayers
+from agzo.layers import decoder_layers
+from agzo.optimizer import ZeroOrderOptimizer
+from experiments.batches import collate_rows
+from experiments.config import BadInput, RunConfig
+from experiments.encode import Encoded
+from experiments.loss import label_logits, spread
+from experiments.pack_choice import apart, short_rows
+from experiments.tasks.base import Task
+
+BUCKET = 32  # columns
+STEPS = 1000
+LAUNCHES, LAUNCH = 45, 5e-6
+RATE = {torch.bfloat16: 4e14, torch.float16: 4e14}  # of one H200, operations a second
+FLOAT32_RATE = 4e13
+
+
+@dataclass(frozen=True)
+class CompileChoice:
+    """What was decided."""
+
+    asked: str
+    layers: str  # eager, compiled or graphs
+    why: str
+
+    @property
+    def bucket(self) -> int:
+        """The number whose multiples a batch's width is padded to."""
+        return 1 if self.layers == "eager" else BUCKET
+
+    def about(self) -> dict[str, Any]:
+        """Return what a result says of it."""
+        return asdict(self)
+
+
+def choose(
+    config: RunConfig,
+    model: nn.Module,
+    optimizer: Any,
+    task: Task,
+    encoded: list[Encoded],
+    pad_id: int,
+    steps: int,
+) -> tuple[CompileChoice, CompiledLayers | None]:
+    """Decide whether layers are compiled, and compile them.
+
+    BadInput where "layers" or "graphs" cannot be done.
+    """
+    asked = config.train.compile
+    if asked == "never":
+        return CompileChoice(asked, "eager", "train.compile=never"), None
+    if not getattr(optimizer, "trains", True):
+        return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
+    device = next(model.parameters()).device
+    why = obstacle(config, model, optimizer, task, device)
+    rows = config.train.batch_size * max(len(example.ids) for example in encoded)
+    longest = max(len(ids) for example in encoded for ids in example.ids)
+    if why is None and asked == "auto":
+        why = does_not_pay(model, rows * longest, steps, device)
+    graphs = asked == "graphs" or (asked == "auto" and device.type == "cuda")
+    layers = None
+    if why is None:
+        layers, why = _tried(model, graphs, encoded, pad_id)
+    if layers is not None:
+        name = "graphs" if graphs else "compiled"
+        return CompileChoice(asked, name, f"widths are padded to multiples of {BUCKET}"), layers
+    assert why is not None
+    if asked != "auto":
+        raise BadInput(f"train.compile={asked}: {why}; allowed are auto, never")
+    return CompileChoice(asked, "eager", why), None
+
+
+def obstacle(
+    config: RunConfig, model: nn.Module, optimizer: Any, task: Task, device: torch.device
+) -> str | None:
+    """Say what keeps a run from compiled layers, None if nothing is known to."""
+    asked, name = config.train.compile, config.method["name"]
+    if not isinstance(optimizer, ZeroOrderOptimizer):
+        return f"method={name} computes gradients, and compiled layers are for forwards alone"
+    if config.method.get("execution") == "batched":
+        return "method.execution=batched runs the layers for two points at once"
+    if config.model.offload != "none":
+        return f"model.offload={config.model.offload} moves the layers' weights"
+    if spread(getattr(model, "get_base_model", lambda: model)()):
+        return "model.device_map=auto spreads the model over devices"
+    if config.train.objective == "metric" and task.kind == "generation":
+        return f"train.objective=metric of task={task.name} generates text, each token a shape"
+    if config.train.packing == "always":
+        return "train.packing=always gives every batch a shape of its own"
+    if asked == "graphs" and device.type != "cuda":
+        return f"CUDA graphs need device=cuda, this run has {device.type}"
+    return None
+
+
+def does_not_pay(model: nn.Module, tokens: int, steps: int, device: torch.device) -> str | None:
+    """Say why compiling would not pay by the rule above, None if it would."""
+    if device.type != "cuda":
+        return f"on {device.type} packed batches save more than compiled layers"
+    if steps < STEPS:
+        return f"{steps} steps do not pay for compiling, {STEPS} may"
+    try:
+        layer = decoder_layers(model)[1][0]
+    except ValueError as error:
+        return str(error)
+    size, dtype = sum(p.numel() for p in layer.parameters()), next(layer.parameters()).dtype
+    bound = int(LAUNCHES * LAUNCH * RATE.get(dtype, FLOAT32_RATE) / (2 * size))
+    if tokens > bound:
+        return f"its longest batch has {tokens} tokens; launches take longer below {bound}"
+    return None
+
+
+def _tried(
+    model: nn.Module, graphs: bool, encoded: list[Encoded], pad_id: int
+) -> tuple[CompiledLayers | None, str | None]:
+    """Compile the layers and try them; without them if they fail or answer otherwise."""
+    try:
+        layers = CompiledLayers(model, graphs)
+    except ValueError as error:
+        return None, str(error)
+    parts = short_rows(encoded)
+    rows = collate_rows(
+        parts, [1] * len(parts), pad_id, next(model.parameters()).device, multiple=BUCKET
+    )
+    with torch.no_grad():
+        wanted = label_logits(model, rows)
+        try:
+            with layers:
+                found = label_logits(model, rows).clone()
+        except Exception as error:  # torch.compile's are of many kinds, a missing compiler's too
+            layers.remove()
+            told = " ".join(str(error).split())[:300]
+            return None, f"{type(model).__name__} cannot be compiled ({told})"
+    differ = apart(found, wanted)
+    if differ is None:
+        return layers, None
+    layers.remove()
+    return None, f"{type(model).__name__} answers otherwise compiled: {differ}"
