@@ -174,9 +174,9 @@ class _Layer:
             if perturbed is not None:
                 self._perturb(perturbed, undo)
             output = self._run(self._layer, args, kwargs)
-        for number, x in inputs:
-            assert capture is not None
-            capture.see(x, self._slotted[number].weight)
+            for number, x in inputs:
+                assert capture is not None
+                capture.see(x, self._slotted[number].weight)
         return output
 
     def _perturb(self, mode: Perturbed, undo: ExitStack) -> None:

@@ -14,7 +14,7 @@ from experiments.bench import __main__ as command
 from experiments.bench import evaluation, targets
 from experiments.bench.arguments import parse
 from experiments.bench.losses import full_logits, label_logits, random_ids
-from experiments.bench.methods import METHODS, Method
+from experiments.bench.methods import METHODS, ON_CPU, Method
 from experiments.bench.plan import AXES, SWEEPS
 from experiments.bench.rows import Case, Row
 from experiments.bench.shapes import build
@@ -52,7 +52,7 @@ def test_every_method_gets_a_row(tmp_path, capsys):
     assert record["complete"]
     assert record["machine"]["device"] == "cpu"
     assert {"git_commit", "versions", "float32_matmul_precision"} <= record.keys()
-    assert [row["method"] for row in record["rows"]] == list(bench.METHODS)
+    assert [row["method"] for row in record["rows"]] == list(ON_CPU)
     whole = ("sgd", "dominant_layer")  # no split: backpropagation, and a prefix that is reused
     for row in record["rows"]:
         assert row["status"] == "ok"
@@ -61,6 +61,11 @@ def test_every_method_gets_a_row(tmp_path, capsys):
         assert row["parameters"] > 0
         assert (row["update"] is None) == (row["method"] in (row["textbook"], *whole))
     assert "two plain forwards" in capsys.readouterr().out
+
+
+def test_graphs_are_for_cuda():
+    with pytest.raises(ValueError, match="--methods=mezo_graphs: allowed are"):
+        parse(["--methods", "mezo_graphs"])
 
 
 def test_lists_make_every_combination_and_ranks_are_for_methods_that_have_one():

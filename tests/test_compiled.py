@@ -1,34 +1,325 @@
-"""Compiled decoder layers: the numbers of the eager ones, for every method."""
+"""Compiled decoder layers: the numbers of the eager ones, and what a run decides."""
+
+import functools
 
 import pytest
+import tiny_run
 import torch
+from torch import Tensor, nn
 
-from agzo.compiled import CompiledLayers
+from agzo import AGZO, activations
+from agzo.compiled import CompiledLayers, Slotted
+from agzo.layers import decoder_layers
+from baselines import LOZO, SGD, MeZO
+from experiments import attention, compile_choice
+from experiments.batches import collate, collate_rows
+from experiments.config import BadInput, compose
+from experiments.encode import Encoder
+from experiments.interrupt import Interrupted
+from experiments.loss import label_logits, loss
+from experiments.prepare import Parts
+from experiments.session import run
+from experiments.tasks import TASKS, Example
 from tests.methods import METHODS, Method
-from tests.networks import weights
+from tests.networks import Network, mlp, qwen3, stack, weights
+from tests.text_models import byte_tokenizer, random_model
+
+ENCODER = Encoder(byte_tokenizer(), 64)
+EXAMPLES = [Example("I", ("x", "y"), 1), Example("a much longer prompt. It was", ("x", "y"), 0)]
 
 
-def flat(net) -> torch.Tensor:
+def flat(net: Network) -> Tensor:
     return torch.cat([w.flatten() for w in weights(net.model).values()])
 
 
+def trajectory(net: Network, optimizer, layers: CompiledLayers | None, steps: int = 6):
+    closure = net.closure if layers is None else layers.around(net.closure)
+    losses = [optimizer.step(closure, net.token_mask) for _ in range(steps)]
+    return torch.stack(losses), flat(net), torch.tensor(optimizer.forwards)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("network", ["qwen3-tied", "opt-tied", "llama-untied"])
-def test_compiled_layers_give_the_trajectory_of_eager_ones(method: Method, network: str):
-    if network not in method.networks:
-        pytest.skip("not one of the method's networks")
+def test_they_give_the_trajectory_of_eager_layers(method: Method):
+    networks = [name for name in method.networks if name in ("qwen3-tied", "opt-tied")]
+    if not networks:
+        pytest.skip("its network is without layers, or it has others with more to show")
+    for network in networks:
+        compare(method, network)
+
+
+def compare(method: Method, network: str):
     ends = []
     for compiled in (False, True):
         net = method.network(network, torch.float64)
         optimizer = method.make(net, lr=1e-4)
-        closure = net.closure
-        if compiled:
-            layers = CompiledLayers(net.model)
-
-            def closure(plain=net.closure, layers=layers):
-                with layers:
-                    return plain()
-
-        losses = [optimizer.step(closure, net.token_mask) for _ in range(6)]
-        ends.append((torch.stack(losses), flat(net), torch.tensor(optimizer.forwards)))
+        layers = CompiledLayers(net.model, backend="eager") if compiled else None
+        ends.append(trajectory(net, optimizer, layers))
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow  # the run below has generated code too
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", [AGZO, LOZO, MeZO])
+def test_generated_code_gives_it_too(method, dtype):
+    ends = []
+    for compiled in (False, True):
+        net = qwen3(dtype)
+        optimizer = method(net.model, lr=1e-4, eps=1e-2)
+        ends.append(trajectory(net, optimizer, CompiledLayers(net.model) if compiled else None, 2))
+    near = {"rtol": 1e-6, "atol": 1e-8} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(ends[0][:2], ends[1][:2], **near)
+
+
+@pytest.mark.parametrize("method", [AGZO, LOZO, MeZO])
+def test_measuring_leaves_the_weights_bit_for_bit(method):
+    net = qwen3()
+    optimizer = method(net.model, lr=1e-2, eps=1e-2)
+    before = weights(net.model)
+    with CompiledLayers(net.model, backend="eager"):
+        optimizer.estimate(net.closure, net.token_mask)
+    for name, weight in weights(net.model).items():
+        assert torch.equal(weight, before[name])
+
+
+def test_layers_that_share_an_input_share_its_basis(monkeypatch):
+    counts = []
+    extract = activations.subspace_extract
+
+    def counted(*arguments):
+        counts[-1] += 1
+        return extract(*arguments)
+
+    monkeypatch.setattr(activations, "subspace_extract", counted)
+    for compiled in (False, True):
+        net = qwen3()
+        optimizer = AGZO(net.model, lr=0.0, eps=1e-2)
+        layers = CompiledLayers(net.model, backend="eager") if compiled else None
+        counts.append(0)
+        trajectory(net, optimizer, layers, 1)
+    assert counts == [8, 8]  # two layers of seven linear ones; the head is tied, dense
+
+
+def test_the_model_keeps_its_names_and_is_left_as_it_was():
+    net = qwen3()
+    names = list(net.model.state_dict())
+    modules = [type(module) for module in net.model.modules()]
+    layers = CompiledLayers(net.model, backend="eager")
+    assert list(net.model.state_dict()) == names
+    assert sum(isinstance(module, Slotted) for module in net.model.modules()) == 14
+    layers.remove()
+    assert [type(module) for module in net.model.modules()] == modules
+    for module in net.model.modules():
+        assert "forward" not in vars(module)
+        assert "number" not in vars(module)
+
+
+def test_elsewhere_the_layers_are_eager(monkeypatch):
+    net = qwen3()
+    with torch.no_grad():
+        wanted = net.closure()
+    layers = CompiledLayers(net.model, backend="eager")
+
+    def forbidden(*_: object):
+        raise AssertionError("compiled")
+
+    for layer in layers._layers:
+        monkeypatch.setattr(layer, "_run", forbidden)
+    with torch.no_grad():
+        assert torch.equal(net.closure(), wanted)
+    with layers:
+        net.closure().backward()  # with gradients
+        with pytest.raises(AssertionError, match="compiled"), torch.no_grad():
+            net.closure()
+
+
+def test_copies_are_of_one_layer():
+    net = qwen3()
+    layers = CompiledLayers(net.model, backend="eager")
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-3)
+    optimizer.step(layers.around(net.closure), net.token_mask)
+    kept = sum(copy.numel() for copy in layers._layers[0]._shadows._known.values())
+    assert kept == sum(p.numel() for p in decoder_layers(net.model)[1][0].parameters())
+
+
+def test_other_ways_to_run_layers_are_refused():
+    net = qwen3()
+    layers = CompiledLayers(net.model, backend="eager")
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-3, execution="batched")
+    with pytest.raises(ValueError, match="run under _Together; allowed are the modes of"):
+        optimizer.step(layers.around(net.closure), net.token_mask)
+    with pytest.raises(ValueError, match="forward is replaced already"):
+        CompiledLayers(net.model)
+    with pytest.raises(ValueError, match="no decoder layers"):
+        CompiledLayers(mlp().model)
+
+
+def test_packed_batches_are_refused():
+    model = random_model("qwen3")
+    assert attention.install(model)
+    rows = collate_rows([[3, 4, 5], [6, 7, 8, 9]], [1, 1], 0).pack()
+    with (
+        torch.no_grad(),
+        CompiledLayers(model, backend="eager"),
+        pytest.raises(RuntimeError, match=r"eager layers.*train\.packing=never"),
+    ):
+        label_logits(model, rows)
+
+
+# Widths
+
+
+def test_batches_are_padded_to_a_multiple():
+    encoded, task = ENCODER.encode_all(EXAMPLES), TASKS["sst2"]
+    plain, wide = (collate(encoded, task, ENCODER.pad_id, multiple=m) for m in (1, 32))
+    assert (plain.input_ids.shape[1], wide.input_ids.shape[1]) == (28, 32)
+    model = random_model("qwen3")
+    with torch.no_grad():
+        torch.testing.assert_close(loss(model, wide), loss(model, plain))
+
+
+# What a run decides
+
+
+def decide(config, model, optimizer=None, steps=10_000, task="sst2"):
+    optimizer = optimizer or MeZO(model, lr=1e-3, eps=1e-3)
+    encoded = ENCODER.encode_all(EXAMPLES)
+    return compile_choice.choose(
+        config, model, optimizer, TASKS[task], encoded, ENCODER.pad_id, steps
+    )
+
+
+def asking(out, choice, *overrides):
+    return tiny_run.config(out, f"train.compile={choice}", *overrides)
+
+
+@pytest.fixture
+def no_code(monkeypatch):
+    """Layers of which no code is generated."""
+    reference = functools.partial(CompiledLayers, backend="eager")
+    monkeypatch.setattr(compile_choice, "CompiledLayers", reference)
+
+
+@pytest.mark.usefixtures("no_code")
+def test_a_cpu_stays_eager_unless_told(tmp_path):
+    for asked, why in (("never", "train.compile=never"), ("auto", "on cpu packed batches save")):
+        choice, layers = decide(asking(tmp_path, asked), random_model("qwen3"))
+        assert (choice.layers, choice.bucket, layers) == ("eager", 1, None)
+        assert why in choice.why
+    choice, layers = decide(asking(tmp_path, "layers"), random_model("qwen3"))
+    assert (choice.layers, choice.bucket) == ("compiled", compile_choice.BUCKET)
+    assert layers is not None
+
+
+def test_the_rule_on_cuda():
+    cuda, model = torch.device("cuda"), stack().model
+    size = sum(p.numel() for p in decoder_layers(model)[1][0].parameters())
+    assert size == 88
+    bound = int(45 * 5e-6 * 4e13 / (2 * size))
+    assert compile_choice.does_not_pay(model, bound, 1000, cuda) is None
+    assert "launches" in (compile_choice.does_not_pay(model, bound + 1, 1000, cuda) or "")
+    assert "999 steps" in (compile_choice.does_not_pay(model, 8, 999, cuda) or "")
+    assert "no decoder layers" in (compile_choice.does_not_pay(mlp().model, 8, 1000, cuda) or "")
+
+
+class Branching(nn.Module):
+    """A layer whose path depends on its input: no one graph."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, **keywords):
+        y = self.inner(x, **keywords)
+        return y if x.sum() > 0 else y + 0.0
+
+
+class Inconstant(Branching):
+    """A layer that answers otherwise when it is compiled."""
+
+    def forward(self, x: Tensor, **keywords):
+        return self.inner(x, **keywords) * (2.0 if torch.compiler.is_compiling() else 1.0)
+
+
+def obstacles():
+    branching, inconstant, batched = (random_model("qwen3") for _ in range(3))
+    for model, kind in ((branching, Branching), (inconstant, Inconstant)):
+        layers = model.get_submodule("model.layers")
+        for index, layer in enumerate(list(layers)):
+            layers[index] = kind(layer)
+    return {
+        "Qwen3ForCausalLM cannot be compiled": (branching, (), {}),
+        "answers otherwise compiled: logits differ by": (inconstant, (), {}),
+        "has no decoder layers": (SimpleHead(), (), {}),
+        "computes gradients": (batched, ("method=sgd",), {"optimizer": SGD(batched, lr=1e-3)}),
+        "method.execution=batched": (batched, ("method=mezo", "method.execution=batched"), {}),
+        "model.offload=layers": (batched, ("method=mezo", "model.offload=layers"), {}),
+        "train.packing=always": (batched, ("train.packing=always",), {}),
+        "generates text": (batched, ("train.objective=metric",), {"task": "squad"}),
+    }
+
+
+class SimpleHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(300, 4)
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        return self.table(input_ids) @ self.table.weight.T
+
+
+@pytest.mark.usefixtures("no_code")
+def test_what_cannot_be_compiled_is_eager_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_choice, "does_not_pay", lambda *_: None)
+    for reason, (model, overrides, more) in obstacles().items():
+        before = [type(module) for module in model.modules()]
+        if "packing" not in reason:
+            choice, layers = decide(asking(tmp_path, "auto", *overrides), model, **more)
+            assert (choice.layers, layers) == ("eager", None)
+            assert reason in choice.why
+        with pytest.raises(BadInput, match=f"train.compile=layers: .*{reason}.*; allowed are auto"):
+            decide(asking(tmp_path, "layers", *overrides), model, **more)
+        assert [type(module) for module in model.modules()] == before
+
+
+def test_graphs_need_cuda(tmp_path):
+    with pytest.raises(BadInput, match=r"train\.compile=graphs: CUDA graphs need device=cuda"):
+        decide(asking(tmp_path, "graphs"), random_model("qwen3"))
+
+
+def test_the_key_names_what_is_allowed():
+    with pytest.raises(BadInput, match=r"train\.compile=yes: allowed are never, auto"):
+        compose(["train.compile=yes"])
+
+
+def numbers(result):
+    return result["eval"]["loss"], [row["loss"] for row in result["metrics"]]
+
+
+def test_a_compiled_run_gives_the_eager_numbers_and_goes_on_exactly(tmp_path, monkeypatch):
+    wide = compile_choice.BUCKET  # wider batches draw another Omega
+    with monkeypatch.context() as patch:
+        patch.setattr(compile_choice.CompileChoice, "bucket", wide)
+        eager = run(tiny_run.config(tmp_path / "eager", "method=agzo", "train.packing=never"))
+    config = tiny_run.config(tmp_path / "one", "method=agzo", "train.compile=layers")
+    whole = run(config)
+    assert whole["compile"]["layers"] == "compiled"
+    assert "layers are compiled" in whole["packing"]["why"]
+    torch.testing.assert_close(numbers(whole), numbers(eager), rtol=1e-4, atol=1e-5)
+
+    other = tiny_run.config(tmp_path / "two", "method=agzo", "train.compile=layers")
+    taken, take = [], Parts.take
+
+    def until_seven(self, *arguments):
+        taken.append(1)
+        if len(taken) == 7:
+            raise Interrupted("stop", 15)
+        return take(self, *arguments)
+
+    monkeypatch.setattr(Parts, "take", until_seven)
+    with pytest.raises(Interrupted):
+        run(other)
+    monkeypatch.setattr(Parts, "take", take)
+    torch.compiler.reset()  # another process has no compiled code
+    resumed = run(other)
+    assert resumed["resumed_at"] == [6]
+    tiny_run.assert_same(config, whole, other, resumed)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from experiments.bench.measure import Effort
-from experiments.bench.methods import METHODS
+from experiments.bench.methods import METHODS, ON_CPU
 from experiments.bench.plan import AXES, BASES, FIELDS, SWEEPS, TABLES, swept
 from experiments.bench.rows import Case
 from experiments.bench.shapes import DTYPES, SHAPES
@@ -115,14 +115,18 @@ _LISTS: dict[str, tuple[str, Callable[[str, str], Sequence[Any]]]] = {
     "ranks": ("--rank", lambda key, text: lists.whole_numbers(key, text, least=1)),
     "methods": ("--methods", lambda key, text: lists.words(key, text, METHODS)),
 }
+_LISTS_ON_CPU = _LISTS | {
+    "methods": ("--methods", lambda key, text: lists.words(key, text, ON_CPU)),
+}
 
 
 def _axes(words: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
     """Read the lists that were given: field of a `Grid` -> values."""
-    texts = {field: getattr(words, key.removeprefix("--")) for field, (key, _) in _LISTS.items()}
+    readers = _LISTS if words.device == "cuda" else _LISTS_ON_CPU
+    texts = {field: getattr(words, key.removeprefix("--")) for field, (key, _) in readers.items()}
     return {
         field: tuple(read(key, texts[field]))
-        for field, (key, read) in _LISTS.items()
+        for field, (key, read) in readers.items()
         if texts[field] is not None
     }
 

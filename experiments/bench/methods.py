@@ -62,15 +62,18 @@ METHODS: dict[str, Method] = {
         "agzo", _with(AGZO, **_WARM, basis_tokens=TOKENS), 1, "agzo_textbook", True
     ),
     "agzo_compiled": Method("agzo", AGZO, 1, "agzo_textbook", True, "compiled"),
+    "agzo_graphs": Method("agzo", AGZO, 1, "agzo_textbook", True, "graphs"),
     "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),
     "lozo_textbook": Method("lozo", TextbookLOZO, 2, "lozo_textbook"),
     "lozo": Method("lozo", LOZO, 2, "lozo_textbook", True),
     "lozo_compiled": Method("lozo", LOZO, 2, "lozo_textbook", True, "compiled"),
+    "lozo_graphs": Method("lozo", LOZO, 2, "lozo_textbook", True, "graphs"),
     "lozo_in_place": Method("lozo", _with(LOZO, **_IN_PLACE), 2, "lozo_textbook"),
     "lozo_m": Method("lozo_m", _with(LOZOM, large_state=True), 2),
     "mezo_textbook": Method("mezo", TextbookMeZO, None, "mezo_textbook"),
     "mezo": Method("mezo", MeZO, None, "mezo_textbook", True),
     "mezo_compiled": Method("mezo", MeZO, None, "mezo_textbook", True, "compiled"),
+    "mezo_graphs": Method("mezo", MeZO, None, "mezo_textbook", True, "graphs"),
     "mezo_in_place": Method("mezo", _with(MeZO, **_IN_PLACE), None, "mezo_textbook"),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),
@@ -81,3 +84,5 @@ CHIEF = (
     *("agzo_textbook", "agzo", "agzo_warm"),
     *("lozo_textbook", "lozo", "mezo_textbook", "mezo"),
 )
+ON_CPU = tuple(name for name, method in METHODS.items() if method.layers != "graphs")
+GRAPHS = ("agzo_graphs", "lozo_graphs", "mezo_graphs")
