@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from agzo.compiled import CompiledLayers
 from experiments import bench, machine
 from experiments.bench import __main__ as command
 from experiments.bench import evaluation, targets
@@ -39,6 +40,8 @@ H200 = {"device": "cuda", "device_name": "NVIDIA H200"}
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "60m", TINY)
+    quick = partial(CompiledLayers, backend="eager")  # no code is generated
+    monkeypatch.setattr(bench.measure, "CompiledLayers", quick)
 
 
 def rows(path: Path) -> list[dict]:
