@@ -100,9 +100,9 @@ def _attention(sweep: Sweep) -> str:
     if sweep.dtype != "float32":
         return fused
     return fused + (
-        " Where transformers leaves repeating the heads to torch, CUDA has no fused kernel for "
-        "float32 and writes out the scores: a measurement is then higher, for every method "
-        "(--attention math counts that)."
+        " This library repeats the heads itself. Published code leaves it to torch, which has no "
+        "fused kernel for that in float32 on CUDA and writes out the scores: measured, its points "
+        "are higher (--attention math counts that)."
     )
 
 
