@@ -24,7 +24,7 @@ from agzo.kernels.rounding import round_stochastically as round_stochastically
 Key = tuple[int, int]  # two 32-bit words
 Number = float | Tensor  # a 0-dim tensor on the device stays there
 
-PART = 1 << 20
+PART = 1 << 18
 """Elements that the reference makes at a time; it needs about a hundred bytes for each."""
 
 
