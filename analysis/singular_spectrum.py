@@ -138,10 +138,13 @@ def _carried(axes: Axes, cosines: Table, rank: str) -> None:
     axes.set_ylabel(r"mean $\|GA\|\,/\,\|G\|$")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_title(f"(d) whose basis, $r$ = {rank}", loc="left")
-    if rank == "1":
-        low, high = axes.get_ylim()
-        axes.set_ylim(low, high + 1.4 * (high - low))  # room for the legend
-        axes.legend(frameon=False, fontsize=5.5, loc="upper left", handlelength=2.6)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.7 * (high - low))  # room for a half of the legend
+    handles, labels = axes.get_legend_handles_labels()
+    half = slice(0, 3) if rank == "1" else slice(3, None)
+    axes.legend(
+        handles[half], labels[half], frameon=False, fontsize=5.5, loc="upper left", handlelength=2.6
+    )
 
 
 def _energy(axes: Axes, energy: Table, last: int) -> None:
