@@ -14,7 +14,15 @@ added to that one's left factor and takes no room of its own.
 
 Cost: two-sided no product more than the perturbation has, of rank k + r in place of r; in a base
 forward, f(W), a thin product for each weight. A thin product passes over the layer's input and
-output, an update twice over its weight, so it pays where tokens are few beside the width.
+output, an update twice over its weight, so it pays where tokens are few beside the width. Measured
+with n = 16 on one core of a shared machine, float32, time of a step over that with n = 1 (a few
+blocks of 16 steps, apart by .01 to .1):
+
+    shape, batch x tokens    60M, 16 x 64    60M, 1 x 32    0.6B, 1 x 16
+    AGZO, r = 1              1.03            1.09           0.98
+    LOZO, r = 2              0.97            0.99           0.92
+
+On a GPU it is not measured.
 
 Put off are the weights of linear layers; all else (dense noise, embeddings) is written at once.
 """
