@@ -234,6 +234,6 @@ def _active() -> tuple[Perturbed | None, ActivationCapture | None]:
         else:
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "
-                "execution=side_branch"
+                "execution='side_branch' with flush_every=1"
             )
     return perturbed, capture

@@ -84,7 +84,7 @@ def measure(
         assert isinstance(execution, Batched)
         return execution.evaluate_all(closure, drawn(query), [sign * eps for sign in signs])
 
-    evaluations = [watched] if based else []
+    evaluations = [functools.partial(execution.unperturbed, watched)] if based else []
     for query in range(queries):
         if isinstance(execution, Batched) and len(signs) > 1 and (evaluations or watch is None):
             evaluations.append(functools.partial(both, query))

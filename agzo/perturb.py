@@ -39,6 +39,10 @@ class Execution(Protocol):
     points: int
     """At how many weights at once the closure that is running is evaluated."""
 
+    def unperturbed(self, closure: Closure) -> Tensor:
+        """Return ``closure()`` at W itself."""
+        ...
+
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
         """Return ``closure()`` at W + scale * direction for every parameter in `directions`."""
         ...
@@ -66,6 +70,10 @@ class InPlace:
 
     points = 1
 
+    def unperturbed(self, closure: Closure) -> Tensor:
+        """Return ``closure()``."""
+        return closure()
+
     @torch.no_grad()
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
         """Return the loss at the perturbed weights; see `Execution.evaluate`."""
@@ -83,6 +91,10 @@ class SideBranch:
     """Default execution: add the perturbation behind each use of a weight, write nothing."""
 
     points = 1
+
+    def unperturbed(self, closure: Closure) -> Tensor:
+        """Return ``closure()``."""
+        return closure()
 
     @torch.no_grad()
     def evaluate(self, closure: Closure, directions: Directions, scale: float) -> Tensor:
@@ -154,7 +166,8 @@ class Perturbed(TorchFunctionMode):
     def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
             return F.embedding(input, self._substitute(weight), *args, **kwargs)
-        direction = self._directions[self._parameters[id(weight)]]
+        direction = self.direction(weight)
+        assert direction is not None  # the call uses it, and the ids are no parameter
         rows = direction.gather(weight, input.reshape(-1), self.scale)
         return rows.view(*input.shape, weight.shape[1])
 

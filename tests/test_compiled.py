@@ -252,6 +252,7 @@ def obstacles():
         "has no decoder layers": (SimpleHead(), (), {}),
         "computes gradients": (batched, ("method=sgd",), {"optimizer": SGD(batched, lr=1e-3)}),
         "method.execution=batched": (batched, ("method=mezo", "method.execution=batched"), {}),
+        "method.flush_every": (batched, ("method=lozo", "method.flush_every=4"), {}),
         "model.offload=layers": (batched, ("method=mezo", "model.offload=layers"), {}),
         "train.packing=always": (batched, ("train.packing=always",), {}),
         "generates text": (batched, ("train.objective=metric",), {"task": "squad"}),
