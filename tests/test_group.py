@@ -2,8 +2,8 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -99,19 +99,21 @@ def train_share(names: list[str], parts: int, group: Group) -> dict[str, Any]:
     return {n: Rows().train(n, group, spread(group.size, parts)[group.rank]) for n in names}
 
 
-def _child(rank: int, size: int, folder: str, work: Callable[..., Any], arguments: Any) -> None:
+def _child(
+    rank: int, size: int, folder: str, work: Callable[..., Any], arguments: Any, timeout: float
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.rpartition("-")[2]}
-    group = Processes(patience=timedelta(seconds=120))
+    group = Processes(peer_timeout=timeout)
     torch.save(work(*arguments, group), f"{folder}/{rank}.pt")
     group.leave()
 
 
-def on(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+def on(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
     """Do work(*arguments, group) on so many processes; return what each returned."""
     with tempfile.TemporaryDirectory(suffix=f"-{free_port()}") as folder:
-        mp.spawn(_child, (size, folder, work, arguments), nprocs=size)  # pyright: ignore
+        mp.spawn(_child, (size, folder, work, arguments, timeout), nprocs=size)  # pyright: ignore
         return [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
 
 
@@ -206,6 +208,20 @@ def told(group: Group) -> list[Any]:
     except KeyboardInterrupt:
         return [made["x"][2], kind, not group.any(False) and group.any(group.rank == 1)]
     return []
+
+
+def test_who_says_that_he_is_busy_may_take_longer_than_the_time_out():
+    assert on(2, slow_but_busy, timeout=1.0) == ["made", "made"]
+
+
+def slow_but_busy(group: Group) -> str:
+    def make() -> str:
+        for _ in range(15):
+            time.sleep(0.1)
+            group.still_busy()
+        return "made"
+
+    return group.first(make)
 
 
 def interrupt() -> None:
