@@ -111,9 +111,13 @@ def _child(
 
 
 def on(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
-    """Do work(*arguments, group) on so many processes; return what each returned."""
+    """Do work(*arguments, group) on so many processes; return what each returned.
+
+    They are forked: one that is spawned imports everything again, for seconds.
+    """
     with tempfile.TemporaryDirectory(suffix=f"-{free_port()}") as folder:
-        mp.spawn(_child, (size, folder, work, arguments, timeout), nprocs=size)  # pyright: ignore
+        given = (size, folder, work, arguments, timeout)
+        mp.start_processes(_child, given, nprocs=size, start_method="fork")  # pyright: ignore
         return [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
 
 
