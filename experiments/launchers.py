@@ -96,8 +96,12 @@ class LocalLauncher(Sweep):
 
     def check(self) -> None:
         """Find the places for runs."""
-        if self.n_jobs < 1:
+        if not slurm.is_count(self.n_jobs, 1):
             raise BadInput(f"hydra.launcher.n_jobs={self.n_jobs}: allowed is 1 or more")
+        if self.gpus is not None and (
+            isinstance(self.gpus, str) or not isinstance(self.gpus, Sequence)
+        ):
+            raise BadInput(f"hydra.launcher.gpus={self.gpus}: allowed is a list, [0, 1], or null")
         self.places = places(self.gpus) * self.n_jobs
 
     def do(self, runs: list[Run]) -> None:

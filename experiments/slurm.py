@@ -31,7 +31,7 @@ class Settings:
 
     partition: str | None = None
     account: str | None = None
-    time: str | int | None = None
+    time: str | None = None
     gpus: int | str | None = None
     cpus: int | None = None
     memory: str | None = None
@@ -53,9 +53,37 @@ class Settings:
         settings = cls(**given)
         for key, least in (("cpus", 1), ("at_once", 1), ("grace", 1), ("max_restarts", 0)):
             value = getattr(settings, key)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and not is_count(value, least):
                 raise BadInput(f"hydra.launcher.{key}={value}: allowed is {least} or more")
+        if isinstance(settings.gpus, bool | float) or str(settings.gpus).startswith("-"):
+            raise BadInput(
+                f"hydra.launcher.gpus={settings.gpus}: allowed are 0 or more, or type:number"
+            )
+        if settings.time is not None and not isinstance(settings.time, str):
+            raise BadInput(
+                f"hydra.launcher.time={settings.time}: allowed is text, in quotes: "
+                '"12:30:00" (without them YAML reads a number of seconds, and Slurm minutes)'
+            )
+        if not _is_list_of_text(settings.setup):
+            raise BadInput(
+                f"hydra.launcher.setup={settings.setup}: allowed is a list of shell lines, "
+                '["module load cuda"]'
+            )
+        if not isinstance(settings.options, Mapping):
+            raise BadInput(
+                f"hydra.launcher.options={settings.options}: allowed are options of sbatch, "
+                "{qos: long}"
+            )
         return settings
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Tell whether a setting is a whole number, and large enough."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 def script(settings: Settings, folder: Path, count: int) -> str:

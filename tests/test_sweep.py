@@ -79,12 +79,26 @@ def test_the_script_says_what_the_file_says_and_leaves_out_what_is_null(tmp_path
     [
         ({"cpus": 0}, "hydra.launcher.cpus=0: allowed is 1 or more"),
         ({"at_once": "many"}, "hydra.launcher.at_once=many: allowed is 1 or more"),
+        ({"grace": True}, "hydra.launcher.grace=True: allowed is 1 or more"),
+        ({"gpus": -1}, "hydra.launcher.gpus=-1: allowed are 0 or more, or type:number"),
+        ({"time": 45000}, "hydra.launcher.time=45000: allowed is text, in quotes"),
+        ({"setup": "module load cuda"}, "hydra.launcher.setup=module load cuda: allowed is a list"),
+        ({"options": "qos"}, "hydra.launcher.options=qos: allowed are options of sbatch"),
         ({"gpu": 1}, "hydra.launcher.gpu: no such key; allowed are partition, account, time"),
     ],
 )
 def test_settings_that_cannot_be_used(given, said):
     with pytest.raises(BadInput, match=said):
         slurm.Settings.read(given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_jobs", "word"), ("n_jobs", "1.5"), ("gpus", "3"), ("gpus", "x")]
+)
+def test_local_settings_that_cannot_be_used(tmp_path, monkeypatch, capsys, key, value):
+    given = tiny_run.arguments(tmp_path, "method=sgd", "seed=0,1", "hydra/launcher=local")
+    assert start(monkeypatch, *given, f"hydra.launcher.{key}={value}") == 2
+    assert f"error: hydra.launcher.{key}={value}: allowed is " in capsys.readouterr().err
 
 
 def test_the_committed_settings_and_those_of_the_command_line():
