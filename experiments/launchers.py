@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments import slurm
+from experiments import ranks, slurm
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.job import LOG, Run
 from experiments.pool import End, Pool, Worker
@@ -49,6 +49,12 @@ class Sweep(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Do, or submit, the runs that are missing."""
+        if ranks.several():
+            raise BadInput(
+                f"hydra/launcher: process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} "
+                "(torchrun) would do this sweep beside the others; allowed is -m without a "
+                "launcher, one run after another"
+            )
         runs = [self.run(list(overrides)) for overrides in job_overrides]
         folders = {run.folder for run in runs}
         if len(folders) < len(runs):

@@ -101,6 +101,15 @@ def test_local_settings_that_cannot_be_used(tmp_path, monkeypatch, capsys, key, 
     assert f"error: hydra.launcher.{key}={value}: allowed is " in capsys.readouterr().err
 
 
+def test_a_sweep_is_not_done_by_each_process_of_torchrun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = tiny_run.arguments(tmp_path, "method=sgd", "seed=0,1", "hydra/launcher=local")
+    assert start(monkeypatch, *given) == 2
+    assert "hydra/launcher: process 1 of 2 (torchrun) would do" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
+
+
 def test_the_committed_settings_and_those_of_the_command_line():
     assert of_slurm([]) == slurm.Settings(
         time="04:00:00", gpus=1, cpus=4, memory="32G", at_once=16, setup=[], options={}
