@@ -198,7 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
     if scale == "auto":
         scale = "paper" if cuda else "pocket"
         why = "a CUDA device is here" if cuda else "no CUDA device is here; paper needs one"
-    jobs = options.jobs or (1 if cuda else len(os.sched_getaffinity(0)))
+    at_once = 1 if cuda else len(os.sched_getaffinity(0))
+    jobs = at_once if options.jobs is None else options.jobs
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had it ignored (nohup, &)
         signal.signal(number, signal.default_int_handler)
     try:
@@ -221,6 +222,11 @@ def main(arguments: list[str] | None = None) -> int:
             status(jobs_of(Standing(suite)))
         elif options.launcher == "slurm" and not options.dry:
             return submit_suite(suite, of_slurm(of_launcher))
+        elif of_launcher and not options.dry:
+            raise BadInput(
+                f"{of_launcher[0]}: allowed with --launcher=slurm; here --jobs says how many runs "
+                "are done at once"
+            )
         else:
             return run_suite(suite, jobs, options.dry)
         return 0

@@ -477,9 +477,15 @@ def test_a_suite_on_a_cluster_submits_in_two_rounds(plan, tmp_path, capsys, monk
     assert "--scale=auto: " in capsys.readouterr().err
 
 
-def test_no_worker_at_all_is_refused(plan, tmp_path, capsys):
-    assert main(tmp_path, "--jobs", "-1") == 2
-    assert "--jobs=-1: allowed is 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize("jobs", ["-1", "0"])
+def test_no_worker_at_all_is_refused(plan, tmp_path, capsys, jobs):
+    assert main(tmp_path, "--jobs", jobs) == 2
+    assert f"--jobs={jobs}: allowed is 1 or more" in capsys.readouterr().err
+
+
+def test_a_setting_of_the_cluster_is_refused_here(plan, tmp_path, capsys):
+    assert main(tmp_path, "hydra.launcher.at_once=2") == 2
+    assert "hydra.launcher.at_once=2: allowed with --launcher=slurm" in capsys.readouterr().err
 
 
 def test_a_method_that_cannot_be_timed_is_left_to_its_runs(plan, tmp_path, monkeypatch):
