@@ -62,7 +62,7 @@ class Settings:
         if settings.time is not None and not isinstance(settings.time, str):
             raise BadInput(
                 f"hydra.launcher.time={settings.time}: allowed is text, in quotes: "
-                '"12:30:00" (without them YAML reads a number of seconds, and Slurm minutes)'
+                '"12:30:00", or minutes, "90" (without quotes YAML makes 12:30:00 the number 45000)'
             )
         if not _is_list_of_text(settings.setup):
             raise BadInput(

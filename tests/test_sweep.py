@@ -7,12 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny_run
 
-from experiments import slurm, sweep
+from experiments import slurm, slurm_task, sweep
 from experiments.config import BadInput
 from experiments.job import LOG, SUBMITTED, Run
 from experiments.launchers import of_slurm, places
@@ -234,10 +233,19 @@ def test_places_for_runs(monkeypatch):
     assert places(None) == [None]
 
 
-def task(jobs: Path, **environment: str) -> subprocess.Popen[Any]:
-    command = [sys.executable, "-m", "experiments.slurm_task", str(jobs), "0"]
-    slurm_job = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0", "AGZO_MAX_RESTARTS": "2"}
-    return subprocess.Popen(command, env=os.environ | slurm_job | environment)
+def task(jobs: Path, **environment: str) -> int:
+    """Start a task of the array in a forked child; return its pid."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        os.environ |= {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}
+        os.environ |= {"AGZO_MAX_RESTARTS": "2", **environment}
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        code = slurm_task.main([str(jobs), "0"])
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +269,9 @@ def test_a_signal_saves_the_run_and_usr2_queues_it_again(
         time.sleep(0.05)
         if metrics.exists() and '"step": 50,' in metrics.read_text():
             break
-    process.send_signal(number)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
+    os.kill(process, number)
+    os.kill(process, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
     assert list((job.folder / "checkpoints").glob("step-*"))
     assert not (job.folder / NAME).exists()
     asked = cluster / "asked"
