@@ -49,7 +49,7 @@ PLAN = {
             "overrides": [
                 "data=pocket", "tracking=disabled", "threads=1", "train.num_train=24",
                 "train.num_dev=8", "train.num_eval=8", "train.batch_size=2",
-                "train.eval_at_start=false",
+                "train.eval_at_start=false", "data.pocket_train=100", "data.pocket_validation=50",
             ],
             "task_overrides": {"rte": ["train.max_length=200"]},
             "default_budget": "steps",
