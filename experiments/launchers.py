@@ -6,7 +6,6 @@ under such a name without one.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -22,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments import ranks, slurm
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
+from experiments.interrupt import raising_at_signals
 from experiments.job import LOG, Run
 from experiments.pool import End, Pool, Worker
 from experiments.session import verify
@@ -120,9 +120,9 @@ class LocalLauncher(Sweep):
             why = f" ({end.error}; log: {end.job.folder / LOG})" if end.error else ""
             print(f"[{len(ends)}/{len(runs)}] {end.job.name}: {end.status}{why}", flush=True)
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the workers are asked to stop
         workers = [Worker(gpu, fresh=True) for gpu in self.places[: max(1, len(runs))]]
-        Pool(workers, lambda: left.pop(0) if left else None, ended).run()
+        with raising_at_signals("stopped, what ran is saved; the same command goes on"):
+            Pool(workers, lambda: left.pop(0) if left else None, ended).run()
         bad = sum(end.status != "finished" for end in ends)
         if bad:
             raise SweepFailed(f"{bad} of {len(runs)} runs did not finish, see above")

@@ -577,9 +577,10 @@ def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
         if list(saved.glob("agzo+lr*/seed0/checkpoints/*")):
             break
         time.sleep(0.1)
-    os.kill(first.pid, signal.SIGINT)
+    os.kill(first.pid, signal.SIGUSR2)  # and a SIGTERM that follows it must not cut off saving
+    os.kill(first.pid, signal.SIGTERM)
     _, err = first.communicate(timeout=120)
-    assert first.returncode == 130
+    assert first.returncode == 128 + signal.SIGUSR2
     assert "the same command goes on" in err
     second = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert second.returncode == 0, second.stderr

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import real_run
 import tiny_run
 
 from experiments import slurm, slurm_task, sweep
@@ -184,6 +185,32 @@ def test_a_local_sweep_tries_every_run_and_says_which_failed(tmp_path, monkeypat
     first.folder.unlink()
     assert start(monkeypatch, *words) == 0
     assert "1 done, 0 running, 0 queued, 0 failed, 1 missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR2,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_a_local_sweep_saves_what_runs_and_is_its_exit_code(tmp_path, number):
+    long = ("train.steps=4000", "train.eval_every=4000", "train.log_every=50")
+    words = ("method=sgd", *long, "seed=0,1", "hydra/launcher=local", "-m")
+    log = tiny(tmp_path, *long, "seed=0").folder / "metrics.jsonl"
+    parent, pipe = real_run.spawn(tiny_run.arguments(tmp_path, *words))
+    deadline = time.time() + 60
+    while time.time() < deadline and not (log.exists() and '"step": 50,' in log.read_text()):
+        time.sleep(0.05)
+    os.kill(parent, number)
+    with os.fdopen(pipe) as file:
+        said = file.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 128 + number, said
+    assert "seed0: interrupted (" in said
+    assert said.endswith("stopped, what ran is saved; the same command goes on\n")
+    assert list((log.parent / "checkpoints").glob("step-*"))
+    assert not (log.parent / NAME).exists()
 
 
 def test_without_slurm_the_error_names_what_is_not_there(tmp_path, monkeypatch, capsys):
