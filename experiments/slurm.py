@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -127,7 +128,7 @@ def submit(runs: Sequence[Run], settings: Settings) -> str:
     for begin in range(0, len(runs), ARRAY):
         some = runs[begin : begin + ARRAY]
         out = Path(some[0].config.out).resolve()
-        folder = out / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{begin}"
+        folder = out / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         jobs = [{"overrides": run.overrides, "folder": str(run.folder)} for run in some]
         record.write_json(folder / "jobs.json", jobs)
