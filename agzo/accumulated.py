@@ -96,7 +96,7 @@ class AccumulatedCapture(ActivationCapture):
             self._add(x, name)
 
     def _add(self, x: Tensor, name: str) -> None:
-        flat, keep, examples, positions = self._rows(x)
+        flat, keep, examples, positions = self._rows(x, name)
         if name not in self._sums:
             self._sums[name] = _Sums(torch.zeros((), dtype=torch.int64, device=x.device))
         sums = self._sums[name]

@@ -41,7 +41,8 @@ class ActivationCapture(TorchFunctionMode):
             as a head's label positions, are taken whole.
         ahead: the bases are for a later step, so any forward of this one will do.
         group: processes that share the batch; the bases are those of all their rows. Each must
-            reach the wanted layers in the same order: no experts that only some tokens choose.
+            reach the wanted layers in the same order, so an input that some tokens alone come to
+            (an expert's) is an error.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
@@ -119,7 +120,7 @@ class ActivationCapture(TorchFunctionMode):
         known = self._by_input.get(x)
         if known is not None:
             return known
-        flat, keep, examples, positions = self._rows(x)
+        flat, keep, examples, positions = self._rows(x, name)
         if self._group.size == 1:
             rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
         else:
@@ -139,18 +140,36 @@ class ActivationCapture(TorchFunctionMode):
         self._by_input.put(x, basis)
         return basis
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor | None, int, int]:
+    def _rows(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None, int, int]:
         """Return an input as (tokens, d_in), which of its rows are real, and (examples, positions).
 
         None where all are.
         """
         flat = x.detach().reshape(-1, x.shape[-1])
         examples, positions = (x.shape[0], x.shape[1:-1].numel()) if x.dim() > 1 else (1, 1)
+        if self._group.size > 1:
+            self._refuse_routed(x, name)
         mask = mask_now(self._mask)
         if mask is None or not fits(x, mask):
             return flat, None, examples, positions
         self._mask_used = True
         return flat, mask.reshape(-1).to(x.device), mask.shape[0], mask.shape[1]
+
+    def _refuse_routed(self, x: Tensor, name: str) -> None:
+        """Refuse an input that is neither of all tokens of the piece nor of places in each row.
+
+        Another process, whose tokens choose other experts, would wait at another layer.
+        """
+        now = running()
+        mask = None if now is None else now.piece.token_mask
+        if mask is None or fits(x, mask) or x.shape[0] == mask.shape[0]:
+            return
+        raise ValueError(
+            f"{name}: an input of shape {tuple(x.shape)}, of a batch's share of "
+            f"{tuple(mask.shape)} tokens, is as of an expert that only some tokens choose; with "
+            f"{self._group.size} processes allowed are layers that all tokens come to: use one "
+            "process, or leave this weight out with params="
+        )
 
     def _warm(self, name: str, rank: int) -> Tensor | None:
         """Return the basis that an iteration begins with, None where Omega begins it."""

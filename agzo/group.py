@@ -13,6 +13,8 @@ Nothing else in this repository calls torch.distributed.
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,8 +26,10 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others, which may be at an evaluation that one of them does."""
+PEER_TIMEOUT = 1800.0
+"""Seconds without a word from another process until it is given up."""
+
+BUSY = -1  # the length of nothing: process 0 is still at what the others wait for
 
 
 class ProcessLost(RuntimeError):
@@ -66,9 +70,13 @@ class Group:
         """Let process 0 alone make something of JSON values, and return it on every process.
 
         Where it raises, every process raises: process 0 the error itself, the others
-        `KeyboardInterrupt` for an interrupt and `ProcessLost` for the rest.
+        `KeyboardInterrupt` for an interrupt and `ProcessLost` for the rest. What takes long calls
+        `still_busy` now and then, or the others give process 0 up.
         """
         return make()
+
+    def still_busy(self) -> None:
+        """Let the others know, within what `first` makes, that it is still being made."""
 
     def check_same(self, values: Tensor, what: str) -> None:
         """Raise `Drifted` unless values (n,) float64 have the same bits on every process."""
@@ -85,13 +93,23 @@ class Processes(Group):
 
     Args:
         cuda: reduce CUDA tensors too; each process has the device of its LOCAL_RANK.
-        patience: how long to wait for the others.
+        peer_timeout: seconds to wait for the others, at the start and in each exchange. One that
+            has ended is noticed at once by those on a machine that still answers for it.
+
+    Raises:
+        ProcessLost: here and in every exchange, where another process does not take part.
     """
 
-    def __init__(self, cuda: bool = False, patience: timedelta = PATIENCE) -> None:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+    def __init__(self, cuda: bool = False, peer_timeout: float = PEER_TIMEOUT) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))  # torch itself says which of them is missing
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.reduced_bytes = 0
+        self._timeout = peer_timeout
+        with self._together():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=peer_timeout)
+            )
+        self._heard = time.monotonic()  # when process 0 last told the others anything
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over processes, the same bits on each."""
@@ -121,6 +139,7 @@ class Processes(Group):
     def first(self, make: Callable[[], T]) -> T:
         """Let process 0 alone make something, and return it on every process."""
         if self.rank == 0:
+            self._heard = time.monotonic()
             try:
                 made = make()
             except BaseException as error:
@@ -139,14 +158,24 @@ class Processes(Group):
     def _tell(self, value: Any) -> Any:
         """Send a JSON value from process 0 to all; return it there as it is."""
         text = json.dumps(value).encode() if self.rank == 0 else b""
-        length = torch.tensor(len(text))
+        while (length := self._from_0(torch.tensor(len(text))).item()) == BUSY:
+            pass
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if self.rank == 0:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        return json.loads(bytes(self._from_0(content).tolist()))
+
+    def still_busy(self) -> None:
+        """Let the others know, ten times within the time-out, that process 0 is at work."""
+        if self.rank == 0 and time.monotonic() > self._heard + self._timeout / 10:
+            self._heard = time.monotonic()
+            self._from_0(torch.tensor(BUSY))
+
+    def _from_0(self, values: Tensor) -> Tensor:
+        """Fill values in place with those of process 0."""
         with self._together():
-            dist.broadcast(length, 0)
-            content = torch.zeros(int(length), dtype=torch.uint8)
-            if self.rank == 0:
-                content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-            dist.broadcast(content, 0)
-        return json.loads(bytes(content.tolist()))
+            dist.broadcast(values, 0)
+        return values
 
     def check_same(self, values: Tensor, what: str) -> None:
         """Raise `Drifted` unless values (n,) float64 have the same bits on every process."""
@@ -169,13 +198,17 @@ class Processes(Group):
     @contextmanager
     def _together(self) -> Iterator[None]:
         """Do something that all processes must take part in; say so where one does not."""
+        begin = time.monotonic()
         try:
             yield
         except RuntimeError as error:
+            silent = time.monotonic() - begin > 0.9 * self._timeout
+            what = f"did not answer within peer_timeout={self._timeout:g} seconds: it hangs, is "
+            what += "slower than that, or its machine is lost"
             reason = " ".join(str(error).split())[:200]
             raise ProcessLost(
-                f"process {self.rank} of {self.size}: another process is gone or did not answer "
-                f"({reason})"
+                f"process {self.rank} of {self.size}: another process "
+                f"{what if silent else 'is gone'} ({reason})"
             ) from error
 
 

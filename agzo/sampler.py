@@ -179,7 +179,7 @@ class ActivationSubspace(Gaussian):
         if tuned.role != "linear":
             return super().sample(tuned, noise)
         if tuned.name not in self.bases:
-            raise RuntimeError(
+            raise ValueError(
                 f"no basis for {tuned.name}: torch.nn.functional.linear was not called with this "
                 "weight in the captured forward; exclude it with params="
             )

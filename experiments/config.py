@@ -27,7 +27,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 # `tuned` says where values of `method` are from, which themselves may not differ.
 FREE_KEYS = (
     *("out", "traceback", "tracking.", "train.checkpoint_every", "train.keep_checkpoint"),
-    *("tuned", "model.offload"),
+    *("tuned", "model.offload", "peer_timeout"),
 )
 
 
@@ -161,6 +161,7 @@ class RunConfig:
     out: str = key()
     device: str = key(choices=("auto", "cpu", "cuda"))
     threads: int | None = key(at_least=1, at_most=1024)
+    peer_timeout: int = key(at_least=1, at_most=31_536_000)
     traceback: bool = key()
     plan: dict[str, Any] | None = field(default=MISSING)
 

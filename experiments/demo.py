@@ -31,7 +31,7 @@ def main(overrides: list[str]) -> int:
             run(compose(["experiment=demo", f"task={task}", f"method={method}", *overrides]))
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        return 130
+        return stopped.exit_code
     except (BadInput, NonFiniteLoss, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1

@@ -8,6 +8,8 @@ The exit code of a stopped run is the shell's, 128 + the signal.
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -58,3 +60,26 @@ class StopRequest:
         if self.requested is not None and again:
             signal.default_int_handler(number, frame)
         self.requested = self.requested or number
+
+
+@contextmanager
+def raising_at_signals(message: str) -> Iterator[None]:
+    """Within, let the first signal raise `Interrupted`, and a Ctrl-C after it once more.
+
+    For what has its runs in other processes: while they save, a further SIGTERM is the same wish.
+    """
+
+    def first(number: int, frame: FrameType | None) -> None:
+        for each in SIGNALS:
+            signal.signal(each, again if each == signal.SIGINT else lambda *_: None)
+        raise Interrupted(message, number)
+
+    def again(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("stopped at once; checkpoints are kept", number)
+
+    before = {number: signal.signal(number, first) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

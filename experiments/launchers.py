@@ -6,7 +6,6 @@ under such a name without one.
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -20,8 +19,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments import slurm
+from experiments import ranks, slurm
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
+from experiments.interrupt import raising_at_signals
 from experiments.job import LOG, Run
 from experiments.pool import End, Pool, Worker
 from experiments.session import verify
@@ -49,6 +49,12 @@ class Sweep(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Do, or submit, the runs that are missing."""
+        if ranks.several():
+            raise BadInput(
+                f"hydra/launcher: process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} "
+                "(torchrun) would do this sweep beside the others; allowed is -m without a "
+                "launcher, one run after another"
+            )
         runs = [self.run(list(overrides)) for overrides in job_overrides]
         folders = {run.folder for run in runs}
         if len(folders) < len(runs):
@@ -96,8 +102,12 @@ class LocalLauncher(Sweep):
 
     def check(self) -> None:
         """Find the places for runs."""
-        if self.n_jobs < 1:
+        if not slurm.is_count(self.n_jobs, 1):
             raise BadInput(f"hydra.launcher.n_jobs={self.n_jobs}: allowed is 1 or more")
+        if self.gpus is not None and (
+            isinstance(self.gpus, str) or not isinstance(self.gpus, Sequence)
+        ):
+            raise BadInput(f"hydra.launcher.gpus={self.gpus}: allowed is a list, [0, 1], or null")
         self.places = places(self.gpus) * self.n_jobs
 
     def do(self, runs: list[Run]) -> None:
@@ -110,9 +120,9 @@ class LocalLauncher(Sweep):
             why = f" ({end.error}; log: {end.job.folder / LOG})" if end.error else ""
             print(f"[{len(ends)}/{len(runs)}] {end.job.name}: {end.status}{why}", flush=True)
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # the workers are asked to stop
         workers = [Worker(gpu, fresh=True) for gpu in self.places[: max(1, len(runs))]]
-        Pool(workers, lambda: left.pop(0) if left else None, ended).run()
+        with raising_at_signals("stopped, what ran is saved; the same command goes on"):
+            Pool(workers, lambda: left.pop(0) if left else None, ended).run()
         bad = sum(end.status != "finished" for end in ends)
         if bad:
             raise SweepFailed(f"{bad} of {len(runs)} runs did not finish, see above")

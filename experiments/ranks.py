@@ -17,10 +17,10 @@ from experiments.config import BadInput
 _joined: list[Group] = []
 
 
-def join(device: str) -> Group:
+def join(device: str, peer_timeout: float) -> Group:
     """Return the group of this process, which stays the same for all its runs."""
     if not _joined:
-        _joined.append(_start(device) if several() else ALONE)
+        _joined.append(_start(device, peer_timeout) if several() else ALONE)
     return _joined[0]
 
 
@@ -40,7 +40,7 @@ def leave() -> None:
         _joined.pop().leave()
 
 
-def _start(device: str) -> Group:
+def _start(device: str, peer_timeout: float) -> Group:
     cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if cuda:
         local, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -52,4 +52,4 @@ def _start(device: str) -> Group:
         torch.cuda.set_device(local)
     if os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
-    return Processes(cuda)
+    return Processes(cuda, peer_timeout)

@@ -241,6 +241,7 @@ class Runner:
 
         def progress(done: int, total: int) -> None:
             self.stop.check()
+            self.group.still_busy()
             self.line.note(f"{name} {done}/{total}")
 
         parts, train = self.parts, self.config.train

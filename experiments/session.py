@@ -52,7 +52,7 @@ def verify(config: RunConfig) -> None:
 def run(config: RunConfig) -> dict[str, Any]:
     """Do one run, or find it done, and return its result."""
     verify(config)
-    folder, group = config.folder, ranks.join(config.device)
+    folder, group = config.folder, ranks.join(config.device, config.peer_timeout)
     check_device_map(config, group.size)
     done = group.first(lambda: _found(config, folder))
     if done is not None:

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,7 +32,7 @@ class Settings:
 
     partition: str | None = None
     account: str | None = None
-    time: str | int | None = None
+    time: str | None = None
     gpus: int | str | None = None
     cpus: int | None = None
     memory: str | None = None
@@ -53,9 +54,37 @@ class Settings:
         settings = cls(**given)
         for key, least in (("cpus", 1), ("at_once", 1), ("grace", 1), ("max_restarts", 0)):
             value = getattr(settings, key)
-            if value is not None and (not isinstance(value, int) or value < least):
+            if value is not None and not is_count(value, least):
                 raise BadInput(f"hydra.launcher.{key}={value}: allowed is {least} or more")
+        if isinstance(settings.gpus, bool | float) or str(settings.gpus).startswith("-"):
+            raise BadInput(
+                f"hydra.launcher.gpus={settings.gpus}: allowed are 0 or more, or type:number"
+            )
+        if settings.time is not None and not isinstance(settings.time, str):
+            raise BadInput(
+                f"hydra.launcher.time={settings.time}: allowed is text, in quotes: "
+                '"12:30:00", or minutes, "90" (without quotes YAML makes 12:30:00 the number 45000)'
+            )
+        if not _is_list_of_text(settings.setup):
+            raise BadInput(
+                f"hydra.launcher.setup={settings.setup}: allowed is a list of shell lines, "
+                '["module load cuda"]'
+            )
+        if not isinstance(settings.options, Mapping):
+            raise BadInput(
+                f"hydra.launcher.options={settings.options}: allowed are options of sbatch, "
+                "{qos: long}"
+            )
         return settings
+
+
+def is_count(value: Any, least: int) -> bool:
+    """Tell whether a setting is a whole number, and large enough."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 def script(settings: Settings, folder: Path, count: int) -> str:
@@ -99,7 +128,7 @@ def submit(runs: Sequence[Run], settings: Settings) -> str:
     for begin in range(0, len(runs), ARRAY):
         some = runs[begin : begin + ARRAY]
         out = Path(some[0].config.out).resolve()
-        folder = out / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{begin}"
+        folder = out / FOLDER / f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}"
         folder.mkdir(parents=True)
         jobs = [{"overrides": run.overrides, "folder": str(run.folder)} for run in some]
         record.write_json(folder / "jobs.json", jobs)

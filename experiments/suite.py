@@ -10,13 +10,12 @@ is found and not done again, so an interrupted suite is simply started again. Be
 leaves suite.json (what was planned) and choice.json (every cell's dev scores and the cell chosen),
 from which `python -m analysis.table1` makes the table.
 
-Exit codes: 0 all done, 1 a run failed, 2 bad input, 130 stopped.
+Exit codes: 0 all done, 1 a run failed, 2 bad input, 128 + n stopped by signal n.
 """
 
 import argparse
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ import torch
 from experiments import record, slurm
 from experiments.config import BadInput
 from experiments.estimate import measure
+from experiments.interrupt import Interrupted, raising_at_signals
 from experiments.job import LOG
 from experiments.launchers import of_slurm
 from experiments.lock import lock
@@ -190,6 +190,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+@raising_at_signals("stopped; the same command goes on from here")
 def main(arguments: list[str] | None = None) -> int:
     """Run the suite of the command line."""
     options = parse(arguments)
@@ -198,9 +199,8 @@ def main(arguments: list[str] | None = None) -> int:
     if scale == "auto":
         scale = "paper" if cuda else "pocket"
         why = "a CUDA device is here" if cuda else "no CUDA device is here; paper needs one"
-    jobs = options.jobs or (1 if cuda else len(os.sched_getaffinity(0)))
-    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell had it ignored (nohup, &)
-        signal.signal(number, signal.default_int_handler)
+    at_once = 1 if cuda else len(os.sched_getaffinity(0))
+    jobs = at_once if options.jobs is None else options.jobs
     try:
         if options.scale == "auto" and options.launcher == "slurm":
             raise BadInput("--scale=auto: a run's machine is not this one; give paper, pocket, ...")
@@ -221,15 +221,20 @@ def main(arguments: list[str] | None = None) -> int:
             status(jobs_of(Standing(suite)))
         elif options.launcher == "slurm" and not options.dry:
             return submit_suite(suite, of_slurm(of_launcher))
+        elif of_launcher and not options.dry:
+            raise BadInput(
+                f"{of_launcher[0]}: allowed with --launcher=slurm; here --jobs says how many runs "
+                "are done at once"
+            )
         else:
             return run_suite(suite, jobs, options.dry)
         return 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
 
 
 if __name__ == "__main__":

@@ -161,3 +161,14 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, kind):
     assert end.code == 2
     assert end.said.startswith(f"error: out: {out} ")
     assert len(end.said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("launcher", ["basic", "local"])
+def test_a_sweep_whose_output_folder_cannot_be_written(tmp_path, launcher):
+    (tmp_path / "out").write_text("")
+    words = ("method=mezo", "seed=0,1", f"hydra/launcher={launcher}", "-m")
+    end = real_run.fork(tmp_path / "out", *words)
+    assert end.code == 2
+    assert end.said.startswith("error: out: ")
+    assert str(tmp_path / "out") in end.said
+    assert len(end.said.splitlines()) == 1

@@ -2,17 +2,19 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
-from datetime import timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from networks import qwen3, weights
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from agzo import AGZO
 from agzo.group import Drifted, Group, Processes, ProcessLost, checksum
@@ -46,8 +48,8 @@ FOUR = ["mezo", "lozo", "agzo", "agzo-two-sided-r3", "zo-act", "sgd"]  # those o
 class Rows:
     """A batch of rows of a small language model, of which any run of rows is a piece."""
 
-    def __init__(self) -> None:
-        self.model = qwen3(torch.float64).model
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model = model or qwen3(torch.float64).model
         generator = torch.Generator().manual_seed(5)
         self.ids = torch.randint(4, 40, (ROWS, WIDTH), generator=generator)
         self.mask = torch.ones(ROWS, WIDTH, dtype=torch.bool)
@@ -91,6 +93,24 @@ class Rows:
         }
 
 
+class Experts(nn.Module):
+    """A language model of two linear experts, each for the tokens that choose it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding, self.router = nn.Embedding(40, 8), nn.Linear(8, 2)
+        self.experts = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+        self.head = nn.Linear(8, 40)
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Any:
+        x = self.embedding(input_ids)
+        chosen, out = self.router(x).argmax(-1), x.clone()
+        for index, expert in enumerate(self.experts):
+            out[chosen == index] += expert(x[chosen == index])
+        return SimpleNamespace(logits=self.head(out))
+
+
 def spread(size: int, parts: int = 1) -> list[list[int]]:
     """Cut the rows into shares of processes, each into parts."""
     cuts = [ROWS * i // (size * parts) for i in range(size * parts + 1)]
@@ -101,19 +121,25 @@ def train_share(names: list[str], parts: int, group: Group) -> dict[str, Any]:
     return {n: Rows().train(n, group, spread(group.size, parts)[group.rank]) for n in names}
 
 
-def _child(rank: int, size: int, folder: str, work: Callable[..., Any], arguments: Any) -> None:
+def _child(
+    rank: int, size: int, folder: str, work: Callable[..., Any], arguments: Any, timeout: float
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": folder.rpartition("-")[2]}
-    group = Processes(patience=timedelta(seconds=120))
+    group = Processes(peer_timeout=timeout)
     torch.save(work(*arguments, group), f"{folder}/{rank}.pt")
     group.leave()
 
 
-def on(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Do work(*arguments, group) on so many processes; return what each returned."""
+def on(size: int, work: Callable[..., Any], *arguments: Any, timeout: float = 120.0) -> list[Any]:
+    """Do work(*arguments, group) on so many processes; return what each returned.
+
+    They are forked: one that is spawned imports everything again, for seconds.
+    """
     with tempfile.TemporaryDirectory(suffix=f"-{free_port()}") as folder:
-        mp.spawn(_child, (size, folder, work, arguments), nprocs=size)  # pyright: ignore
+        given = (size, folder, work, arguments, timeout)
+        mp.start_processes(_child, given, nprocs=size, start_method="fork")  # pyright: ignore
         return [torch.load(f"{folder}/{rank}.pt") for rank in range(size)]
 
 
@@ -141,6 +167,24 @@ def assert_close(found: dict[str, Any], wanted: dict[str, Any], name: str) -> fl
 @pytest.fixture(scope="module")
 def alone():
     return {name: Rows().train(name, None, [0, ROWS]) for name in METHODS}
+
+
+def test_experts_in_one_tensor_are_shared():
+    alone = Rows(fused_experts()).train("agzo", None, [0, ROWS])
+    for found in on(2, train_experts):
+        torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-4, atol=1e-4)
+
+
+def train_experts(group: Group) -> dict[str, Any]:
+    return Rows(fused_experts()).train("agzo", group, spread(group.size)[group.rank])
+
+
+def fused_experts() -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 2, "head_dim": 8}
+    experts = {"num_experts": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 8}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=40, **shape, **experts)).eval()
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -210,6 +254,20 @@ def told(group: Group) -> list[Any]:
     return []
 
 
+def test_who_says_that_he_is_busy_may_take_longer_than_the_time_out():
+    assert on(2, slow_but_busy, timeout=1.0) == ["made", "made"]
+
+
+def slow_but_busy(group: Group) -> str:
+    def make() -> str:
+        for _ in range(15):
+            time.sleep(0.1)
+            group.still_busy()
+        return "made"
+
+    return group.first(make)
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 
@@ -223,5 +281,7 @@ def test_what_cannot_be_shared_is_refused():
     ):
         with pytest.raises(ValueError, match=f"{word}.*2 processes"):
             AGZO(rows.model, 1e-3, 1e-3, group=group, **options)
+    with pytest.raises(ValueError, match=r"experts\.[01]\.weight: .* expert .* 2 processes"):
+        Rows(Experts()).train("agzo", group, [0, ROWS])
     with pytest.raises(ValueError, match="2 process"):
         MeZO(rows.model, 1e-3, 1e-3, group=group).step(rows.piece(0, 7).closure)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import real_run
 import tiny_run
 
 from experiments import lock as locks
@@ -129,24 +130,21 @@ def test_a_lock_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_two_runs_in_one_folder_the_second_is_refused_in_one_line(tmp_path):
-    words = tiny_run.arguments(tmp_path, "method=sgd", "train.steps=3000", "train.eval_every=3000")
-    command = [sys.executable, "-m", "experiments.run", *words]
+    given = ("method=sgd", "train.steps=3000", "train.eval_every=3000")
     folder = tiny_run.config(tmp_path, "method=sgd").folder
-    first = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    first, said = real_run.spawn(tiny_run.arguments(tmp_path, *given))
     try:
         deadline = time.time() + 60
         while holder(folder) is None and time.time() < deadline:
             time.sleep(0.1)
-        second = subprocess.run(command, capture_output=True, text=True)
+        second = real_run.fork(tmp_path, *given)
     finally:
-        first.kill()
-        first.wait()
-    assert second.returncode == 2
-    assert second.stderr.count("\n") == 1
-    assert (
-        f"error: {folder}: another process is running this run: process {first.pid}"
-        in second.stderr
-    )
+        os.kill(first, signal.SIGKILL)
+        os.waitpid(first, 0)
+        os.close(said)
+    assert second.code == 2
+    assert second.said.count("\n") == 1
+    assert f"error: {folder}: another process is running this run: process {first}" in second.said
     assert holder(folder) is None
 
 

@@ -11,7 +11,11 @@ from analysis.probe import load_probe
 from experiments.probe import tidy
 from experiments.probe.__main__ import main
 
-POCKET = ["model=pocket", "data=pocket", "task=sst2", "threads=1", "train.batch_size=4"]
+POCKET = [
+    "model=pocket", "data=pocket", "task=sst2", "threads=1", "train.batch_size=4",
+    "data.pocket_train=128", "data.pocket_validation=64", "train.num_train=64",
+    "train.num_dev=32", "train.num_eval=32",
+]  # fmt: skip
 STRUCTURE = ["--steps", "0,2"]
 ALIGNMENT = ["--steps", "0,1", "--groups", "2", "--forwards", "2,4", "--layer-queries", "2"]
 

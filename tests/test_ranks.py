@@ -15,6 +15,7 @@ import tiny_run
 import torch
 from test_group import free_port
 
+from agzo.group import Group
 from agzo.pieces import Joint
 from experiments import checkpoint, prepare, ranks, record, registry, runner
 from experiments.batches import collate
@@ -188,6 +189,46 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp
     assert not (config.folder / record.FAILED).exists()
     assert on(2, arguments(tmp_path, *AGZO))[0] == [0, 0]
     assert result_of(config)["resumed_at"] == [8]
+
+
+def test_a_process_that_hangs_is_given_up_and_the_run_goes_on(tmp_path):
+    def child(rank):
+        real = prepare.sample_batch
+
+        def hang(*given):
+            if rank == 1 and given[3] == 9:
+                time.sleep(6.0)
+            return real(*given)
+
+        prepare.sample_batch = hang
+
+    given = (*AGZO, "peer_timeout=3")
+    codes, said = on(2, arguments(tmp_path, *given), child)
+    assert codes == [1, 1]
+    assert said[0].startswith("process 0: error: process 0 of 2: another process did not answer")
+    assert "within peer_timeout=3 seconds" in said[0]
+    assert said[1].startswith("process 1: error: process 1 of 2: another process is gone")
+    config = tiny_run.config(tmp_path, *AGZO)
+    assert not (config.folder / record.FAILED).exists()
+    assert on(2, arguments(tmp_path, *AGZO))[0] == [0, 0]
+    assert result_of(config)["resumed_at"] == [8]
+
+
+def test_a_process_that_never_comes_is_waited_for_as_long_as_said(tmp_path):
+    def child(rank):
+        if rank == 1:
+            os._exit(7)
+
+    codes, said = on(2, arguments(tmp_path, *AGZO, "peer_timeout=1"), child)
+    assert codes == [1, 7]
+    assert "process 0 of 2: another process did not answer within peer_timeout=1" in said[0]
+
+
+def test_evaluation_says_that_it_goes_on(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(Group, "still_busy", lambda self: said.append(1))
+    run(tiny_run.config(tmp_path, "train.eval_batch_size=2"))
+    assert len(said) >= 4 * 4  # 8 examples of two options a time, and 3 times dev
 
 
 def test_replicas_that_drift_end_the_run(tmp_path):

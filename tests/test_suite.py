@@ -1,11 +1,14 @@
 """The suite: what it plans, runs, chooses and says, and what it does when things go wrong."""
 
+import copy
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from omegaconf import OmegaConf
 from analysis.table1 import main as table1
 from experiments import config as configuration
 from experiments import estimate, pool, slurm, suite
-from experiments.config import CONF, BadInput, changes, compose
+from experiments import plan as plans
+from experiments.config import CONF, BadInput, RunConfig, changes, compose
 from experiments.lock import lock
 from experiments.models import folder_sha256
 from experiments.plan import read_suite
@@ -45,7 +49,7 @@ PLAN = {
             "overrides": [
                 "data=pocket", "tracking=disabled", "threads=1", "train.num_train=24",
                 "train.num_dev=8", "train.num_eval=8", "train.batch_size=2",
-                "train.eval_at_start=false",
+                "train.eval_at_start=false", "data.pocket_train=100", "data.pocket_validation=50",
             ],
             "task_overrides": {"rte": ["train.max_length=200"]},
             "default_budget": "steps",
@@ -70,6 +74,18 @@ PLAN = {
 }  # fmt: skip
 
 
+def composed(words: list[str], text: str) -> RunConfig:
+    """What `compose` gives for a preset of this text: a tenth of a second only the first time."""
+    (out,) = [word for word in words if word.startswith("out=")] or ["out=runs"]
+    config = _composed(tuple(word for word in words if word != out), text)
+    return replace(copy.deepcopy(config), out=out.removeprefix("out="))
+
+
+@functools.cache
+def _composed(words: tuple[str, ...], text: str) -> RunConfig:
+    return configuration.compose(list(words))
+
+
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     """A writer of plans: conf/ with a preset `tiny` of the plan above, changed as asked."""
@@ -80,6 +96,8 @@ def plan(tmp_path, monkeypatch):
             (conf / entry.name).symlink_to(entry)
     (conf / "experiment").mkdir()
     monkeypatch.setattr(configuration, "CONF", conf)
+    preset = conf / "experiment" / "tiny.yaml"
+    monkeypatch.setattr(plans, "compose", lambda words: composed(words, preset.read_text()))
 
     def write(**changes):  # one task, for time, unless more are asked for
         changes = {"tasks": ["sst2"]} | changes
@@ -87,7 +105,7 @@ def plan(tmp_path, monkeypatch):
         for key, value in changes.items():
             OmegaConf.update(new, key, value, merge=False)
         text = "# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create({"plan": new}))
-        (conf / "experiment" / "tiny.yaml").write_text(text)
+        preset.write_text(text)
 
     write()
     return write
@@ -477,9 +495,15 @@ def test_a_suite_on_a_cluster_submits_in_two_rounds(plan, tmp_path, capsys, monk
     assert "--scale=auto: " in capsys.readouterr().err
 
 
-def test_no_worker_at_all_is_refused(plan, tmp_path, capsys):
-    assert main(tmp_path, "--jobs", "-1") == 2
-    assert "--jobs=-1: allowed is 1 or more" in capsys.readouterr().err
+@pytest.mark.parametrize("jobs", ["-1", "0"])
+def test_no_worker_at_all_is_refused(plan, tmp_path, capsys, jobs):
+    assert main(tmp_path, "--jobs", jobs) == 2
+    assert f"--jobs={jobs}: allowed is 1 or more" in capsys.readouterr().err
+
+
+def test_a_setting_of_the_cluster_is_refused_here(plan, tmp_path, capsys):
+    assert main(tmp_path, "hydra.launcher.at_once=2") == 2
+    assert "hydra.launcher.at_once=2: allowed with --launcher=slurm" in capsys.readouterr().err
 
 
 def test_a_method_that_cannot_be_timed_is_left_to_its_runs(plan, tmp_path, monkeypatch):
@@ -553,9 +577,10 @@ def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
         if list(saved.glob("agzo+lr*/seed0/checkpoints/*")):
             break
         time.sleep(0.1)
-    os.kill(first.pid, signal.SIGINT)
+    os.kill(first.pid, signal.SIGUSR2)  # and a SIGTERM that follows it must not cut off saving
+    os.kill(first.pid, signal.SIGTERM)
     _, err = first.communicate(timeout=120)
-    assert first.returncode == 130
+    assert first.returncode == 128 + signal.SIGUSR2
     assert "the same command goes on" in err
     second = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert second.returncode == 0, second.stderr

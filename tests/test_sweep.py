@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+import real_run
 import tiny_run
 
-from experiments import slurm, sweep
+from experiments import slurm, slurm_task, sweep
 from experiments.config import BadInput
 from experiments.job import LOG, SUBMITTED, Run
 from experiments.launchers import of_slurm, places
@@ -79,12 +79,35 @@ def test_the_script_says_what_the_file_says_and_leaves_out_what_is_null(tmp_path
     [
         ({"cpus": 0}, "hydra.launcher.cpus=0: allowed is 1 or more"),
         ({"at_once": "many"}, "hydra.launcher.at_once=many: allowed is 1 or more"),
+        ({"grace": True}, "hydra.launcher.grace=True: allowed is 1 or more"),
+        ({"gpus": -1}, "hydra.launcher.gpus=-1: allowed are 0 or more, or type:number"),
+        ({"time": 45000}, "hydra.launcher.time=45000: allowed is text, in quotes"),
+        ({"setup": "module load cuda"}, "hydra.launcher.setup=module load cuda: allowed is a list"),
+        ({"options": "qos"}, "hydra.launcher.options=qos: allowed are options of sbatch"),
         ({"gpu": 1}, "hydra.launcher.gpu: no such key; allowed are partition, account, time"),
     ],
 )
 def test_settings_that_cannot_be_used(given, said):
     with pytest.raises(BadInput, match=said):
         slurm.Settings.read(given)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_jobs", "word"), ("n_jobs", "1.5"), ("gpus", "3"), ("gpus", "x")]
+)
+def test_local_settings_that_cannot_be_used(tmp_path, monkeypatch, capsys, key, value):
+    given = tiny_run.arguments(tmp_path, "method=sgd", "seed=0,1", "hydra/launcher=local")
+    assert start(monkeypatch, *given, f"hydra.launcher.{key}={value}") == 2
+    assert f"error: hydra.launcher.{key}={value}: allowed is " in capsys.readouterr().err
+
+
+def test_a_sweep_is_not_done_by_each_process_of_torchrun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = tiny_run.arguments(tmp_path, "method=sgd", "seed=0,1", "hydra/launcher=local")
+    assert start(monkeypatch, *given) == 2
+    assert "hydra/launcher: process 1 of 2 (torchrun) would do" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def test_the_committed_settings_and_those_of_the_command_line():
@@ -164,6 +187,32 @@ def test_a_local_sweep_tries_every_run_and_says_which_failed(tmp_path, monkeypat
     assert "1 done, 0 running, 0 queued, 0 failed, 1 missing" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGUSR2,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_a_local_sweep_saves_what_runs_and_is_its_exit_code(tmp_path, number):
+    long = ("train.steps=4000", "train.eval_every=4000", "train.log_every=50")
+    words = ("method=sgd", *long, "seed=0,1", "hydra/launcher=local", "-m")
+    log = tiny(tmp_path, *long, "seed=0").folder / "metrics.jsonl"
+    parent, pipe = real_run.spawn(tiny_run.arguments(tmp_path, *words))
+    deadline = time.time() + 60
+    while time.time() < deadline and not (log.exists() and '"step": 50,' in log.read_text()):
+        time.sleep(0.05)
+    os.kill(parent, number)
+    with os.fdopen(pipe) as file:
+        said = file.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == 128 + number, said
+    assert "seed0: interrupted (" in said
+    assert said.endswith("stopped, what ran is saved; the same command goes on\n")
+    assert list((log.parent / "checkpoints").glob("step-*"))
+    assert not (log.parent / NAME).exists()
+
+
 def test_without_slurm_the_error_names_what_is_not_there(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     words = [*tiny_run.arguments(tmp_path, "method=sgd"), "hydra/launcher=slurm"]
@@ -211,10 +260,19 @@ def test_places_for_runs(monkeypatch):
     assert places(None) == [None]
 
 
-def task(jobs: Path, **environment: str) -> subprocess.Popen[Any]:
-    command = [sys.executable, "-m", "experiments.slurm_task", str(jobs), "0"]
-    slurm_job = {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0", "AGZO_MAX_RESTARTS": "2"}
-    return subprocess.Popen(command, env=os.environ | slurm_job | environment)
+def task(jobs: Path, **environment: str) -> int:
+    """Start a task of the array in a forked child; return its pid."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        os.environ |= {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "0"}
+        os.environ |= {"AGZO_MAX_RESTARTS": "2", **environment}
+        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        code = slurm_task.main([str(jobs), "0"])
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +296,9 @@ def test_a_signal_saves_the_run_and_usr2_queues_it_again(
         time.sleep(0.05)
         if metrics.exists() and '"step": 50,' in metrics.read_text():
             break
-    process.send_signal(number)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == code
+    os.kill(process, number)
+    os.kill(process, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == code
     assert list((job.folder / "checkpoints").glob("step-*"))
     assert not (job.folder / NAME).exists()
     asked = cluster / "asked"

@@ -114,7 +114,8 @@ def test_a_run_longer_than_its_time_is_requeued_until_it_is_done(tmp_path):
     one = ["method=mezo", "seed=0", "train.steps=3000"]
     sweep("local", dict(os.environ), *one, f"out={tmp_path / 'calm'}")
     out = tmp_path / "short"
-    words = [f"hydra.launcher.{word}" for word in (*LAUNCHER, "time=1")]  # signal after half of it
+    a_minute = "time='1'"  # signal after half of it
+    words = [f"hydra.launcher.{word}" for word in (*LAUNCHER, a_minute)]
     folder, calm = (root / "main/pocket/sst2/mezo/seed0" for root in (out, tmp_path / "calm"))
     with cluster() as environment:
         sweep("slurm", environment, *one, *words, f"out={out}")
