@@ -68,7 +68,7 @@ class Prefix:
             return output
         output, versions, expected = self._kept[self._call]
         if shape != expected or _versions(output) != versions:
-            raise RuntimeError(
+            raise ValueError(
                 f"the layers before the tuned one got {tuple(shape)} after {tuple(expected)}, or "
                 "what they returned was changed in place: it cannot be reused; set "
                 "reuse_prefix=False (method.reuse_prefix=false of a run)"
