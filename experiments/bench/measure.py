@@ -1,13 +1,14 @@
 """Measure one case: seconds and memory of a step beside those of two plain forwards.
 
 Forwards and steps are timed in turn, round by round, and what is reported are medians of the
-rounds' ratios, so that a machine that slows down slows both.
+rounds' ratios, so that a machine that slows down slows both. Where updates are put off
+(`flush_every`) a round times as many steps as one write is for, and takes their mean.
 
 The unit is the forward of the same model in the same run: same batch, eval mode, no_grad, logits at
 the label positions, ordinary weights; of a row whose layers are compiled, with compiled layers. Two
 methods change the model itself: the forward of zo_act has its branches in, and dominant_layer,
-which tunes decoder layer 1, holds that layer in float32.
-Textbook steps compute full logits, as published code does, and are held against the same unit.
+which tunes decoder layer 1, holds that layer in float32. Textbook steps compute full logits, as
+published code does, and are held against the same unit.
 """
 
 from __future__ import annotations
@@ -111,8 +112,14 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         plain()
         plain()
 
+    together: int = getattr(optimizer, "flush_every", 1)
+
     def step() -> None:
         optimizer.step(closure, mask)
+
+    def steps_of_a_round() -> None:
+        for _ in range(together):
+            step()
 
     two_forwards()
     for _ in range(WARM_UP):
@@ -124,10 +131,10 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         if len(steps) >= LEAST and time.perf_counter() - start > effort.seconds:
             break
         (seconds, peak), (of_step, peak_of_step) = (
-            _timed(clock, work) for work in (two_forwards, step)
+            _timed(clock, work) for work in (two_forwards, steps_of_a_round)
         )
         forwards.append(seconds)
-        steps.append(of_step)
+        steps.append(of_step / together)
         peaks.append((peak, peak_of_step))
         if divisible(optimizer):
             shares = split(optimizer, closure, mask, clock, seconds / 2)
@@ -159,10 +166,10 @@ def _timed(clock: Clock, work: Callable[[], Any]) -> tuple[float, float]:
 
 
 def divisible(optimizer: Any) -> bool:
-    """Tell whether a step's time can be told apart: its evaluations are whole forwards."""
-    return isinstance(optimizer, ZeroOrderOptimizer) and not getattr(
-        optimizer, "reuse_prefix", False
-    )
+    """Tell whether a step's time can be told apart: whole forwards, and an update of its own."""
+    if not isinstance(optimizer, ZeroOrderOptimizer) or optimizer.flush_every > 1:
+        return False
+    return not getattr(optimizer, "reuse_prefix", False)
 
 
 @torch.no_grad()

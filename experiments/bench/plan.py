@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from experiments.bench.methods import CHIEF, GRAPHS, METHODS, ON_CPU
+from experiments.bench.methods import CHIEF, METHODS, ON_CPU, ON_CUDA
 from experiments.bench.rows import Case
 
 AXES = ("length", "batch", "rank", "size")
@@ -50,9 +50,7 @@ class Grid:
 
 TABLES: Mapping[str, Grid] = {
     "cpu": Grid(("60m",), ("float32",), (16,), (64,), ON_CPU),
-    "cuda": Grid(
-        ("0.6b", "1.7b"), ("bfloat16", "float32"), (16,), (64, 256, 1024), (*CHIEF, *GRAPHS)
-    ),
+    "cuda": Grid(("0.6b", "1.7b"), ("bfloat16", "float32"), (16,), (64, 256, 1024), ON_CUDA),
 }
 BASES: Mapping[str, Grid] = {
     "cpu": Grid(("60m",), ("float32",), (4,), (64,), CHIEF),

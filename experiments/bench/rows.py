@@ -33,7 +33,8 @@ class Row(Case):
     """What was found. Times in seconds, memory in GiB; the rest are ratios to two plain forwards.
 
     What could not be measured (out of memory), or cannot be told apart (the split of textbook
-    steps, of backpropagation and of steps that reuse a prefix of the forward), is None.
+    steps, of backpropagation, and of steps that put updates off or reuse a prefix of the forward),
+    is None.
     """
 
     family: str
