@@ -25,6 +25,7 @@ from torch import nn
 
 from agzo.compiled import CompiledLayers
 from agzo.layers import decoder_layers
+from agzo.loss_check import Uses
 from agzo.optimizer import ZeroOrderOptimizer
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
@@ -85,7 +86,7 @@ def choose(
     graphs = asked == "graphs" or (asked == "auto" and device.type == "cuda")
     layers = None
     if why is None:
-        layers, why = _tried(model, graphs, encoded, pad_id)
+        layers, why = _tried(model, optimizer, graphs, encoded, pad_id)
     if layers is not None:
         name = "graphs" if graphs else "compiled"
         return CompileChoice(asked, name, f"widths are padded to multiples of {BUCKET}"), layers
@@ -137,7 +138,11 @@ def does_not_pay(model: nn.Module, tokens: int, steps: int, device: torch.device
 
 
 def _tried(
-    model: nn.Module, graphs: bool, encoded: list[Encoded], pad_id: int
+    model: nn.Module,
+    optimizer: ZeroOrderOptimizer,
+    graphs: bool,
+    encoded: list[Encoded],
+    pad_id: int,
 ) -> tuple[CompiledLayers | None, str | None]:
     """Compile the layers and try them; without them if they fail or answer otherwise."""
     try:
@@ -149,7 +154,12 @@ def _tried(
         parts, [1] * len(parts), pad_id, next(model.parameters()).device, multiple=BUCKET
     )
     with torch.no_grad():
-        wanted = label_logits(model, rows)
+        try:
+            with layers, Uses(optimizer.tuned):  # eager still, and watched
+                wanted = label_logits(model, rows)
+        except ValueError as error:
+            layers.remove()
+            return None, str(error)
         try:
             with layers:
                 found = label_logits(model, rows).clone()
