@@ -78,7 +78,7 @@ def choose(
     if not getattr(optimizer, "trains", True):
         return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
     device = next(model.parameters()).device
-    why = obstacle(config, model, optimizer, task, device)
+    why = obstacle(config, model, optimizer, task, device) or many_shapes(config, task, encoded)
     rows = config.train.batch_size * max(len(example.ids) for example in encoded)
     longest = max(len(ids) for example in encoded for ids in example.ids)
     if why is None and asked == "auto":
@@ -118,6 +118,18 @@ def obstacle(
     if asked == "graphs" and device.type != "cuda":
         return f"CUDA graphs need device=cuda, this run has {device.type}"
     return None
+
+
+def many_shapes(config: RunConfig, task: Task, encoded: list[Encoded]) -> str | None:
+    """Say why batches would differ in their number of rows, None if they do not."""
+    counts = sorted({len(example.ids) for example in encoded})
+    scored = task.loss == "classification" or config.train.objective == "metric"
+    if not scored or len(counts) == 1:
+        return None
+    return (
+        f"examples of task={task.name} have {counts[0]} to {counts[-1]} options, so batches differ "
+        "in their number of rows, and each number is a shape"
+    )
 
 
 def does_not_pay(model: nn.Module, tokens: int, steps: int, device: torch.device) -> str | None:

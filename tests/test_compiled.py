@@ -329,9 +329,9 @@ def test_batches_are_padded_to_a_multiple():
 # What a run decides
 
 
-def decide(config, model, optimizer=None, steps=10_000, task="sst2"):
+def decide(config, model, optimizer=None, steps=10_000, task="sst2", examples=EXAMPLES):
     optimizer = optimizer or MeZO(model, lr=1e-3, eps=1e-3)
-    encoded = ENCODER.encode_all(EXAMPLES)
+    encoded = ENCODER.encode_all(examples)
     return compile_choice.choose(
         config, model, optimizer, TASKS[task], encoded, ENCODER.pad_id, steps
     )
@@ -412,6 +412,11 @@ def obstacles():
         "method.flush_every": (batched, ("method=lozo", "method.flush_every=4"), {}),
         "model.offload=layers": (batched, ("method=mezo", "model.offload=layers"), {}),
         "train.packing=always": (batched, ("train.packing=always",), {}),
+        "2 to 3 options": (
+            batched,
+            ("train.objective=metric",),
+            {"task": "record", "examples": [*EXAMPLES, Example("It is", ("x", "y", "z"), 2)]},
+        ),
         "generates text": (batched, ("train.objective=metric",), {"task": "squad"}),
     }
 
