@@ -8,8 +8,9 @@
 
 Nothing is timed: the choice follows from the configuration, the model and the batch's shape, so a
 resumed run chooses as it did before. Compiled batches are padded to a multiple of `BUCKET` columns,
-for every width is compiled for itself, and never packed. That a model can be compiled is also
-tried, on three short rows.
+for every width is compiled for itself, and never packed. A loss is that of the narrower batch to
+rounding; AGZO's bases are not, for its test matrix has a row for each column, padding too. That a
+model can be compiled is also tried, on three short rows: at its weights, not at perturbed ones.
 
 The rule of "auto": an eager layer launches some `LAUNCHES` kernels, one in `LAUNCH` seconds; its
 products take 2 x parameters x tokens operations, at `RATE` a second. Below that many tokens a step
