@@ -14,8 +14,9 @@ the layer up and runs the compiled code without them:
     inputs               handed out of the layer and looked at behind it, then dropped
 
 Embeddings, last norm, head and loss stay eager. So do calls that need a gradient, and the first
-step's check of the loss, which watches every call. What cannot be compiled as one graph is an
-error. The numbers are those of the eager layers up to rounding.
+step's check of the loss, which watches every call, here also for what the above would not perturb
+(`agzo.slotted`). That and what cannot be compiled as one graph are errors. The numbers are those of
+the eager layers up to rounding.
 
 Each shape is compiled for itself and nothing is chosen by a timing, so that code and bits do not
 depend on what ran before, and a resumed run is the run: batches should come in few shapes. With
@@ -31,47 +32,18 @@ from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from agzo.activations import ActivationCapture
-from agzo.direction import LowRank, at_least_float32
-from agzo.kernels import thin
+from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
 from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
 
 VARIANTS = 512  # of a compiled layer: what is done with it x shapes; torch's own limit is 8
-
-
-class Slotted(nn.Linear):
-    """A linear layer with slots: factors of a low-rank branch in, its input out."""
-
-    number: int  # among those of its decoder layer
-    right: Tensor | None = None  # (r, d_in) in the dtype of the input
-    left: Tensor | None = None  # (r, d_out), times the scale, in the dtype of the output
-    inputs: list[tuple[int, Tensor]] | None = None  # where its input is wanted: all, as they come
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return x W^T + b, and with a branch + (x right^T) left."""
-        if self.inputs is not None:
-            self.inputs.append((self.number, input))
-        y = F.linear(input, self.weight, self.bias)
-        if self.right is None or self.left is None:
-            return y
-        return y + F.linear(input, self.right) @ self.left
-
-    def branch(self, direction: LowRank, scale: float) -> None:
-        """Put in the branch of scale * direction."""
-        exact = at_least_float32(self.weight.dtype)
-        left = thin.rows(direction.left).to(exact) * scale
-        self.right = thin.rows(direction.right).to(self.weight.dtype)
-        self.left = left.to(self.weight.dtype)
-
-    def clear(self) -> None:
-        """Empty the slots."""
-        self.right = self.left = self.inputs = None
 
 
 class CompiledLayers:
@@ -84,7 +56,8 @@ class CompiledLayers:
         backend: of torch.compile; "eager" is the reference, the layers' own kernels in one graph.
 
     Raises:
-        ValueError: the model has no decoder layers, or other code replaced their forward.
+        ValueError: the model has no decoder layers, other code replaced their forward, or they
+            share modules.
     """
 
     def __init__(self, model: nn.Module, graphs: bool = False, backend: str = "inductor") -> None:
@@ -95,11 +68,13 @@ class CompiledLayers:
                     f"{type(layer).__name__}: its forward is replaced already (by compiled, "
                     "streamed or spread layers, say); allowed is the one of its class"
                 )
-        self._entered = False
+        _refuse_shared(layers)
+        self._entered = 0  # how often
         self._graphs = graphs
-        limits = torch._dynamo.config
-        limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
-        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, VARIANTS)
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
+        dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, VARIANTS)
+        dynamo.skip_nnmodule_hook_guards = False  # or code without hooks serves layers with some
         options: dict[str, Any] = {"deterministic": True, "triton.cudagraphs": graphs}
         run = torch.compile(
             _forward,
@@ -113,17 +88,17 @@ class CompiledLayers:
 
     def remove(self) -> None:
         """Leave the model as it was."""
-        for layer in self._layers:
-            layer.remove()
+        while self._layers:
+            self._layers.pop().remove()
 
     def __enter__(self) -> CompiledLayers:
-        self._entered = True
-        if self._graphs:
+        if self._graphs and not self._entered:
             torch.compiler.cudagraph_mark_step_begin()
+        self._entered += 1
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._entered = False
+        self._entered -= 1
 
     def around(self, closure: Closure) -> Closure:
         """Return a closure that runs this one with compiled layers."""
@@ -136,9 +111,8 @@ class CompiledLayers:
 
     @property
     def on(self) -> bool:
-        """Whether calls of the layers run compiled now."""
-        watched = any(isinstance(mode, Uses) for mode in _get_current_function_mode_stack())
-        return self._entered and not torch.is_grad_enabled() and not watched
+        """Whether calls of the layers are to run compiled now."""
+        return self._entered > 0 and not torch.is_grad_enabled()
 
 
 class _Layer:
@@ -149,22 +123,24 @@ class _Layer:
     ) -> None:
         self._layer, self._layers, self._run, self._shadows = layer, layers, run, shadows
         self._eager = layer.forward
-        plain = [module for module in layer.modules() if type(module) is nn.Linear]
-        self._slotted = [_slotted(module, number) for number, module in enumerate(plain)]
+        self._slotted = give_slots(layer)
         self._modules = list(layer.named_modules())
         layer.forward = self
 
     def remove(self) -> None:
         """Leave the layer as it was."""
-        for module in self._slotted:
-            del module.number
-            module.__class__ = nn.Linear  # pyright: ignore[reportAttributeAccessIssue]
+        take_slots(self._slotted)
         del self._layer.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self._layers.on:
             return self._eager(*args, **kwargs)
-        perturbed, capture = _active()
+        modes = _get_current_function_mode_stack()
+        for mode in modes:
+            if isinstance(mode, Uses):
+                with every_use_checked(self._modules, self._slotted, mode.tuned):
+                    return self._eager(*args, **kwargs)
+        perturbed, capture = _known(modes)
         inputs: list[tuple[int, Tensor]] = []
         with ExitStack() as undo, torch._C.DisableTorchFunction():  # copies are made without, too
             for module in self._slotted:
@@ -205,33 +181,41 @@ class _Shadows:
     def of(self, where: tuple[str, str], parameter: nn.Parameter) -> nn.Parameter:
         key = (*where, parameter.shape, parameter.dtype, parameter.device)
         if key not in self._known:
-            empty = torch.empty_like(parameter)
-            self._known[key] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+            with torch.inference_mode(False):  # for calls outside of it too
+                empty = torch.empty_like(parameter, requires_grad=False)
+                # needs no gradient, or autocast would take its content for that of layers before
+                self._known[key] = nn.Parameter(empty, requires_grad=False)
         return self._known[key]
-
-
-def _slotted(module: nn.Linear, number: int) -> Slotted:
-    """Give a linear layer slots, in place."""
-    module.__class__ = Slotted
-    slotted = cast(Slotted, module)
-    slotted.number = number
-    return slotted
 
 
 def _forward(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     return type(layer).forward(layer, *args, **kwargs)
 
 
-def _active() -> tuple[Perturbed | None, ActivationCapture | None]:
-    """Return the modes around this call; others cannot be compiled in."""
+def _refuse_shared(layers: list[nn.Module]) -> None:
+    """Refuse layers that share a module with parameters: each sets up and clears its own."""
+    known: set[nn.Module] = set()
+    for layer in layers:
+        own = {name: module for name, module in layer.named_modules() if module._parameters}
+        for name, module in own.items():
+            if module in known:
+                raise ValueError(
+                    f"{type(layer).__name__}: shares its {name} with another decoder layer; "
+                    "allowed are layers with modules of their own (weights may be tied)"
+                )
+        known.update(own.values())
+
+
+def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, ActivationCapture | None]:
+    """Return what the modes around a call do; those of others cannot be compiled in."""
     perturbed: Perturbed | None = None
     capture: ActivationCapture | None = None
-    for mode in _get_current_function_mode_stack():
+    for mode in modes:
         if type(mode) is Perturbed and perturbed is None:
             perturbed = mode
         elif isinstance(mode, ActivationCapture) and capture is None:
             capture = mode
-        else:
+        elif not isinstance(mode, DeviceContext):  # a default device: torch.compile knows it
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "
                 "execution='side_branch' with flush_every=1"

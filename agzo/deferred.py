@@ -125,14 +125,25 @@ class Deferred(SideBranch):
         return {"kept": kept, "open": self._open}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Keep what `state_dict` returned, each on its weight's device; nothing for None."""
+        """Keep what `state_dict` returned, each on its weight's device; nothing for None.
+
+        Raises:
+            ValueError: it has updates of a weight that is none of these, or has another shape.
+        """
         here = {name: parameter for parameter, name in self._names.items()}
         self._kept, self._open = {}, True
         if state is None:
             return
         for name, rows in state["kept"].items():
-            left, right = (each.clone().to(here[name].device) for each in rows)
-            self._kept[here[name]] = LowRank(left.T, right.T)
+            found, shape = here.get(name), tuple(each.shape[1] for each in rows)
+            if found is None or found.shape != shape:
+                has = "none" if found is None else f"{tuple(found.shape)}"
+                raise ValueError(
+                    f"flush_every={self._every}: the loaded state puts off updates of {name}, "
+                    f"{shape}; allowed are tuned linear weights of that shape, here is {has}"
+                )
+            left, right = (each.clone().to(found.device) for each in rows)
+            self._kept[found] = LowRank(left.T, right.T)
         self._open = state["open"]
 
 

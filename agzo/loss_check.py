@@ -65,7 +65,8 @@ class Uses(TorchFunctionMode):
 
     def __init__(self, tuned: list[Tuned]) -> None:
         super().__init__()
-        self._unseen = {id(each.parameter) for each in tuned}
+        self.tuned = {id(each.parameter): each.name for each in tuned}
+        self._unseen = set(self.tuned)
         self.seen: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,8 +8,9 @@
 
 Nothing is timed: the choice follows from the configuration, the model and the batch's shape, so a
 resumed run chooses as it did before. Compiled batches are padded to a multiple of `BUCKET` columns,
-for every width is compiled for itself, and never packed. That a model can be compiled is also
-tried, on three short rows.
+for every width is compiled for itself, and never packed. A loss is that of the narrower batch to
+rounding; AGZO's bases are not, for its test matrix has a row for each column, padding too. That a
+model can be compiled is also tried, on three short rows: at its weights, not at perturbed ones.
 
 The rule of "auto": an eager layer launches some `LAUNCHES` kernels, one in `LAUNCH` seconds; its
 products take 2 x parameters x tokens operations, at `RATE` a second. Below that many tokens a step
@@ -25,6 +26,7 @@ from torch import nn
 
 from agzo.compiled import CompiledLayers
 from agzo.layers import decoder_layers
+from agzo.loss_check import Uses
 from agzo.optimizer import ZeroOrderOptimizer
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
@@ -77,7 +79,7 @@ def choose(
     if not getattr(optimizer, "trains", True):
         return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
     device = next(model.parameters()).device
-    why = obstacle(config, model, optimizer, task, device)
+    why = obstacle(config, model, optimizer, task, device) or many_shapes(config, task, encoded)
     rows = config.train.batch_size * max(len(example.ids) for example in encoded)
     longest = max(len(ids) for example in encoded for ids in example.ids)
     if why is None and asked == "auto":
@@ -85,7 +87,7 @@ def choose(
     graphs = asked == "graphs" or (asked == "auto" and device.type == "cuda")
     layers = None
     if why is None:
-        layers, why = _tried(model, graphs, encoded, pad_id)
+        layers, why = _tried(model, optimizer, graphs, encoded, pad_id)
     if layers is not None:
         name = "graphs" if graphs else "compiled"
         return CompileChoice(asked, name, f"widths are padded to multiples of {BUCKET}"), layers
@@ -119,6 +121,18 @@ def obstacle(
     return None
 
 
+def many_shapes(config: RunConfig, task: Task, encoded: list[Encoded]) -> str | None:
+    """Say why batches would differ in their number of rows, None if they do not."""
+    counts = sorted({len(example.ids) for example in encoded})
+    scored = task.loss == "classification" or config.train.objective == "metric"
+    if not scored or len(counts) == 1:
+        return None
+    return (
+        f"examples of task={task.name} have {counts[0]} to {counts[-1]} options, so batches differ "
+        "in their number of rows, and each number is a shape"
+    )
+
+
 def does_not_pay(model: nn.Module, tokens: int, steps: int, device: torch.device) -> str | None:
     """Say why compiling would not pay by the rule above, None if it would."""
     if device.type != "cuda":
@@ -137,7 +151,11 @@ def does_not_pay(model: nn.Module, tokens: int, steps: int, device: torch.device
 
 
 def _tried(
-    model: nn.Module, graphs: bool, encoded: list[Encoded], pad_id: int
+    model: nn.Module,
+    optimizer: ZeroOrderOptimizer,
+    graphs: bool,
+    encoded: list[Encoded],
+    pad_id: int,
 ) -> tuple[CompiledLayers | None, str | None]:
     """Compile the layers and try them; without them if they fail or answer otherwise."""
     try:
@@ -149,7 +167,12 @@ def _tried(
         parts, [1] * len(parts), pad_id, next(model.parameters()).device, multiple=BUCKET
     )
     with torch.no_grad():
-        wanted = label_logits(model, rows)
+        try:
+            with layers, Uses(optimizer.tuned):  # eager still, and watched
+                wanted = label_logits(model, rows)
+        except ValueError as error:
+            layers.remove()
+            return None, str(error)
         try:
             with layers:
                 found = label_logits(model, rows).clone()

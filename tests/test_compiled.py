@@ -5,11 +5,13 @@ import functools
 import pytest
 import tiny_run
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agzo import AGZO, activations
-from agzo.compiled import CompiledLayers, Slotted
+from agzo.compiled import CompiledLayers
 from agzo.layers import decoder_layers
+from agzo.slotted import Slotted
 from baselines import LOZO, SGD, MeZO
 from experiments import attention, compile_choice
 from experiments.batches import collate, collate_rows
@@ -21,7 +23,7 @@ from experiments.prepare import Parts
 from experiments.session import run
 from experiments.tasks import TASKS, Example
 from tests.methods import METHODS, Method
-from tests.networks import Network, mlp, qwen3, stack, weights
+from tests.networks import Block, Network, Stack, mlp, qwen3, stack, weights
 from tests.text_models import byte_tokenizer, random_model
 
 ENCODER = Encoder(byte_tokenizer(), 64)
@@ -106,11 +108,12 @@ def test_the_model_keeps_its_names_and_is_left_as_it_was():
     layers = CompiledLayers(net.model, backend="eager")
     assert list(net.model.state_dict()) == names
     assert sum(isinstance(module, Slotted) for module in net.model.modules()) == 14
+    AGZO(net.model, lr=1e-3, eps=1e-3).step(layers.around(net.closure), net.token_mask)
+    layers.remove()
     layers.remove()
     assert [type(module) for module in net.model.modules()] == modules
     for module in net.model.modules():
-        assert "forward" not in vars(module)
-        assert "number" not in vars(module)
+        assert not {"forward", "number", "right", "left", "inputs"} & vars(module).keys()
 
 
 def test_elsewhere_the_layers_are_eager(monkeypatch):
@@ -130,6 +133,152 @@ def test_elsewhere_the_layers_are_eager(monkeypatch):
         net.closure().backward()  # with gradients
         with pytest.raises(AssertionError, match="compiled"), torch.no_grad():
             net.closure()
+
+
+def test_they_may_be_entered_within_themselves():
+    net = qwen3()
+    layers = CompiledLayers(net.model, backend="eager")
+    with torch.no_grad(), layers:
+        with layers:
+            assert layers.on
+        layers.around(net.closure)()
+        assert layers.on
+        with pytest.raises(KeyError), layers:
+            raise KeyError
+        assert layers.on
+    assert not layers.on
+
+
+class Functional(Block):
+    """A layer that uses its linear weight without the linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.linear(torch.tanh(self.norm(x)), self.linear.weight, self.linear.bias)
+
+
+def transposed(model: Stack, layer: Block) -> None:
+    layer.linear.forward = lambda x: x @ layer.linear.weight.T + layer.linear.bias
+
+
+def replaced(model: Stack, layer: Block) -> None:
+    layer.linear.forward = lambda x: 2 * nn.Linear.forward(layer.linear, x)
+
+
+def functional(model: Stack, layer: Block) -> None:
+    for each in model.layers:
+        each.__class__ = Functional
+
+
+def another_module(model: Stack, layer: Block) -> None:
+    layer.linear.register_forward_hook(lambda _, args, y: y + args[0] @ model.own.weight)
+
+
+def another_parameter(model: Stack, layer: Block) -> None:
+    layer.norm.register_forward_hook(lambda _, args, y: y + model.own.bias)
+
+
+def added_later(model: Stack, layer: Block) -> None:
+    layer.linear.branch_of_mine = nn.Linear(8, 8)
+    layer.linear.register_forward_hook(lambda own, args, y: y + own.branch_of_mine(args[0]))
+
+
+UNSEEN = {
+    transposed: r"layers\.1\.linear\.weight: .* this weight of an nn\.Linear without calling",
+    replaced: r"layers\.1\.linear\.weight: .* or the module's forward was replaced",
+    functional: r"layers\.0\.linear\.weight: .* this weight of an nn\.Linear without calling",
+    another_module: r"own\.weight: .*; allowed are parameters of its own",
+    another_parameter: r"own\.bias: .*; allowed are parameters of its own",
+    added_later: r"branch_of_mine\.weight: .*; allowed are parameters of its own",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), UNSEEN.items(), ids=lambda c: getattr(c, "__name__", "")
+)
+def test_what_compiled_code_would_not_perturb_is_an_error(change, message):
+    net = stack()
+    assert isinstance(net.model, Stack)
+    net.model.own = nn.Linear(8, 8)
+    if change is not added_later:
+        change(net.model, net.model.layers[1])
+    layers = CompiledLayers(net.model, backend="eager")
+    if change is added_later:
+        change(net.model, net.model.layers[1])
+    optimizer = LOZO(net.model, lr=1e-3, eps=1e-3)
+    before = flat(net)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step(layers.around(net.closure))
+    assert torch.equal(flat(net), before)
+    assert not any(m.inputs for m in net.model.modules() if isinstance(m, Slotted))
+
+
+def test_layers_that_share_modules_are_refused():
+    for share in ("layer", "linear"):
+        net = stack()
+        first, second = net.model.layers
+        if share == "layer":
+            net.model.layers[1] = first
+        else:
+            second.linear = first.linear
+        with pytest.raises(ValueError, match=r"Block: shares its .* with another decoder layer"):
+            CompiledLayers(net.model)
+        assert not any(isinstance(module, Slotted) for module in net.model.modules())
+
+
+@pytest.mark.parametrize("method", [AGZO, LOZO, MeZO])
+def test_a_default_device_is_no_obstacle(method):
+    ends = []
+    for compiled in (False, True):
+        net = qwen3(torch.float64)
+        layers = CompiledLayers(net.model, backend="eager") if compiled else None
+        with torch.device("cpu"):
+            ends.append(trajectory(net, method(net.model, lr=1e-3, eps=1e-3), layers))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_autocast_does_not_take_a_copy_for_that_of_the_layer_before():
+    ends = []
+    for compiled in (False, True):
+        net = qwen3()
+        plain = net.closure
+
+        def closure(plain=plain):
+            with torch.autocast("cpu", torch.bfloat16):
+                return plain()
+
+        layers = CompiledLayers(net.model, backend="eager") if compiled else None
+        optimizer = MeZO(net.model, lr=1e-4, eps=0.1)
+        ends.append(trajectory(Network(net.model, closure, None), optimizer, layers))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_code_of_layers_without_hooks_serves_none_that_have_some():
+    net = stack()
+    layers = CompiledLayers(net.model, backend="eager")
+    with torch.no_grad(), layers:
+        without = net.closure()
+        net.model.get_submodule("layers.1.linear").register_forward_hook(lambda *given: -given[-1])
+        found = net.closure()
+    with torch.no_grad():
+        torch.testing.assert_close(found, net.closure())
+    assert not torch.allclose(found, without)
+
+
+def test_they_run_in_inference_mode_and_outside_of_it():
+    ends = []
+    for compiled in (False, True):
+        net = qwen3(torch.float64)
+        layers = CompiledLayers(net.model, backend="eager") if compiled else None
+        optimizer = MeZO(net.model, lr=1e-3, eps=1e-3)
+        closure = net.closure if layers is None else layers.around(net.closure)
+        for inside in (True, True, False, True):
+            with torch.inference_mode(inside):
+                closure()
+                if layers is not None and inside:
+                    optimizer.estimate(closure)
+            optimizer.step(closure)
+        ends.append(flat(net))
+    torch.testing.assert_close(ends[0], ends[1])
 
 
 def test_copies_are_of_one_layer():
@@ -180,9 +329,9 @@ def test_batches_are_padded_to_a_multiple():
 # What a run decides
 
 
-def decide(config, model, optimizer=None, steps=10_000, task="sst2"):
+def decide(config, model, optimizer=None, steps=10_000, task="sst2", examples=EXAMPLES):
     optimizer = optimizer or MeZO(model, lr=1e-3, eps=1e-3)
-    encoded = ENCODER.encode_all(EXAMPLES)
+    encoded = ENCODER.encode_all(examples)
     return compile_choice.choose(
         config, model, optimizer, TASKS[task], encoded, ENCODER.pad_id, steps
     )
@@ -233,6 +382,13 @@ class Branching(nn.Module):
         return y if x.sum() > 0 else y + 0.0
 
 
+class Behind(Branching):
+    """A layer that uses a linear weight without its module."""
+
+    def forward(self, x: Tensor, **keywords):
+        return self.inner(x, **keywords) + 0.0 * self.inner.mlp.up_proj.weight.sum()
+
+
 class Inconstant(Branching):
     """A layer that answers otherwise when it is compiled."""
 
@@ -241,20 +397,26 @@ class Inconstant(Branching):
 
 
 def obstacles():
-    branching, inconstant, batched = (random_model("qwen3") for _ in range(3))
-    for model, kind in ((branching, Branching), (inconstant, Inconstant)):
+    branching, inconstant, behind, batched = (random_model("qwen3") for _ in range(4))
+    for model, kind in ((branching, Branching), (inconstant, Inconstant), (behind, Behind)):
         layers = model.get_submodule("model.layers")
         for index, layer in enumerate(list(layers)):
             layers[index] = kind(layer)
     return {
         "Qwen3ForCausalLM cannot be compiled": (branching, (), {}),
         "answers otherwise compiled: logits differ by": (inconstant, (), {}),
+        "up_proj.weight: a compiled layer uses this weight": (behind, (), {}),
         "has no decoder layers": (SimpleHead(), (), {}),
         "computes gradients": (batched, ("method=sgd",), {"optimizer": SGD(batched, lr=1e-3)}),
         "method.execution=batched": (batched, ("method=mezo", "method.execution=batched"), {}),
         "method.flush_every": (batched, ("method=lozo", "method.flush_every=4"), {}),
         "model.offload=layers": (batched, ("method=mezo", "model.offload=layers"), {}),
         "train.packing=always": (batched, ("train.packing=always",), {}),
+        "2 to 3 options": (
+            batched,
+            ("train.objective=metric",),
+            {"task": "record", "examples": [*EXAMPLES, Example("It is", ("x", "y", "z"), 2)]},
+        ),
         "generates text": (batched, ("train.objective=metric",), {"task": "squad"}),
     }
 

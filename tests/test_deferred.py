@@ -225,6 +225,27 @@ def test_a_state_of_another_period_is_refused():
         LOZO(net.model, 1e-3, 1e-3).load_state_dict(saved)
 
 
+def test_a_state_of_other_weights_is_refused():
+    def first(name, _):
+        return "layers.0" in name
+
+    def second(name, _):
+        return "layers.1" in name
+
+    optimizer = LOZO(qwen3().model, 1e-3, 1e-3, flush_every=4, params=first)
+    optimizer.retrace(torch.ones(1))
+    saved = optimizer.state_dict()
+    other = LOZO(qwen3().model, 1e-3, 1e-3, flush_every=4, params=second)
+    message = r"flush_every=4: .* updates of model\.layers\.0\..*, \(\d+, \d+\); .* here is none"
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(saved)
+    kept = saved["state"]["zo"]["deferred"]["kept"]
+    name = next(iter(kept))
+    kept[name] = (kept[name][0][:, :3], kept[name][1])
+    with pytest.raises(ValueError, match=r"\(3, \d+\); .* here is \(\d+, \d+\)"):
+        optimizer.load_state_dict(saved)
+
+
 @few
 def test_a_loss_that_is_not_finite_freezes_what_is_put_off_too(method: Method):
     ends = []
