@@ -1,4 +1,4 @@
-"""Builds the compiled kernel; all else is in pyproject.toml.
+"""Builds the compiled kernels; all else is in pyproject.toml.
 
 It is optional: without a C++ compiler the install succeeds, and the same numbers come, slower, from
 the reference in torch. `python -m agzo.kernels` tells which is in use.
@@ -17,7 +17,7 @@ setup(
     ext_modules=[
         Extension(
             "agzo.kernels.native_normal",
-            ["agzo/kernels/normal.cpp"],
+            ["agzo/kernels/normal.cpp", "agzo/kernels/thin.cpp"],
             extra_compile_args=[
                 *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno"),
                 *WIDE,

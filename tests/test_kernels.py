@@ -1,4 +1,4 @@
-"""The noise kernels: one formula, the same bits from each implementation, and normal numbers."""
+"""The kernels: one formula, the same bits from each implementation, and normal numbers."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agzo import kernels
-from agzo.kernels import native, reference
+from agzo.kernels import native, reference, thin
 from agzo.kernels.orthonormal import cholesky_qr
 
 CPU = torch.device("cpu")
@@ -241,3 +241,35 @@ def test_triton_kernels_equal_the_reference_in_the_interpreter():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all equal" in done.stdout
+
+
+# --- thin products
+
+
+@compiled
+@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 6), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_thin_product_in_one_pass_has_the_bits_of_a_pass_for_each_row(m, n, rank, threads):
+    generator = torch.Generator().manual_seed(m * n)
+    y, left, right = (
+        torch.randn(*shape, generator=generator) for shape in ((m, n), (rank, m), (rank, n))
+    )
+    wanted, found, before = y.clone(), y.clone(), torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", None)
+        thin.add_product(wanted, left, right)
+    torch.set_num_threads(threads)
+    thin.add_product(found, left, right)
+    torch.set_num_threads(before)
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):  # addcmul_ is fused there
+        assert torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found, y + left.T @ right)
+
+
+def test_a_thin_product_goes_to_tensors_of_any_layout_and_dtype():
+    left, right = torch.randn(2, 5), torch.randn(2, 7)
+    for y in (torch.randn(7, 5).T, torch.randn(5, 7).double(), torch.randn(5, 14)[:, ::2]):
+        wanted = y + (left.T @ right).to(y.dtype)
+        thin.add_product(y, left.to(y.dtype), right.to(y.dtype))
+        torch.testing.assert_close(y, wanted)

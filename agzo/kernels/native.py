@@ -1,4 +1,6 @@
-"""The compiled twin of `normal.py` for the CPU, through ctypes; `library` is None if not built.
+"""The compiled twins of `normal.py` and `thin.py` for the CPU, through ctypes.
+
+`library` is None if it is not built, or of other sources.
 
 It runs in torch's OpenMP threads, as many as ``torch.get_num_threads()``: with a pool of its own
 the two would fight for the cores.
@@ -19,6 +21,7 @@ ARGUMENTS = {
     "agzo_normal_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float, c_int),
     "agzo_normal_table": (c_void_p, c_int64, c_int64, c_int64, *KEY, c_int),
     "agzo_bits": (c_void_p, c_int64, c_uint64, *KEY, c_int),
+    "agzo_add_thin": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
 }
 
 
@@ -26,10 +29,10 @@ def _load() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("native_normal*.so")):
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:
-            continue  # of another platform: a shared home directory, say
-        for name, arguments in ARGUMENTS.items():
-            function = getattr(library, name)
+            functions = [getattr(library, name) for name in ARGUMENTS]
+        except (OSError, AttributeError):
+            continue  # of another platform (a shared home directory, say), or of older sources
+        for function, arguments in zip(functions, ARGUMENTS.values(), strict=True):
             function.argtypes, function.restype = arguments, None
         return library
     return None
@@ -76,6 +79,13 @@ def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, contiguous int32 on the CPU, to uniform numbers in [0, 2^16)."""
     assert library is not None
     library.agzo_bits(out.data_ptr(), out.numel(), start, *key, _threads())
+
+
+def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left.T @ right to y (m, n), in place; left (r, m), right (r, n), r at most 4."""
+    assert library is not None
+    pointers = (y.data_ptr(), left.data_ptr(), right.data_ptr())
+    library.agzo_add_thin(*pointers, *y.shape, left.shape[0], _threads())
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

@@ -1,0 +1,45 @@
+// y += left^T right with factors of a few rows, in one pass over y: the twin of thin.py, which takes
+// a pass a row. Products are added by fused multiply-adds, as torch's addcmul_ adds them with AVX2, so
+// the bits are the same there; only processors without such an instruction (before 2013) are slow.
+
+#include <cstdint>
+
+#if defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDE
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int64_t SLICE = 1 << 14;  // values below which a thread is not worth starting
+
+template <int R>
+INLINE void add(float *y, const float *a, int64_t step, const float *right, int64_t n) {
+    float own[R];
+    for (int k = 0; k < R; k++) own[k] = a[k * step];
+#pragma GCC ivdep
+    for (int64_t j = 0; j < n; j++) {
+        float sum = y[j];
+        for (int k = 0; k < R; k++) sum = __builtin_fmaf(own[k], right[k * n + j], sum);
+        y[j] = sum;
+    }
+}
+
+WIDE void add_row(float *y, const float *a, int64_t step, const float *right, int64_t n, int r) {
+    switch (r) {
+        case 1: add<1>(y, a, step, right, n); break;
+        case 2: add<2>(y, a, step, right, n); break;
+        case 3: add<3>(y, a, step, right, n); break;
+        default: add<4>(y, a, step, right, n);
+    }
+}
+
+}  // namespace
+
+extern "C" void agzo_add_thin(float *y, const float *left, const float *right, int64_t m, int64_t n,
+                              int r, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (m * n > SLICE)
+    for (int64_t i = 0; i < m; i++) add_row(y + i * n, left + i, m, right, n, r);
+}
