@@ -168,7 +168,7 @@ def _same_threads():
 
 @example(["method=mezo", "adapter=lora", "seed=4294967295"])
 @example(["method=agzo", "adapter=prefix", "precision=fp16"])
-@settings(quick, max_examples=12)
+@settings(quick, max_examples=8)
 @given(combinations())
 def test_a_combination_starts_or_is_refused(tmp_path_factory, overrides):
     try_combination(tmp_path_factory, overrides)
@@ -185,7 +185,7 @@ def test_many_combinations_start_or_are_refused(tmp_path_factory, overrides):
 @example(("seed", "100000000000000000000000", True))
 @example(("threads", "2000000000", True))
 @example(("data.root", "''", True))
-@settings(quick, max_examples=25)
+@settings(quick, max_examples=16)
 @given(wrong())
 def test_a_wrong_value_is_refused_by_name(tmp_path_factory, drawn):
     try_wrong(tmp_path_factory, drawn)
