@@ -247,7 +247,7 @@ def test_triton_kernels_equal_the_reference_in_the_interpreter():
 
 
 @compiled
-@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, 6), st.integers(1, 3))
+@given(st.integers(1, 70), st.integers(1, 300), st.integers(1, thin.PASSES), st.integers(1, 3))
 @settings(max_examples=40, deadline=None)
 def test_a_thin_product_in_one_pass_has_the_bits_of_a_pass_for_each_row(m, n, rank, threads):
     generator = torch.Generator().manual_seed(m * n)
