@@ -27,7 +27,7 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv and install the locked dependencies (done by every other target)
 
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cpp)
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cpp agzo/kernels/*.h)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	  f"python3 is {v[0]}.{v[1]}; allowed are 3.11 to 3.13 (choose one: make PYTHON=python3.12 ...)")'
 	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }

@@ -9,17 +9,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "wide.h"
+
 namespace {
 
 constexpr int LANES = 16, BLOCK = 4 * LANES, ROUNDS = 7;
 constexpr int64_t SLICE = 1 << 14;  // elements of a thread's smallest share
-
-#if defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDE
-#endif
-#define INLINE inline __attribute__((always_inline))
 
 struct Address {
     uint32_t key0, key1;  // of the tensor

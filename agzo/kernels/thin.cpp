@@ -4,12 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define WIDE
-#endif
-#define INLINE inline __attribute__((always_inline))
+#include "wide.h"
 
 namespace {
 

@@ -29,10 +29,10 @@ def add_product(y: Tensor, left: Tensor, right: Tensor) -> None:
         y: (m, n), any float dtype.
         left, right: (r, m) and (r, n) contiguous, of y's dtype.
     """
-    if left.shape[0] <= PASSES and native.usable(y, left, right):
+    if y.device.type != "cpu" or y.dtype.itemsize < 4 or left.shape[0] > PASSES:
+        y.addmm_(left.T, right)
+    elif native.usable(y, left, right):
         native.add_thin(y, left, right)
-    elif y.device.type == "cpu" and y.dtype.itemsize >= 4 and left.shape[0] <= PASSES:
+    else:
         for a, b in zip(left, right, strict=True):
             y.addcmul_(a[:, None], b)
-    else:
-        y.addmm_(left.T, right)

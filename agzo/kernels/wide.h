@@ -1,0 +1,10 @@
+// Functions that are compiled for several vector widths, the processor's chosen when they are called.
+
+#pragma once
+
+#if defined(__linux__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define WIDE __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define WIDE
+#endif
+#define INLINE inline __attribute__((always_inline))
