@@ -31,7 +31,7 @@ from agzo.optimizer import ZeroOrderOptimizer
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
 from experiments.encode import Encoded
-from experiments.loss import label_logits, spread
+from experiments.loss import label_logits, spread, wrapped
 from experiments.pack_choice import apart, short_rows
 from experiments.tasks.base import Task
 
@@ -80,9 +80,9 @@ def choose(
         return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
     device = next(model.parameters()).device
     why = obstacle(config, model, optimizer, task, device) or many_shapes(config, task, encoded)
-    rows = config.train.batch_size * max(len(example.ids) for example in encoded)
-    longest = max(len(ids) for example in encoded for ids in example.ids)
     if why is None and asked == "auto":
+        rows = config.train.batch_size * max(len(example.ids) for example in encoded)
+        longest = max(len(ids) for example in encoded for ids in example.ids)
         why = does_not_pay(model, rows * longest, steps, device)
     graphs = asked == "graphs" or (asked == "auto" and device.type == "cuda")
     layers = None
@@ -110,7 +110,7 @@ def obstacle(
         return "method.flush_every above 1 gives the layers another rank in each step"
     if config.model.offload != "none":
         return f"model.offload={config.model.offload} moves the layers' weights"
-    if spread(getattr(model, "get_base_model", lambda: model)()):
+    if spread(wrapped(model)):
         return "model.device_map=auto spreads the model over devices"
     if config.train.objective == "metric" and task.kind == "generation":
         return f"train.objective=metric of task={task.name} generates text, each token a shape"

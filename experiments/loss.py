@@ -107,8 +107,12 @@ def accepted_keywords(model: nn.Module) -> frozenset[str]:
     A wrapper that only hands its arguments on, `forward(*args, **kwargs)`, takes them all; one
     that names the model inside it, as PEFT's do with `get_base_model`, takes what that one takes.
     """
-    inner: Any = getattr(model, "get_base_model", lambda: model)
-    return _accepted(type(inner()).forward)
+    return _accepted(type(wrapped(model)).forward)
+
+
+def wrapped(model: nn.Module) -> Any:
+    """Return the model inside PEFT's wrapper, the model itself where there is none."""
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
 from experiments.encode import Encoded
-from experiments.loss import accepted_keywords, label_logits, spread
+from experiments.loss import accepted_keywords, label_logits, spread, wrapped
 from experiments.packing import can_pack
 from experiments.tasks.base import Task
 
@@ -74,7 +74,7 @@ def choose(
 
 def obstacle(config: RunConfig, model: nn.Module, optimizer: Any, task: Task) -> str | None:
     """Say what keeps a run from packing, None if nothing does."""
-    inner: Any = getattr(model, "get_base_model", lambda: model)()
+    inner = wrapped(model)
     name = type(inner).__name__
     if config.adapter.name == "prefix":
         return "adapter=prefix puts virtual tokens in front of every row of a batch"
