@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from agzo.perturb import uses
+from agzo.perturb import only_reads, uses
 from agzo.select import Tuned
 
 Dropouts = list[tuple[str, Any]]  # name, module
@@ -72,8 +72,8 @@ class Uses(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
-            return result  # reading .dtype or .device is no use of a weight
+        if only_reads(func, result):
+            return result
         for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
             self._unseen.discard(key)
             self.seen.add(key)

@@ -152,6 +152,7 @@ class ZeroOrderOptimizer(Progress):
     def _ready(self) -> None:
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
         self._look: DirectionSampler = self._sampler()
+        self._names = {each.parameter: each.name for each in self.tuned}
         if self._deferred is not None:
             self._deferred.begin(self.tuned, self._look, type(self).__name__)
         if self._moments is not None and not self.large_state:
@@ -298,14 +299,13 @@ class ZeroOrderOptimizer(Progress):
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
         if self._deferred is not None:
             check_no_decay(self.flush_every, self.param_groups)  # they may have been changed
-        names = {each.parameter: each.name for each in self.tuned}
         alive = self.finite.clone()  # a change that is put off is of this step
         for group in self.param_groups:
             decay = group["lr"] * group["weight_decay"]
             keep = 1.0 - alive.double() * decay if decay else None
             for parameter in group["params"]:
                 mine = [(directions[parameter], g) for directions, g in applied]
-                name, lr = names[parameter], group["lr"]
+                name, lr = self._names[parameter], group["lr"]
                 change = partial(self._change, parameter, name, mine, lr, keep, alive, noise)
                 self._weights.change(parameter, change)
         if self._deferred is not None and self._deferred.due(noise.step):
@@ -347,11 +347,10 @@ class ZeroOrderOptimizer(Progress):
 
     def _write(self, deferred: Deferred, noise: Noise) -> None:
         """Write all that is put off; `noise` is the last step's."""
-        names = {each.parameter: each.name for each in self.tuned}
         for parameter, change in deferred.take().items():
             steps = [(change, torch.ones((), device=parameter.device))]
-            master = self._master(parameter)
-            move(parameter, steps, None, self.rounding, master, noise, names[parameter])
+            master, name = self._master(parameter), self._names[parameter]
+            move(parameter, steps, None, self.rounding, master, noise, name)
 
     def _steps(
         self,

@@ -121,8 +121,8 @@ class Perturbed(TorchFunctionMode):
         if func is F.embedding:
             return self._embedding(*args, **kwargs)
         if getattr(func, "__name__", "") == "__get__":
-            plain = func(*args, **kwargs)  # .dtype, .shape, ...: no need to perturb for these
-            if not isinstance(plain, Tensor):
+            plain = func(*args, **kwargs)
+            if only_reads(func, plain):
                 return plain
         return func(*self._substitute(args), **self._substitute(kwargs))
 
@@ -185,6 +185,11 @@ class Perturbed(TorchFunctionMode):
 
     def _copy(self, parameter: Tensor, direction: Direction) -> Tensor:
         return perturbed_copy(parameter, direction, self.scale)
+
+
+def only_reads(func: Any, result: Any) -> bool:
+    """Tell whether a call read .dtype, .shape, .device or the like: no use of a weight."""
+    return getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor)
 
 
 def uses(wanted: Mapping[int, Any] | set[int], *arguments: Any) -> bool:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from agzo.direction import LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.perturb import uses
+from agzo.perturb import only_reads, uses
 
 
 class Slotted(nn.Linear):
@@ -115,8 +115,8 @@ class _EveryUse(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if getattr(func, "__name__", "") == "__get__" and not isinstance(result, Tensor):
-            return result  # reading .dtype or .device is no use of a weight
+        if only_reads(func, result):
+            return result
         if not uses(self._watched, args, kwargs):
             return result
         for key, name in self._tuned.items():
