@@ -4,6 +4,9 @@ SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's: both are for good. SIGU
 cluster sends some time before it takes the machine away (time-out, preemption), so that the job
 goes back into the queue; a SIGTERM that follows it is the same wish and must not cut off saving.
 The exit code of a stopped run is the shell's, 128 + the signal.
+
+torchrun sends SIGTERM to all processes as soon as one has ended, and so to one that is just about
+to say why: on the command line (`told_first`) a signal waits until a failed run has said its line.
 """
 
 import signal
@@ -11,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -32,6 +35,8 @@ class Interrupted(KeyboardInterrupt):
 class StopRequest:
     """Within its context, turns a signal into `requested`; handlers are put back after it."""
 
+    untold: ClassVar[list["StopRequest"] | None] = None  # that ended with an error; see told_first
+
     def __init__(self) -> None:
         self.requested: int | None = None  # the signal that asked for it
         self._before: dict[signal.Signals, Any] = {}
@@ -47,6 +52,13 @@ class StopRequest:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        if error is not None and StopRequest.untold is not None:
+            StopRequest.untold.append(self)
+        else:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """Let signals do again what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -60,6 +72,30 @@ class StopRequest:
         if self.requested is not None and again:
             signal.default_int_handler(number, frame)
         self.requested = self.requested or number
+
+
+@contextmanager
+def told_first() -> Iterator[None]:
+    """Within, let the signals after a run's error wait until `told`, or the end of the context."""
+    StopRequest.untold = []
+    try:
+        yield
+    finally:
+        _release()
+        StopRequest.untold = None
+
+
+def told() -> int | None:
+    """Go on after a run, its error told if there was one; return a signal that came with that."""
+    numbers = [each.requested for each in _release() if each.requested is not None]
+    return numbers[0] if numbers else None
+
+
+def _release() -> list[StopRequest]:
+    ended, StopRequest.untold = StopRequest.untold or [], []
+    for each in reversed(ended):
+        each.put_back()
+    return ended
 
 
 @contextmanager

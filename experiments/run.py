@@ -21,7 +21,7 @@ from agzo.group import Drifted, ProcessLost
 from experiments import ranks
 from experiments.checkpoint import CheckpointError
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
-from experiments.interrupt import Interrupted
+from experiments.interrupt import Interrupted, told, told_first
 from experiments.launchers import SweepFailed, register
 from experiments.record import CannotWrite
 from experiments.runner import NonFiniteLoss
@@ -50,8 +50,12 @@ def one_run(composed: DictConfig) -> None:
         sizes = f"train.batch_size={composed.train.batch_size}, train.eval_batch_size="
         sizes += f"{composed.train.eval_batch_size}, precision.dtype={composed.precision.dtype}"
         print(f"{ranks.mine()}error: out of memory ({sizes}): {error}", file=sys.stderr)
+    if told() is not None:
+        print(f"{ranks.mine()}stopped after that error; checkpoints are kept", file=sys.stderr)
+        sys.exit(codes[0])
 
 
+@told_first()
 def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()

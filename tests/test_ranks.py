@@ -312,7 +312,9 @@ def children_of(pid):
 
 
 def test_torchrun_starts_them_and_ends_them_all(tmp_path):
+    # looked at so often that the SIGTERM after one death meets the other while it unwinds
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--monitor-interval=0.002"]
     command += [f"--master-port={free_port()}", "-m", "experiments.run"]
     command += arguments(tmp_path, *AGZO, "train.steps=5000", "train.eval_every=5000")
     torchrun = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 
 import pytest
 import tiny_run
@@ -170,6 +171,31 @@ def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
     assert main() == 128 + signal.SIGTERM
     assert "checkpoint of step 1 is kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]
+
+
+def test_a_signal_that_meets_an_error_waits_for_its_line_and_ends_the_sweep(
+    tmp_path, monkeypatch, capsys
+):
+    @contextmanager
+    def lock_that_ends_with_a_signal(folder):
+        try:
+            with lock(folder):
+                yield
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # its handler was put back here once
+
+    monkeypatch.setattr(session, "lock", lock_that_ends_with_a_signal)
+    monkeypatch.setattr(sys, "argv", ["run", "-m", *tiny_run.arguments(tmp_path, "seed=0,1")])
+    sys.argv += ["method=sgd", "method.lr=1e30"]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("allowed are finite losses") == 1
+    assert said.strip().endswith("stopped after that error; checkpoints are kept")
+    assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_sweep_of_the_command_line_leaks_nothing_and_leaves_no_litter(
