@@ -37,7 +37,7 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cp
 	@$(BIN)/python -m agzo.kernels
 	@touch $@
 
-demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on the three pocket tasks: a table and a plot
+demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on three pocket tasks: a table and a plot
 	@$(BIN)/python -m experiments.demo $(ARGS)
 	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
 	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
@@ -58,7 +58,7 @@ table-all table-adapters agzo-variants: $(READY)
 
 reproduce-table1: ## the paper's Table 1: plan, missing runs, table (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
 reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
-table-all: ## every method side by side, the same way and with the same variables
+table-all: ## the zeroth-order methods beside SGD and zero-shot, the same way and with the same variables
 table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
 agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
 
@@ -165,7 +165,7 @@ bench-figure: $(READY) ## both plots again from their files alone (RESULTS="FILE
 	@$(BIN)/python -m analysis.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
 	  $(BENCH)/steps.json) --out $(BENCH)/step_cost
 
-pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (at most 15 minutes)
+pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (about 18 minutes on one core)
 	@$(BIN)/python -m experiments.pocket.pretrain $(ARGS)
 
 clean: ## remove .venv and caches; results stay

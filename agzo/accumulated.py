@@ -48,7 +48,7 @@ class AccumulatedCapture(ActivationCapture):
 
     Args:
         how: "gram" or "forwards".
-        power_steps, others: as `ActivationCapture`; the iteration only, from all tokens.
+        others, named: as `ActivationCapture`; the iteration only, from all tokens.
     """
 
     def __init__(self, how: str, *others: Any, **named: Any) -> None:

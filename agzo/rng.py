@@ -42,7 +42,7 @@ class Noise:
     """Gaussian numbers of one (seed, step, query).
 
     `parameter` and `role` below complete the address: a parameter's name, and what the numbers are
-    for ("dense", "left", "right", "omega", "rounding").
+    for ("dense", "left", "right", "rounding", ...); `table` has a role of its own.
     """
 
     seed: int

@@ -85,11 +85,6 @@ class StreamedLayers:
             "uploads": self.uploads,
         }
 
-    @property
-    def device_bytes(self) -> int:
-        """Device memory that is held for layers, whichever are in: that of the two largest."""
-        return self._slots.bytes
-
     def together(self, evaluations: Sequence[Closure]) -> list[Tensor]:
         """Run evaluations side by side: each layer comes once for all of them."""
         self._fetch(0)

@@ -1,1 +1,1 @@
-"""Tables and figures from finished runs: reads `result.json` files and nothing else."""
+"""Tables and figures: reads what runs, suites, probes and benchmarks wrote, and nothing else."""

@@ -2,7 +2,7 @@
 
 (a) linear layers alone and (b) everything: one-query estimates along a training run, with the value
 that the theory predicts; (c) the mean of as many queries as some forwards pay for; (d) each linear
-layer perturbed alone.
+layer perturbed alone; (e) the same layers when all are perturbed at once.
 
     python -m analysis.gradient_alignment FOLDER --out STEM
 """

@@ -1,4 +1,4 @@
-"""The demo's runs: every method on every pocket task, one after the other, in one process.
+"""The demo's runs: five methods on three pocket tasks, one after the other, in one process.
 
     make demo            # these runs, then a table and a plot of them
     make demo ARGS="train.forwards=2000"      # the same, longer (remove runs/demo first)

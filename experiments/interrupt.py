@@ -1,4 +1,4 @@
-"""Stopping between two steps: a first signal asks for it, a second one stops at once.
+"""Stopping between two steps: a first signal asks for it, a second Ctrl-C or SIGTERM does it.
 
 SIGINT is Ctrl-C, SIGTERM a scheduler's or a shutdown's: both are for good. SIGUSR2 is what a
 cluster sends some time before it takes the machine away (time-out, preemption), so that the job

@@ -1,6 +1,6 @@
 """What the numbers stand on: commit, versions, machine, and the peak memory of a piece of work.
 
-Imports torch and the standard library only, so that the benchmark runs on a bare GPU machine.
+Imports torch, agzo and the standard library only, so that the benchmark runs on a bare GPU machine.
 """
 
 import os

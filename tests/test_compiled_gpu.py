@@ -8,7 +8,7 @@ from agzo.compiled import CompiledLayers
 from baselines import LOZO, MeZO
 from tests.methods import METHODS, Method
 from tests.networks import weights
-from tests.test_gpu import on_cuda
+from tests.test_gpu import on_cuda, waiting_is_an_error
 
 pytestmark = pytest.mark.gpu
 
@@ -63,9 +63,6 @@ def test_a_step_never_waits_for_the_device(method, graphs):
     closure = CompiledLayers(net.model, graphs=graphs).around(net.closure)
     for _ in range(4):  # compiled, warmed up and recorded
         optimizer.step(closure, net.token_mask)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         for _ in range(4):
             optimizer.step(closure, net.token_mask)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -1,5 +1,6 @@
 """What only a CUDA device can show: executions agree there, and a step never waits for it."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,15 @@ def on_cuda(dtype: torch.dtype) -> Network:
     return Network(net.model, closure, mask)
 
 
+@contextmanager
+def waiting_is_an_error():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_executions_agree_on_cuda(method: Method):
     ends = []
@@ -56,13 +66,9 @@ def test_a_step_never_waits_for_the_device(method: Method, rounding):
     net = on_cuda(torch.bfloat16)
     optimizer = method.make(net, rounding=rounding)
     optimizer.step(net.closure, net.token_mask)  # the one-off check does wait
-    with torch.no_grad():
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(4):
-                optimizer.step(net.closure, net.token_mask)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    with torch.no_grad(), waiting_is_an_error():
+        for _ in range(4):
+            optimizer.step(net.closure, net.token_mask)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -16,7 +16,7 @@ from agzo.layers import decoder_layers
 from agzo.stream import StreamedLayers
 from baselines import LOZO, MeZO
 from tests.networks import Network
-from tests.test_gpu import on_cuda
+from tests.test_gpu import on_cuda, waiting_is_an_error
 from tests.test_stream import CASES
 
 pytestmark = pytest.mark.gpu
@@ -95,12 +95,9 @@ def test_a_streamed_step_never_waits_for_the_device(method: type[ZeroOrderOptimi
     stream = StreamedLayers(net.model, "cuda")
     optimizer = method(net.model, lr=1e-3, eps=1e-3, stream=stream)  # pyright: ignore
     optimizer.step(net.closure, net.token_mask)  # the one-off check does wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         for _ in range(4):
             optimizer.step(net.closure, net.token_mask)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("method", [MeZO, LOZO, AGZO])

@@ -96,6 +96,7 @@ def normal_rows(
     Computed and rounded as by `normal_`.
 
     Args:
+        key, scale: as of `normal_`.
         rows: (n,) int64.
         width: values in a row.
         base: contiguous (any number of rows, width), any float dtype; None for float32 noise alone.

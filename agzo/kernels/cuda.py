@@ -309,6 +309,7 @@ def add_low_rank(
     Args:
         weight: contiguous (d_out, d_in), any float dtype.
         left, right: (d_out, r) and (d_in, r) float32, any strides.
+        keep: a number, or 0-dim on the device.
         scale: 0-dim float32 on the device.
         stochastic: key of the stochastic rounding; None rounds to nearest.
     """

@@ -1,4 +1,4 @@
-"""Normal numbers from a counter: the readable reference of `normal.cpp` and `triton_normal.py`.
+"""Normal numbers from a counter: the readable reference of `normal.cpp` and `cuda.py`.
 
 Element e of a tensor with a 64-bit key is a function of (key, row, column, e) alone:
 

@@ -12,8 +12,6 @@ from typing import Any
 from experiments.bench.methods import METHODS
 from experiments.bench.rows import Case
 
-SOURCE = 'the project\'s issue "Speed and memory: a step that costs two forwards and nothing else"'
-
 
 @dataclass(frozen=True)
 class Target:

@@ -1,6 +1,7 @@
 """What a probe looks at: the model, the batches and the optimizer of a run, as the runner has them.
 
-The only module of the package that reads a configuration, and so needs hydra and datasets.
+Composes the run's configuration, and so needs hydra and datasets, as `alignment` and
+`estimates` do.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -171,7 +171,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", default="2", help="training batches; 2")
     parser.add_argument("--methods", default=",".join(METHODS), help="agzo,mezo,lozo")
     parser.add_argument("--dtypes", help="fp32,bf16,fp16 or all; the run's own precision")
-    parser.add_argument("--execution", default="side_branch", help="side_branch or in_place")
+    executions = ", ".join(EXECUTIONS)
+    parser.add_argument("--execution", default="side_branch", help=f"{executions}; side_branch")
 
 
 def run(

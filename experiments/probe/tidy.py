@@ -1,7 +1,7 @@
 """What a probe leaves: `about.json`, and one CSV file for each table, in a folder of its own.
 
 While it measures, finished pieces lie in `parts/`, so that one that was stopped goes on from there.
-Imports no more than torch and the standard library.
+Imports no more than torch, agzo and the standard library.
 """
 
 import csv

@@ -7,5 +7,5 @@ gradient is known exactly, runs `ZeroOrderOptimizer.estimate` on it, and returns
 (`evidence.Row`): what the theory says, what was measured, an interval, a verdict. Where an
 assumption is broken on purpose the row says which one, and is expected to fail.
 
-Imports torch, agzo, baselines and the standard library only.
+Imports torch, agzo and baselines only, and what writes a probe's files.
 """
