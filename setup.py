@@ -17,7 +17,7 @@ setup(
     ext_modules=[
         Extension(
             "agzo.kernels.native_normal",
-            ["agzo/kernels/normal.cpp", "agzo/kernels/thin.cpp"],
+            ["agzo/kernels/gram.cpp", "agzo/kernels/normal.cpp", "agzo/kernels/thin.cpp"],
             depends=["agzo/kernels/wide.h"],
             extra_compile_args=[
                 *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno"),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agzo.kernels import thin
+from agzo.kernels.gram import gram_product
 from agzo.kernels.orthonormal import orthonormal
 
 COPY = 1 << 23
@@ -73,15 +74,12 @@ def product(
     def part(first: int) -> Tensor:
         block = slice(first, first + size)
         h = x[block].float()  # its rows are columns of the paper's H
-        if q is None:
-            assert drawn is not None
-            coefficients = drawn[:, block]  # (r, tokens)
-        else:
-            coefficients = q @ h.T
-        if keep is not None:
-            # Zeroing a token's coefficients takes it out of every product without a copy of x.
-            coefficients = coefficients.masked_fill(~keep[block], 0.0)
-        return coefficients @ h
+        real = None if keep is None else keep[block]
+        if q is not None:
+            return gram_product(h, q, real)
+        assert drawn is not None
+        omega = drawn[:, block]  # (r, tokens)
+        return (omega if real is None else omega.masked_fill(~real, 0.0)) @ h
 
     y = part(0)
     for first in range(size, x.shape[0], size):

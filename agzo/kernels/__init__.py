@@ -6,7 +6,8 @@
 | CUDA          | `cuda`, Triton                     | triton (torch for CUDA brings it) |
 | anything else | `normal`, plain torch              | nothing                           |
 
-All give the same bits (`normal.py` defines them), so which one ran is no part of a result.
+All give the same bits (`normal.py` defines them), so which one ran is no part of a result. Products
+with a few columns are in `thin` (the same bits as well) and `gram` (equal to rounding).
 """
 
 from __future__ import annotations

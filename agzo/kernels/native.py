@@ -1,4 +1,4 @@
-"""The compiled twins of `normal.py` and `thin.py` for the CPU, through ctypes.
+"""The compiled twins of `normal.py`, `thin.py` and `gram.py` for the CPU, through ctypes.
 
 `library` is None if it is not built, or of other sources.
 
@@ -22,6 +22,7 @@ ARGUMENTS = {
     "agzo_normal_table": (c_void_p, c_int64, c_int64, c_int64, *KEY, c_int),
     "agzo_bits": (c_void_p, c_int64, c_uint64, *KEY, c_int),
     "agzo_add_thin": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
+    "agzo_gram": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
 }
 
 
@@ -86,6 +87,13 @@ def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
     assert library is not None
     pointers = (y.data_ptr(), left.data_ptr(), right.data_ptr())
     library.agzo_add_thin(*pointers, *y.shape, left.shape[0], _threads())
+
+
+def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
+    """Set y (r, d) to q x^T x of the tokens that keep (tokens,) has; x (tokens, d), q (r, d)."""
+    assert library is not None
+    pointers = (y.data_ptr(), x.data_ptr(), q.data_ptr(), _pointer(keep))
+    library.agzo_gram(*pointers, *x.shape, q.shape[0], _threads())
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

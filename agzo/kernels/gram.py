@@ -1,0 +1,37 @@
+"""The product of a power iteration, (X^T X) q, in one pass over X where there is a kernel for it.
+
+Two products by a matrix library read X twice. The compiled `gram.cpp` reads it once and takes 0.45
+to 0.65 of the time with up to four directions, 0.7 to 0.9 with eight (one CPU core, 64 to 4,096
+tokens of width 512 to 4,096, float32). It agrees with the products to rounding, not to the bit, as
+those of two matrix libraries do. Memory: at most 64 r d values.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from agzo.kernels import native
+
+DIRECTIONS = 8
+"""The largest number of directions for which one pass is faster."""
+
+
+def gram_product(x: Tensor, q: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Return ``q X^T X``, (r, d) float32.
+
+    Args:
+        x: (tokens, d) float32.
+        q: (r, d) float32.
+        keep: boolean (tokens,), False for a token that does not count; None counts all.
+    """
+    q = q.contiguous()
+    if q.shape[0] <= DIRECTIONS and native.usable(x, q):
+        y = torch.empty_like(q)
+        native.gram(y, x, q, None if keep is None else keep.contiguous())
+        return y
+    coefficients = q @ x.T  # (r, tokens)
+    if keep is not None:
+        # Zeroing a token's coefficients takes it out of the product without a copy of x.
+        coefficients = coefficients.masked_fill(~keep, 0.0)
+    return coefficients @ x

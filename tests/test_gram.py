@@ -1,0 +1,91 @@
+"""The product of a power iteration in one pass: equal to two products, whatever the threads."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agzo.kernels import native
+from agzo.kernels.gram import DIRECTIONS, gram_product
+from agzo.subspace import subspace_extract
+
+needs_kernel = pytest.mark.skipif(native.library is None, reason="needs the compiled kernels")
+
+
+def problem(tokens: int, width: int, rank: int, masked: bool):
+    generator = torch.Generator().manual_seed(tokens * 1000 + width * 10 + rank)
+    x = torch.randn(tokens, width, generator=generator)
+    q = torch.randn(rank, width, generator=generator)
+    keep = torch.rand(tokens, generator=generator) < 0.7 if masked else None
+    return x, q, keep
+
+
+def in_float64(x, q, keep):
+    x, q = x.double(), q.double()
+    rows = x if keep is None else x[keep]
+    return q @ rows.T @ rows
+
+
+def assert_close(found, x, q, keep):
+    wanted = in_float64(x, q, keep)
+    error = (found.double() - wanted).norm()
+    assert error <= 2e-6 * x.double().norm() ** 2 * q.double().norm()
+
+
+@needs_kernel
+@given(
+    st.integers(1, 700), st.integers(1, 70), st.integers(1, DIRECTIONS), st.booleans()
+)  # 700 tokens are several parts, and not whole ones
+def test_it_is_two_products(tokens, width, rank, masked):
+    x, q, keep = problem(tokens, width, rank, masked)
+    assert_close(gram_product(x, q, keep), x, q, keep)
+
+
+@needs_kernel
+def test_its_bits_do_not_depend_on_the_threads():
+    x, q, keep = problem(20_000, 33, 3, masked=True)  # parts larger than the least
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(gram_product(x, q, keep))
+    finally:
+        torch.set_num_threads(before)
+    assert_close(found[0], x, q, keep)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_it_is_the_same_without_the_kernel_and_where_the_kernel_is_not_for(monkeypatch):
+    x, q, keep = problem(300, 40, DIRECTIONS + 1, masked=True)
+    assert_close(gram_product(x, q, keep), x, q, keep)  # more directions than one pass is for
+    wide = torch.cat([x, x], dim=1)[:, ::2]  # no rows in one piece
+    assert_close(gram_product(wide, q[:2], keep), wide, q[:2], keep)
+    monkeypatch.setattr(native, "library", None)
+    assert_close(gram_product(x, q[:2], keep), x, q[:2], keep)
+
+
+@needs_kernel
+@pytest.mark.parametrize("masked", [False, True])
+def test_bases_span_the_same_with_the_kernel_and_without(monkeypatch, masked):
+    x, _, keep = problem(200, 48, 1, masked)
+    x[:, :6] *= 5.0
+    omega = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    calls = []
+    real = native.gram
+    monkeypatch.setattr(native, "gram", lambda *given: (calls.append(1), real(*given)))
+    found = subspace_extract(x, omega, 3, keep)
+    assert len(calls) == 3  # once an iteration
+    monkeypatch.setattr(native, "library", None)
+    wanted = subspace_extract(x, omega, 3, keep)
+    assert len(calls) == 3
+    assert torch.linalg.matrix_norm(found @ found.T - wanted @ wanted.T, 2) < 1e-5
+
+
+@needs_kernel
+def test_what_is_not_finite_is_seen():
+    for keep in (None, torch.arange(9) != 4):  # a token that does not count as well, as in products
+        x = torch.ones(9, 5)
+        x[4, 2] = torch.nan
+        assert not gram_product(x, torch.ones(1, 5), keep).isfinite().all()
