@@ -34,7 +34,7 @@ def assert_close(found, x, q, keep):
 
 @needs_kernel
 @given(
-    st.integers(1, 700), st.integers(1, 70), st.integers(1, DIRECTIONS), st.booleans()
+    st.integers(0, 700), st.integers(1, 70), st.integers(0, DIRECTIONS), st.booleans()
 )  # 700 tokens are several parts, and not whole ones
 def test_it_is_two_products(tokens, width, rank, masked):
     x, q, keep = problem(tokens, width, rank, masked)

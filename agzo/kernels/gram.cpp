@@ -64,8 +64,8 @@ WIDE void part(float *y, const float *x, const float *q, const uint8_t *keep, in
 
 extern "C" void agzo_gram(float *y, const float *x, const float *q, const uint8_t *keep, int64_t m,
                           int64_t n, int r, int threads) {
-    const int64_t each = std::max(LEAST, (m + PARTS - 1) / PARTS), parts = (m + each - 1) / each;
-    const int64_t size = r * n;
+    const int64_t each = std::max(LEAST, (m + PARTS - 1) / PARTS), size = r * n;
+    const int64_t parts = std::max<int64_t>(1, (m + each - 1) / each);  // an expert may see no token
     std::vector<float> sums(size_t(parts * size), 0.0f);
 #pragma omp parallel for num_threads(threads) schedule(static) if (m * n > (1 << 16))
     for (int64_t p = 0; p < parts; p++)
