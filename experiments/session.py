@@ -58,6 +58,7 @@ def run(config: RunConfig) -> dict[str, Any]:
     if done is not None:
         return done
     record.check_writable(folder)
+    machine.keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(config.threads or threads)
     try:

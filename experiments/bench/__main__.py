@@ -71,6 +71,7 @@ def _kept(options: Options) -> Callable[[Case], Row]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; 1 if it ran out of minutes, 2 for a command line that is not allowed."""
+    machine.keep_freed_memory()
     try:
         options = parse(arguments)
         record = run(options)

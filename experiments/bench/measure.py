@@ -1,7 +1,8 @@
 """Measure one case: seconds and memory of a step beside those of two plain forwards.
 
-Forwards and steps are timed in turn, round by round, and what is reported are medians of the
-rounds' ratios, so that a machine that slows down slows both. Where updates are put off
+Memory is measured first and apart: freed memory is given back for that, and kept while time is
+measured. Forwards and steps are timed in turn, round by round, and what is reported are medians of
+the rounds' ratios, so that a machine that slows down slows both. Where updates are put off
 (`flush_every`) a round times as many steps as one write is for, and takes their mean.
 
 The unit is the forward of the same model in the same run: same batch, eval mode, no_grad, logits at
@@ -125,22 +126,23 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     for _ in range(WARM_UP):
         step()
     gc.collect()  # once: it takes longer than a step of a small model
-    forwards, steps, parts, peaks = [], [], [], []
+    peak_of_forward, peak_of_step = (
+        _peak(work, device) for work in (two_forwards, steps_of_a_round)
+    )
+    two_forwards()  # once more: on a CPU what was freed has just been given back
+    step()
+    forwards, steps, parts = [], [], []
     start = time.perf_counter()
     while len(steps) < effort.rounds:
         if len(steps) >= LEAST and time.perf_counter() - start > effort.seconds:
             break
-        (seconds, peak), (of_step, peak_of_step) = (
-            _timed(clock, work) for work in (two_forwards, steps_of_a_round)
-        )
+        seconds = clock(two_forwards)
         forwards.append(seconds)
-        steps.append(of_step / together)
-        peaks.append((peak, peak_of_step))
+        steps.append(clock(steps_of_a_round) / together)
         if divisible(optimizer):
             shares = split(optimizer, closure, mask, clock, seconds / 2)
             parts.append([share / seconds for share in shares])
     ratios = [step / unit for step, unit in zip(steps, forwards, strict=True)]
-    peak_of_forward, peak_of_step = (max(column) for column in zip(*peaks, strict=True))
     found = {
         "parameters": size,
         "rounds": len(steps),
@@ -159,10 +161,11 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     return found
 
 
-def _timed(clock: Clock, work: Callable[[], Any]) -> tuple[float, float]:
-    """Return the seconds that `work` takes, and the peak memory in GiB, the weights included."""
-    peak = PeakMemory(clock.device)
-    return clock(work), peak.gib()
+def _peak(work: Callable[[], Any], device: torch.device) -> float:
+    """Return the peak memory of `work` in GiB, the weights included; it is not timed."""
+    peak = PeakMemory(device)
+    work()
+    return peak.gib()
 
 
 def divisible(optimizer: Any) -> bool:
