@@ -100,9 +100,10 @@ def first_line(error: BaseException) -> str:
 def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step, in a program of its own.
 
-    glibc gives the top of its heap back whenever a step's activations are freed, and the next step
-    pays for the same pages again: measured, up to 0.05 of two forwards, in some processes and not
-    in others. Without glibc nothing happens.
+    glibc may give the top of its heap back whenever a step's activations are freed, and the next
+    step faults the same pages in again. Measured with 60M parameters at 16 x 64, four processes
+    each: no faults where there were up to 138,000 in two forwards, and these in 1.73 s for 1.78 s.
+    Without glibc nothing happens.
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
