@@ -21,12 +21,10 @@ decoder layer where the method says so; inference is the forward alone.
 
 import gc
 import json
-import resource
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -184,8 +182,7 @@ def _warm_up() -> float:
     steps(tiny, model, random_ids(model, tiny.batch, tiny.length, torch.device("cpu")))
     del model
     gc.collect()
-    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return resident_pages * resource.getpagesize() / GIB
+    return PeakMemory(torch.device("cpu")).gib()  # freed memory given back, as before the steps
 
 
 def main() -> None:
