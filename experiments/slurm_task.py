@@ -76,9 +76,11 @@ def _again() -> int:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
     done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
-    if done.returncode:  # Slurm may have queued it again itself
-        print(f"scontrol requeue {name}: {done.stderr.strip()}", file=sys.stderr, flush=True)
+    if done.returncode > 0:  # Slurm may have queued it again itself
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        print(f"scontrol requeue {name}: {said}", file=sys.stderr, flush=True)
         return 1
+    # Below 0 a signal ended scontrol: the requeue's own, which ends all that the task started.
     print(f"{name}: queued again (restart {count + 1})", flush=True)
     return 0
 

@@ -306,3 +306,25 @@ def test_a_signal_saves_the_run_and_usr2_queues_it_again(
     if requeued:
         assert asked.read_text() == "requeue 12_0\n"
         assert "12_0: queued again (restart 2)" in (job.folder / LOG).read_text()
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "said"), [("kill -9 $$", 0, "queued again"), ("exit 3", 1, "exit code 3")]
+)
+def test_a_requeue_may_end_the_command_that_asked_for_it(
+    tmp_path, monkeypatch, capsys, ends, code, said
+):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\n{ends}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for key, value in {
+        "SLURM_JOB_ID": "7",
+        slurm_task.MOST: "2",
+        "SLURM_RESTART_COUNT": "0",
+    }.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(slurm_task, "_ignore", lambda: None)
+    assert slurm_task._again() == code
+    assert said in "".join(capsys.readouterr())
