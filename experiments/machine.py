@@ -107,10 +107,8 @@ def keep_freed_memory() -> None:
     """
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(
-            _MMAP_THRESHOLD, 2**25
-        )  # as large as may be; set alone the other fixes it at 128 KiB
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)  # alone it would fix the other at 128 KiB
+        mallopt(_MMAP_THRESHOLD, 2**25)  # the largest there may be
 
 
 def _give_freed_back() -> None:

@@ -33,10 +33,8 @@ def assert_close(found, x, q, keep):
 
 
 @needs_kernel
-@given(
-    st.integers(0, 700), st.integers(1, 70), st.integers(0, DIRECTIONS), st.booleans()
-)  # 700 tokens are several parts, and not whole ones
-def test_it_is_two_products(tokens, width, rank, masked):
+@given(st.integers(0, 700), st.integers(1, 70), st.integers(0, DIRECTIONS), st.booleans())
+def test_it_is_two_products(tokens, width, rank, masked):  # 700 tokens: several parts, not whole
     x, q, keep = problem(tokens, width, rank, masked)
     assert_close(gram_product(x, q, keep), x, q, keep)
 
