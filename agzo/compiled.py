@@ -218,6 +218,6 @@ def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, Activation
         elif not isinstance(mode, DeviceContext):  # a default device: torch.compile knows it
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "
-                "execution='side_branch' with flush_every=1"
+                "execution='side_branch'"
             )
     return perturbed, capture

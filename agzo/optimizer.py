@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from agzo.check import check_choice, check_count, check_group, check_number
-from agzo.deferred import Deferred, check_deferred, check_no_decay
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
 from agzo.group import ALONE, Group
@@ -51,9 +50,6 @@ class ZeroOrderOptimizer(Progress):
         execution: "side_branch" (weights never written while measuring), "batched" (the two
             evaluations of a two-sided step in one pass, see `agzo.batched`) or "in_place"
             (reference).
-        flush_every: steps between writes of low-rank updates to the weights of linear layers; 1
-            writes each at once. Above 1 the weights of the model lag behind between these steps:
-            call `flush` before they are read. See `agzo.deferred`, also for the memory.
         rounding: "nearest", "stochastic" or "master", see `agzo.update`.
         seed: of all noise; the global generator is not used.
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
@@ -77,7 +73,7 @@ class ZeroOrderOptimizer(Progress):
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
-        *("update", "momentum", "beta2", "flush_every"),
+        *("update", "momentum", "beta2"),
     )
 
     def __init__(
@@ -95,7 +91,6 @@ class ZeroOrderOptimizer(Progress):
         large_state: bool = False,
         weight_decay: float = 0.0,
         execution: str = "side_branch",
-        flush_every: int = 1,
         rounding: str = "nearest",
         seed: int = 0,
         params: Params = None,
@@ -114,7 +109,6 @@ class ZeroOrderOptimizer(Progress):
         check_number("beta2", beta2, minimum=0.0, below=1.0)
         check_choice("execution", execution, tuple(EXECUTIONS))
         check_choice("rounding", rounding, ROUNDINGS)
-        check_count("flush_every", flush_every)
         if stream is not None:
             check_streamed(execution, rounding)
         self._weights: Weights = stream or Resident()
@@ -123,8 +117,6 @@ class ZeroOrderOptimizer(Progress):
         for each in groups:
             check_group(each)
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        if flush_every > 1:
-            check_deferred(flush_every, execution, stream is not None, self.param_groups)
         self.model = model
         self.eps = eps
         self.estimator = estimator
@@ -135,9 +127,7 @@ class ZeroOrderOptimizer(Progress):
         self.rounding = rounding
         self.seed = seed
         self.projected_grad: Tensor | None = None
-        self.flush_every = flush_every
-        self._deferred = Deferred(flush_every) if flush_every > 1 else None
-        self._execution: Execution = self._deferred or EXECUTIONS[execution]()
+        self._execution: Execution = EXECUTIONS[execution]()
         self._moments = None if update == "sgd" else Moments(update, momentum, beta2)
         device = self.tuned[0].device
         self.stream_version = STREAM
@@ -153,8 +143,6 @@ class ZeroOrderOptimizer(Progress):
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
         self._look: DirectionSampler = self._sampler()
         self._names = {each.parameter: each.name for each in self.tuned}
-        if self._deferred is not None:
-            self._deferred.begin(self.tuned, self._look, type(self).__name__)
         if self._moments is not None and not self.large_state:
             whole = sum(parameter.numel() for parameter in self.model.parameters())
             sizes = {each.name: self._look.sizes(each) for each in self.tuned}
@@ -259,8 +247,6 @@ class ZeroOrderOptimizer(Progress):
             return self._measure(batch, self._zo["step"] if step is None else step)[0]
         finally:
             self._zo["forwards"] = forwards
-            if self._deferred is not None:
-                self._deferred.close()  # its bases may be others than those of the last update
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
@@ -297,9 +283,7 @@ class ZeroOrderOptimizer(Progress):
 
     def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
-        if self._deferred is not None:
-            check_no_decay(self.flush_every, self.param_groups)  # they may have been changed
-        alive = self.finite.clone()  # a change that is put off is of this step
+        alive = self.finite.clone()  # streamed weights change later, by what held in this step
         for group in self.param_groups:
             decay = group["lr"] * group["weight_decay"]
             keep = 1.0 - alive.double() * decay if decay else None
@@ -308,8 +292,6 @@ class ZeroOrderOptimizer(Progress):
                 name, lr = self._names[parameter], group["lr"]
                 change = partial(self._change, parameter, name, mine, lr, keep, alive, noise)
                 self._weights.change(parameter, change)
-        if self._deferred is not None and self._deferred.due(noise.step):
-            self._write(self._deferred, noise)
 
     def _change(
         self,
@@ -325,32 +307,11 @@ class ZeroOrderOptimizer(Progress):
         device = parameter.device
         queries = [(direction, g.to(device)) for direction, g in queries]
         steps = self._steps(parameter, queries, lr, alive.to(device), noise.step)
-        if self._deferred is not None and parameter in self._deferred:
-            self._deferred.put_off(parameter, steps, self._refreshes(noise.step))
-            return
         keep = keep if keep is None else keep.to(device)
         move(parameter, steps, keep, self.rounding, self._master(parameter), noise, name)
 
     def _master(self, parameter: nn.Parameter) -> Tensor | None:
         return self.state[parameter].get("master") if parameter in self.state else None
-
-    @torch.no_grad()
-    def flush(self) -> None:
-        """Write to the weights what is put off; afterwards the model's are those of the last step.
-
-        For reading them between the steps that are multiples of `flush_every`. A flush there
-        rounds where an undisturbed run does not, so the steps after it agree to rounding alone.
-        """
-        self._weights.flush()
-        if self._deferred is not None:
-            self._write(self._deferred, Noise(self.seed, max(0, self._zo["step"] - 1)))
-
-    def _write(self, deferred: Deferred, noise: Noise) -> None:
-        """Write all that is put off; `noise` is the last step's."""
-        for parameter, change in deferred.take().items():
-            steps = [(change, torch.ones((), device=parameter.device))]
-            master, name = self._master(parameter), self._names[parameter]
-            move(parameter, steps, None, self.rounding, master, noise, name)
 
     def _steps(
         self,
@@ -374,17 +335,9 @@ class ZeroOrderOptimizer(Progress):
         check_loss(lambda: self._forward(closure), self.tuned, must_see)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict, of weights and moments that are up to date.
-
-        It writes no update that `flush_every` puts off: those are in it, under
-        ``["state"]["zo"]``, and belong to the weights that the model has now.
-        """
+        """Return torch's state dict, of weights and moments that are up to date."""
         self._weights.flush()
-        state = super().state_dict()
-        if self._deferred is not None:
-            put_off = {"deferred": self._deferred.state_dict()}
-            state["state"]["zo"] = {**state["state"]["zo"], **put_off}
-        return state
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned; raises ValueError for another noise stream."""
@@ -403,8 +356,6 @@ class ZeroOrderOptimizer(Progress):
         self._weights.flush()
         super().load_state_dict(state_dict)
         self.seed = zo["seed"]
-        if self._deferred is not None:
-            self._deferred.load_state_dict(self._zo.pop("deferred", None))
         # torch casts floating-point state to the parameter's dtype; ours is float32 and stays so.
         ordered = [p for group in self.param_groups for p in group["params"]]
         devices = {each.parameter: each.device for each in self.tuned}

@@ -96,11 +96,6 @@ class DominantLayer(ZeroOrderOptimizer):
                 "reuse_prefix=True: the evaluations of streamed layers run side by side, so none "
                 "can use what another left; allowed is False"
             )
-        if base == "mezo" and shared.get("flush_every", 1) != 1:
-            raise ValueError(
-                f"flush_every={shared['flush_every']}: base=mezo has no low-rank direction; "
-                "allowed is 1"
-            )
         check_choice("detector", detector, DETECTORS)
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,

@@ -8,7 +8,7 @@ inference: one 4 MiB chunk of noise.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -17,8 +17,6 @@ from agzo.optimizer import ZeroOrderOptimizer
 
 class MeZO(ZeroOrderOptimizer):
     """Perturb every coordinate; the arguments are those of `ZeroOrderOptimizer`."""
-
-    fixed: ClassVar[tuple[str, ...]] = ("flush_every",)  # no direction is of low rank
 
     def __init__(
         self,

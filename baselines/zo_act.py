@@ -53,7 +53,6 @@ class ZOAct(ZeroOrderOptimizer):
 
     alters: ClassVar[bool] = True
     needs_data: ClassVar[str | None] = "its bases are of the activations of training batches"
-    fixed: ClassVar[tuple[str, ...]] = ("flush_every",)  # no direction is of low rank
     settings = (
         *ZeroOrderOptimizer.settings,
         "rank",

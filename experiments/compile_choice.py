@@ -106,8 +106,6 @@ def obstacle(
         return f"method={name} computes gradients, and compiled layers are for forwards alone"
     if config.method.get("execution") == "batched":
         return "method.execution=batched runs the layers for two points at once"
-    if config.method.get("flush_every", 1) != 1:
-        return "method.flush_every above 1 gives the layers another rank in each step"
     if config.model.offload != "none":
         return f"model.offload={config.model.offload} moves the layers' weights"
     if spread(wrapped(model)):

@@ -163,7 +163,6 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
     taken = steps(config, optimizer) if trains else 0
     looks = eval_steps(config, taken)
-    check_flushes(config, looks)
     pad_id = encoder.pad_id
     compiling, compiled = compile_choice.choose(
         config, model, optimizer, task, encoded, pad_id, taken
@@ -330,21 +329,3 @@ def eval_steps(config: RunConfig, steps: int) -> set[int]:
         return start | {-(-steps * i // train.evals) for i in range(1, train.evals + 1)}
     assert train.eval_every is not None
     return start | {steps} | set(range(train.eval_every, steps, train.eval_every))
-
-
-def check_flushes(config: RunConfig, looks: set[int]) -> None:
-    """Refuse a look at dev, but for the last, between two writes of updates that are put off.
-
-    A write of its own for it would round where a replay of the run does not.
-    """
-    every = config.method.get("flush_every", 1)
-    between = sorted(step for step in looks - {max(looks)} if step % every)
-    if between:
-        train = config.train
-        key = "eval_every" if train.evals is None else "evals"
-        raise BadInput(
-            f"method.flush_every={every}: with train.{key}={getattr(train, key)} dev is evaluated "
-            f"after step {between[0]}, when the weights do not hold the last "
-            f"{between[0] % every} updates; allowed are numbers that divide the step of every "
-            "evaluation but the last"
-        )

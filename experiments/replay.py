@@ -66,7 +66,6 @@ def replay(
             group["lr"] = lr
         dtype = DTYPES[head.dtype]
         optimizer.retrace(torch.tensor(each.projected_grad, dtype=dtype, device=device))
-    optimizer.flush()
     return model, tokenizer, optimizer
 
 

@@ -215,7 +215,6 @@ class Runner:
 
     def _look_at_dev(self) -> None:
         self._drain()
-        self._flush()
         dev = self._evaluate(self.parts.dev, "dev")
         if not math.isfinite(dev["loss"]):
             raise self._non_finite(f"the dev loss at step {self.at} is {dev['loss']}")
@@ -225,12 +224,6 @@ class Runner:
         elif self.progress.best is None or self._rank(dev) > self._rank(self.progress.best["dev"]):
             self.progress.best = {"step": self.at, "dev": dev}
         self._row(dev)
-
-    def _flush(self) -> None:
-        """Have the optimizer write to the weights what it puts off (method.flush_every)."""
-        flush = getattr(self.parts.optimizer, "flush", None)  # other methods put nothing off
-        if flush is not None:
-            flush()
 
     def _rank(self, dev: dict[str, Any]) -> float:
         by_loss = self.config.train.select_by == "dev_loss"

@@ -25,7 +25,7 @@ from experiments.interrupt import Interrupted, StopRequest
 from experiments.lock import lock
 from experiments.metrics import best_constant
 from experiments.offload import check_offload
-from experiments.prepare import Parts, check_flushes, eval_steps, prepare
+from experiments.prepare import Parts, prepare
 from experiments.provenance import changes_since
 from experiments.runner import NonFiniteLoss, Runner
 from experiments.saving import save_model
@@ -45,8 +45,6 @@ def verify(config: RunConfig) -> None:
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)
-    if config.train.steps is not None:
-        check_flushes(config, eval_steps(config, config.train.steps))
 
 
 def run(config: RunConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ CASES = {
     "method.eps=0": ["method.eps=0.0", "> 0"],
     "method.eps=nan": ["method.eps=nan", "finite"],
     "method.lr=-1": ["method.lr=-1", "above 0"],
-    "method.flush_every=4": ["method.flush_every", "no such key", "eps"],
+    "method.basis=exact": ["method.basis", "no such key", "eps"],
     "method.queries=0": ["method.queries=0", ">= 1"],
     "data.root=/no/such/folder": ["data.root", "/no/such/folder"],
     "task=rte": ["rte/train.jsonl", "missing"],

@@ -409,7 +409,6 @@ def obstacles():
         "has no decoder layers": (SimpleHead(), (), {}),
         "computes gradients": (batched, ("method=sgd",), {"optimizer": SGD(batched, lr=1e-3)}),
         "method.execution=batched": (batched, ("method=mezo", "method.execution=batched"), {}),
-        "method.flush_every": (batched, ("method=lozo", "method.flush_every=4"), {}),
         "model.offload=layers": (batched, ("method=mezo", "model.offload=layers"), {}),
         "train.packing=always": (batched, ("train.packing=always",), {}),
         "2 to 3 options": (

@@ -31,7 +31,6 @@ METHOD_VALUES = {
     "embeddings": ["tuned", "frozen"], "update": ["sgd", "momentum", "adam"],
     "momentum": ["0", "0.9"], "beta2": ["0.5"], "large_state": ["true", "false"],
     "weight_decay": ["0", "0.1"], "execution": ["side_branch", "batched", "in_place"],
-    "flush_every": ["1", "2", "5"],
     "rank": ["1", "3", "16", "17"], "refresh_every": ["1", "5", "null", "one_shot"],
     "power_steps": ["0", "2"], "basis": ["power", "exact"], "lagged": ["true", "false"],
     "scale": ["paper", "mezo"], "isotropic": ["0", "0.5", "1"], "include_padding": ["true"],

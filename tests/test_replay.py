@@ -20,7 +20,6 @@ EXACT = {
     "mezo, decay": ("method=mezo", "method.weight_decay=0.1", "method.embeddings=frozen"),
     "mezo, adam": ("method=mezo", "method.update=adam", "method.large_state=true"),
     "lozo": ("method=lozo", "method.refresh_every=5"),
-    "lozo, put off": ("method=lozo", "method.refresh_every=4", "method.flush_every=5"),
     "lozo_m": ("method=lozo_m", "method.refresh_every=5"),
     "one layer": ("method=dominant_layer",),
     "one layer, lozo": ("method=dominant_layer", "method.base=lozo", "method.rank=1"),

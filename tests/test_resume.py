@@ -93,7 +93,6 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
     [
         ("lagged=true", "estimator=two_sided"),
         ("rank=3", "refresh_every=7"),
-        ("rank=2", "flush_every=4"),
         ("rank=3", "update=momentum", "large_state=true"),
         ("rank=2", "refresh_every=3", "lagged=true", "update=adam", "large_state=true"),
         ("basis=exact", "rank=2", "scale=mezo", "refresh_every=null"),

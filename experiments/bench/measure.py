@@ -2,8 +2,7 @@
 
 Memory is measured first and apart: freed memory is given back for that, and kept while time is
 measured. Forwards and steps are timed in turn, round by round, and what is reported are medians of
-the rounds' ratios, so that a machine that slows down slows both. Where updates are put off
-(`flush_every`) a round times as many steps as one write is for, and takes their mean.
+the rounds' ratios, so that a machine that slows down slows both.
 
 The unit is the forward of the same model in the same run: same batch, eval mode, no_grad, logits at
 the label positions, ordinary weights; of a row whose layers are compiled, with compiled layers. Two
@@ -113,22 +112,14 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         plain()
         plain()
 
-    together: int = getattr(optimizer, "flush_every", 1)
-
     def step() -> None:
         optimizer.step(closure, mask)
-
-    def steps_of_a_round() -> None:
-        for _ in range(together):
-            step()
 
     two_forwards()
     for _ in range(WARM_UP):
         step()
     gc.collect()  # once: it takes longer than a step of a small model
-    peak_of_forward, peak_of_step = (
-        _peak(work, device) for work in (two_forwards, steps_of_a_round)
-    )
+    peak_of_forward, peak_of_step = (_peak(work, device) for work in (two_forwards, step))
     two_forwards()  # once more: on a CPU what was freed has just been given back
     step()
     forwards, steps, parts = [], [], []
@@ -138,7 +129,7 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
             break
         seconds = clock(two_forwards)
         forwards.append(seconds)
-        steps.append(clock(steps_of_a_round) / together)
+        steps.append(clock(step))
         if divisible(optimizer):
             shares = split(optimizer, closure, mask, clock, seconds / 2)
             parts.append([share / seconds for share in shares])
@@ -170,9 +161,9 @@ def _peak(work: Callable[[], Any], device: torch.device) -> float:
 
 def divisible(optimizer: Any) -> bool:
     """Tell whether a step's time can be told apart: whole forwards, and an update of its own."""
-    if not isinstance(optimizer, ZeroOrderOptimizer) or optimizer.flush_every > 1:
-        return False
-    return not getattr(optimizer, "reuse_prefix", False)
+    return isinstance(optimizer, ZeroOrderOptimizer) and not getattr(
+        optimizer, "reuse_prefix", False
+    )
 
 
 @torch.no_grad()

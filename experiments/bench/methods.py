@@ -51,7 +51,6 @@ def _sgd(model: nn.Module, lr: float, eps: float) -> SGD:
 
 _WARM: dict[str, Any] = {"warm_start": True, "power_steps": 1}
 _IN_PLACE: dict[str, Any] = {"execution": "in_place"}
-_FLUSH: dict[str, Any] = {"flush_every": 16}
 
 # A textbook comes before what is compared with it, so that each printed line can say by how much.
 METHODS: dict[str, Method] = {
@@ -64,13 +63,11 @@ METHODS: dict[str, Method] = {
     ),
     "agzo_compiled": Method("agzo", AGZO, 1, "agzo_textbook", True, "compiled"),
     "agzo_graphs": Method("agzo", AGZO, 1, "agzo_textbook", True, "graphs"),
-    "agzo_flush": Method("agzo", _with(AGZO, **_FLUSH), 1, "agzo_textbook", True),
     "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),
     "lozo_textbook": Method("lozo", TextbookLOZO, 2, "lozo_textbook"),
     "lozo": Method("lozo", LOZO, 2, "lozo_textbook", True),
     "lozo_compiled": Method("lozo", LOZO, 2, "lozo_textbook", True, "compiled"),
     "lozo_graphs": Method("lozo", LOZO, 2, "lozo_textbook", True, "graphs"),
-    "lozo_flush": Method("lozo", _with(LOZO, **_FLUSH), 2, "lozo_textbook", True),
     "lozo_in_place": Method("lozo", _with(LOZO, **_IN_PLACE), 2, "lozo_textbook"),
     "lozo_m": Method("lozo_m", _with(LOZOM, large_state=True), 2),
     "mezo_textbook": Method("mezo", TextbookMeZO, None, "mezo_textbook"),
@@ -88,4 +85,4 @@ CHIEF = (
     *("lozo_textbook", "lozo", "mezo_textbook", "mezo"),
 )
 ON_CPU = tuple(name for name, method in METHODS.items() if method.layers != "graphs")
-ON_CUDA = (*CHIEF, "agzo_flush", "agzo_graphs", "lozo_flush", "lozo_graphs", "mezo_graphs")
+ON_CUDA = (*CHIEF, "agzo_graphs", "lozo_graphs", "mezo_graphs")

@@ -82,11 +82,6 @@ def load(overrides: list[str]) -> Scene:
             f"model.offload={config.model.offload}: a probe needs gradients and all weights at "
             "once; allowed is none"
         )
-    if config.method.get("flush_every", 1) != 1:
-        raise BadInput(
-            f"method.flush_every={config.method['flush_every']}: a probe reads the weights after "
-            "any step; allowed is 1"
-        )
     registry.check_fit(config)
     parts = prepare(config)
     if not getattr(parts.optimizer, "trains", False):
