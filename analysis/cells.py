@@ -78,7 +78,8 @@ def strays(suite: Suite, grids: list[Cells]) -> list[Path]:
     planned: set[Path] = set()
     for cell in (cell for cells in grids for cell in cells.values()):
         column = cell.column
-        runs = [(point, column.search_seed) for point in column.cells]
+        points = [one.cell for one in cell.tried] or column.cells
+        runs = [(point, column.search_seed) for point in points]
         if cell.chosen is not None:
             runs += [(cell.chosen, seed) for seed in column.seeds]
         for point, seed in runs:

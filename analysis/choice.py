@@ -1,7 +1,9 @@
 """The search of one cell: what `choice.json` says, held against the plan and the results.
 
 The choice is the grid cell with the lowest dev loss. It is read, not made: a choice that the
-results contradict is an error, since the other seeds ran with it.
+results contradict is an error, since the other seeds ran with it. Cells that were added because the
+best learning rate lay at the grid's edge stand in choice.json alone; they must differ from a
+planned cell in nothing but that.
 """
 
 from collections.abc import Mapping
@@ -16,6 +18,7 @@ from analysis.suite_run import Run, find_run, short
 DEV_KEYS = ("loss", "accuracy", "f1", "n")  # the others are times
 FINAL = ("finished", "diverged", "failed")
 OPEN = ("missing", "busy", "interrupted")  # nothing can be chosen yet
+LR = "method.lr"  # the setting of which a choice may add values
 
 
 @dataclass(frozen=True)
@@ -38,31 +41,32 @@ class Grid:
         self.suite, self.column = suite, column
         self.path = suite.folder / CHOICE
         self.key = f"{model}/{task}/{column.name}"
-        self.folders = {
-            point.variant: suite.run_folder(model, task, column, point, column.search_seed)
-            for point in column.cells
-        }
-        self.found: dict[Path, Run] = {}
-        for point in column.cells:
-            run = find_run(suite, model, task, column, point, column.search_seed)
-            if run is not None:
-                self.found[self.folders[point.variant]] = run
         self.entry: Mapping[str, Any] | None = None
-        self.tried: tuple[Tried, ...] = ()
-        self.borrowed = 0
+        self.cells = column.cells
         if self.key in choice:
             entry = choice[self.key]
             if not isinstance(entry, Mapping):
                 raise self.wrong(f"is {entry!r}; expected an object")
             self.entry = entry
-            self.tried = tuple(self.read_tried())
+            self.cells = (*column.cells, *self.added())
+        self.folders = {
+            point.variant: suite.run_folder(model, task, column, point, column.search_seed)
+            for point in self.cells
+        }
+        self.found: dict[Path, Run] = {}
+        for point in self.cells:
+            run = find_run(suite, model, task, column, point, column.search_seed)
+            if run is not None:
+                self.found[self.folders[point.variant]] = run
+        self.borrowed = 0
+        self.tried: tuple[Tried, ...] = tuple(self.read_tried()) if self.entry is not None else ()
 
     def wrong(self, what: str) -> ResultError:
         """Return an error about this cell's entry."""
         return ResultError(f"{self.path}: key {self.key} {what}")
 
-    def read_tried(self) -> list[Tried]:
-        """Check the entry's cells against the plan and against the results."""
+    def listed(self) -> dict[str | None, Mapping[str, Any]]:
+        """Return the entry's cells by variant."""
         assert self.entry is not None
         listed = _get(self.entry, "cells", (list,), self.path, self.key)
         by_variant = {}
@@ -72,7 +76,26 @@ class Grid:
             by_variant[_get(one, "variant", (str, type(None)), self.path, self.key)] = one
         if len(by_variant) != len(listed):
             raise self.wrong(f"lists {len(listed)} cells, {len(by_variant)} of them different")
-        planned = {point.variant: point.settings for point in self.column.cells}
+        return by_variant
+
+    def added(self) -> list[GridCell]:
+        """Return the cells that the choice added to the plan's grid, which must allow it."""
+        planned = {point.variant for point in self.column.cells}
+        others = [_without_lr(point.settings) for point in self.column.cells]
+        cells = []
+        for variant, one in self.listed().items():
+            settings = _get(one, "settings", (dict,), self.path, self.key)
+            alike = LR in settings and _without_lr(settings) in others
+            if variant not in planned and self.column.widen and alike:
+                cells.append(GridCell(variant, settings))
+        if len(cells) > 2 * self.column.widen:
+            raise self.wrong(f"adds {len(cells)} cells; allowed are {self.column.widen} on a side")
+        return cells
+
+    def read_tried(self) -> list[Tried]:
+        """Check the entry's cells against the plan and against the results."""
+        by_variant = self.listed()
+        planned = {point.variant: point.settings for point in self.cells}
         noted = {
             variant: _get(one, "settings", (dict,), self.path, self.key)
             for variant, one in by_variant.items()
@@ -82,7 +105,7 @@ class Grid:
                 f"lists the cells {noted}, suite.json plans {planned}; the plan has changed: "
                 "choose again by running the suite"
             )
-        return [self.read_one(point, by_variant[point.variant]) for point in self.column.cells]
+        return [self.read_one(point, by_variant[point.variant]) for point in self.cells]
 
     def read_one(self, point: GridCell, one: Mapping[str, Any]) -> Tried:
         """Check one grid point's entry."""
@@ -170,6 +193,10 @@ class Grid:
                 f"{self.suite.relative(folder)} ({undone[0].status})"
             )
         return f"grid finished but {CHOICE} names no choice ({self.key}); run the suite again"
+
+
+def _without_lr(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: setting for key, setting in settings.items() if key != LR}
 
 
 def _loss(one: Tried) -> float:

@@ -48,6 +48,7 @@ class Column:
     seeds: tuple[int, ...]
     search_seed: int  # of the runs that the choice is made from
     adapter: str = "none"  # what is tuned in place of the model's own weights
+    widen: int = 0  # learning rates that a choice may add on each side of the grid
 
     def model(self, model: str) -> str:
         """Return what its runs call a model: with the adapter behind a plus."""
@@ -149,6 +150,7 @@ def _column(entry: Any, where: str, shared: tuple[tuple[int, ...], int], path: P
             seeds,
             search_seed,
             value({"adapter": "none"} | dict(entry), "adapter", (str,), path),
+            value({"widen": 0} | dict(entry), "widen", (int,), path),
         )
     except ResultError as error:
         raise ResultError(f"{error} (in {where})") from None

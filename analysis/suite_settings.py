@@ -40,7 +40,7 @@ def chosen_table(suite: Suite, cells: Cells, title: str) -> Table:
         f"{', '.join(map(str, seeds)) or '-'}; the other seeds ran with that cell only. Dev scores "
         "are those of the search seed.",
         "At the grid's edge: settings whose chosen value is the smallest or largest tried, so that "
-        "a better one may lie outside.",
+        "a better one may lie outside. A cell that diverged was tried.",
     ]
     return Table(title, header, rows, notes)
 
@@ -71,12 +71,13 @@ def grid_table(suite: Suite, cells: Cells, title: str) -> Table:
 
 
 def edges(cell: Cell) -> list[str]:
-    """Name the settings whose chosen value is the smallest or largest of its grid."""
+    """Name the settings whose chosen value is the smallest or largest that was tried."""
     if cell.chosen is None:
         return []
     found = []
+    points = [one.cell for one in cell.tried] or cell.column.cells
     for key, number in cell.chosen.settings.items():
-        tried = [point.settings.get(key) for point in cell.column.cells]
+        tried = [point.settings.get(key) for point in points]
         numbers = [one for one in tried if isinstance(one, int | float)]
         if len(set(numbers)) > 1 and number in (min(numbers), max(numbers)):
             found.append(_last(key))

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from experiments.models import file_sha256
+from experiments.files import file_sha256
 
 KEEP = 2
 FORMAT = 1

@@ -6,16 +6,18 @@
       lora_agzo: {method.lr: [1.0e-2, 3.0e-2], method.eps: [1.0e-2]}
 
 `adapter` (an option of conf/adapter), `settings` and `seeds` may be left out; seeds are then those
-of the scale or the plan.
+of the scale or the plan. The scale's `widen` is how many learning rates may be added on each side
+of every grid (experiments/widen.py), 0 if left out.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from experiments import registry
 from experiments.config import BadInput
+from experiments.widen import LR, on_grid
 
 KINDS = ("zo", "first_order", "untrained")
 COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
@@ -44,6 +46,12 @@ class Column:
     kind: str
     cells: tuple[Cell, ...]
     seeds: tuple[int, ...]
+    grid: tuple[str, ...]  # the keys that its cells vary
+    widen: int  # learning rates that may be added on each side of the grid
+
+    def cell(self, settings: Mapping[str, Any]) -> Cell:
+        """Return the cell with these settings, which need not be one of the plan's."""
+        return _cell(self.name, self.method, self.grid, settings)
 
 
 def columns_of(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ...]:
@@ -64,9 +72,26 @@ def columns_of(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, 
         grid = grids.get(name, {})
         if kind != "untrained" and not grid:
             raise BadInput(f"plan: the grid of column {name} is missing; needed: method.lr")
+        widen = _widen(at, name, grid)
+        seeds = seeds_of(node, at, entry)
         cells = tuple(_cells(name, entry, grid))
-        columns.append(Column(name, label, method, adapter, kind, cells, seeds_of(node, at, entry)))
+        columns.append(
+            Column(name, label, method, adapter, kind, cells, seeds, tuple(grid), widen)
+        )
     return tuple(columns)
+
+
+def _widen(at: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> int:
+    widen = at.get("widen", 0)
+    if isinstance(widen, bool) or not isinstance(widen, int) or widen < 0:
+        raise BadInput(f"plan.widen={widen}: allowed are whole numbers, 0 or more")
+    wrong = [lr for lr in grid.get(LR, ()) if not on_grid(lr)] if widen else []
+    if wrong:
+        raise BadInput(
+            f"plan: the grid of column {name} has {LR}={wrong[0]}; with widen={widen} allowed are "
+            "1 or 3 times a power of ten"
+        )
+    return widen
 
 
 def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
@@ -82,11 +107,15 @@ def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iter
                 f"plan: the grid of column {name} varies {key}; allowed are keys of method.*"
             )
         part(grid, key, list)
-    words = [name] if name != entry["method"] and fixed else []
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        own = [f"{key.removeprefix('method.')}{_word(value)}" for key, value in point.items()]
-        yield Cell("-".join([*words, *own]) or None, fixed | point)
+        yield _cell(name, entry["method"], tuple(grid), fixed | point)
+
+
+def _cell(name: str, method: str, grid: Sequence[str], settings: Mapping[str, Any]) -> Cell:
+    own = [f"{key.removeprefix('method.')}{_word(settings[key])}" for key in grid]
+    words = [name] if name != method and len(settings) > len(grid) else []
+    return Cell("-".join([*words, *own]) or None, dict(settings))
 
 
 def part(node: Mapping[str, Any], key: str, kind: type) -> Any:

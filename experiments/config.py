@@ -62,7 +62,7 @@ class ModelConfig:
     """Which language model, and from where."""
 
     name: str | None = key()
-    source: str = key(choices=("pocket", "local", "hub"))
+    source: str = key(choices=("pocket", "local", "hub", "wheel"))
     path: str | None = key()
     revision: str | None = key()
     trust_remote_code: bool = key()
@@ -131,6 +131,7 @@ class TrainConfig:
     max_new_tokens: int = key(at_least=1)
     keep_checkpoint: bool = key()
     save_model: bool = key()
+    forgetting: str | None = key()
 
 
 @dataclass
@@ -245,7 +246,7 @@ def check(config: RunConfig) -> None:
         raise BadInput(
             f"data.root={config.data.root}: data=local needs the folder of <task>/train.jsonl"
         )
-    if model.source != "pocket" and not model.path:
+    if model.source in ("local", "hub") and not model.path:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
     if model.name is None:
         model.name = Path(model.path or model.source).resolve().name

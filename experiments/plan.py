@@ -2,14 +2,14 @@
 
 A column of the table is a method with a grid of settings. Every cell of the grid is one run with
 the first seed; the cell with the lowest dev loss is chosen by code, on dev alone, and only that one
-is run with the other seeds. A column may name an adapter (conf/adapter), which it tunes in place of
+is run with the other seeds. A plan may let grids be widened (experiments/widen.py). A column may name an adapter (conf/adapter), which it tunes in place of
 the model's own weights. A run is an ordinary run (experiments.run) of the same preset, in the
 folder that its configuration gives it, so any of them can be made, looked at or resumed by hand.
 """
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,22 @@ class Group:
     model: str  # its name without the adapter, which is the column's
     task: str
     column: Column
-    search: tuple[Job, ...]  # every grid cell with the first seed
-    others: Mapping[str | None, tuple[Job, ...]]  # variant -> its runs with the other seeds
+    search: tuple[Job, ...]  # every cell of the plan's grid with the first seed
+    job: Callable[[Cell, int], Job]  # the run of a cell and a seed
 
     @property
     def name(self) -> str:
         """The group's key in choice.json."""
         return f"{self.model}/{self.task}/{self.column.name}"
 
+    def others(self, cell: Cell) -> tuple[Job, ...]:
+        """Return a cell's runs with the other seeds."""
+        return tuple(self.job(cell, seed) for seed in self.column.seeds[1:])
+
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """Every run that may be needed, whatever is chosen."""
-        return (*self.search, *(job for jobs in self.others.values() for job in jobs))
+        """Every run of the plan's grid that may be needed, whatever is chosen."""
+        return (*self.search, *(job for own in self.search for job in self.others(own.cell)))
 
     @property
     def forwards(self) -> int:
@@ -186,14 +190,8 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         words = (*overrides, *_words(of_method), *variant, f"seed={seed}")
         return Job(words, config, column, cell, seed)
 
-    first, *rest = column.seeds
-    return Group(
-        base.model.name,
-        task,
-        column,
-        tuple(job(cell, first) for cell in column.cells),
-        {cell.variant: tuple(job(cell, seed) for seed in rest) for cell in column.cells},
-    )
+    search = tuple(job(cell, column.seeds[0]) for cell in column.cells)
+    return Group(base.model.name, task, column, search, job)
 
 
 def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ from agzo.pieces import Joint, Piece
 from agzo.progress import Progress
 from agzo.select import roles
 from agzo.stream import StreamedLayers
-from experiments import compile_choice, models, pack_choice, registry
+from experiments import compile_choice, forgetting, models, pack_choice, registry
 from experiments.batches import Batch, collate, packs, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
@@ -61,6 +61,7 @@ class Parts:
     shares: Shares = field(default_factory=Shares)  # how a batch is divided
     compiled: CompiledLayers | None = None  # the model's layers, if steps run them compiled
     bucket: int = 1  # the number whose multiples a batch's width is padded to
+    unrelated: forgetting.Unrelated | None = None  # text to see what the run does to the rest
 
     def batch(self, size: int, seed: int, step: int, pack: bool = True) -> Batch:
         """Return the training batch of a step of the run with this seed; pack=False pads it."""
@@ -147,6 +148,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     if trains:
         check_shares(config, shares)
     model, tokenizer = models.load(config.model, config.precision.dtype, host(config, device))
+    unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
@@ -184,7 +186,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, looks, truncated, demonstrations, origin, own, stream,
-        packing.least, shares, compiled, compiling.bucket,
+        packing.least, shares, compiled, compiling.bucket, unrelated,
     )  # fmt: skip
     study(config, parts, optimizer)
     return parts

@@ -11,7 +11,8 @@ from typing import Any
 
 from experiments.config import BadInput, RunConfig
 from experiments.data.sources import SPLITS
-from experiments.models import folder_sha256, known_sha256
+from experiments.files import known_sha256
+from experiments.models import model_sha256
 from experiments.tasks import get_task
 
 
@@ -45,6 +46,6 @@ def _data(config: RunConfig) -> dict[str, str | None]:
 
 def _model(config: RunConfig) -> dict[str, str]:
     try:
-        return {"model.sha256": folder_sha256(config.model)}
+        return {"model.sha256": model_sha256(config.model)}
     except BadInput:  # not at hand
         return {}

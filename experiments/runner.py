@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agzo.group import checksum
-from experiments import checkpoint, machine, record, report
+from experiments import checkpoint, forgetting, machine, record, report
 from experiments.config import RunConfig
 from experiments.evaluate import Questions, evaluate
 from experiments.interrupt import Interrupted, StopRequest
@@ -46,6 +46,7 @@ class Runner:
         self.progress = Progress(run=run_id(config.as_dict()))
         self.group = parts.shares.group
         self.leads = self.group.rank == 0  # the others write nothing
+        self.unrelated_before = self._unrelated_loss()  # of the untouched model, on resume too
         saved = self.group.first(lambda: checkpoint.steps(self.checkpoints))
         if saved:
             self._go_on(saved[-1])
@@ -90,6 +91,21 @@ class Runner:
         if not math.isfinite(found["loss"]):
             raise self._non_finite(f"the loss on the evaluation split is {found['loss']}")
         return found
+
+    def forgetting(self) -> dict[str, Any] | None:
+        """Say what the run did to unrelated text and how far the weights moved (the best's)."""
+        unrelated = self.parts.unrelated
+        if unrelated is None:
+            return None
+        losses = {"loss_before": self.unrelated_before, "loss_after": self._unrelated_loss()}
+        moved = forgetting.moved(self.config, self.parts.optimizer)
+        return unrelated.about | losses | (moved or {"moved": None, "norm": None})
+
+    def _unrelated_loss(self) -> float | None:
+        unrelated = self.parts.unrelated
+        if unrelated is None or not self.leads:
+            return None
+        return forgetting.loss(self.parts.model, unrelated.ids, self.parts.device)
 
     @property
     def at(self) -> int:

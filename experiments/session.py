@@ -201,6 +201,7 @@ def _result(
 ) -> dict[str, Any]:
     """Put together what result.json says."""
     runner.measure()
+    forgotten = runner.forgetting()
     progress, optimizer = runner.progress, parts.optimizer
     best = progress.best or {"step": 0, "dev": progress.start_dev}
     return {
@@ -233,6 +234,7 @@ def _result(
         "demonstrations": parts.demonstrations,
         "study": getattr(optimizer, "studied", None),
         "chance": _chance(parts),
+        "forgetting": forgotten,
         "train_seconds": progress.train_seconds,
         "total_seconds": progress.total_seconds,
         "model_gib": stored_bytes(parts.model) / 2**30,

@@ -1,6 +1,7 @@
 """How the runs of a suite stand on disk, which are needed next, and which cell is chosen.
 
-The choice is the lowest dev loss of a column's grid, once all of it is there; evaluation scores
+The choice is the lowest dev loss of a column's grid, once all of it is there, with the learning
+rates that were added because the best one lay at an edge (experiments/widen.py); evaluation scores
 play no part in it.
 """
 
@@ -15,6 +16,7 @@ from experiments.config import BadInput, changes
 from experiments.job import LOG, Run
 from experiments.plan import Group, Job, Suite
 from experiments.provenance import changes_since
+from experiments.widen import Beyond, beyond
 
 
 @dataclass
@@ -36,31 +38,56 @@ class Standing:
         self.states = {job.folder: look(job) for group in suite.groups for job in group.jobs}
 
     def of(self, job: Job) -> State:
-        """Return how a run stands."""
+        """Return how a run stands; one that a choice added is looked at when first asked for."""
+        if job.folder not in self.states:
+            self.states[job.folder] = look(job)
         return self.states[job.folder]
+
+    def search(self, group: Group) -> list[Job]:
+        """Return the runs of a group's grid: the plan's, and those that its edges asked for."""
+        jobs, seed = list(group.search), group.column.seeds[0]
+        while self._tried(jobs) and (more := self._beyond(group, jobs).settings):
+            jobs += [group.job(group.column.cell(settings), seed) for settings in more]
+        return jobs
 
     def chosen(self, group: Group) -> Job | None:
         """Return the run of the cell with the lowest dev loss.
 
         None while a cell is not finished, or if all diverged (a diverged one is never chosen).
         """
-        if any(self.of(job).status not in ("finished", "diverged") for job in group.search):
+        return self._best(self.search(group))
+
+    def _tried(self, jobs: list[Job]) -> bool:
+        return all(self.of(job).status in ("finished", "diverged") for job in jobs)
+
+    def _best(self, jobs: list[Job]) -> Job | None:
+        if not self._tried(jobs):
             return None
-        losses = [(dev["loss"], job) for job in group.search if (dev := self.of(job).dev)]
+        losses = [(dev["loss"], job) for job in jobs if (dev := self.of(job).dev)]
         return min(losses, key=lambda pair: pair[0])[1] if losses else None
+
+    def _beyond(self, group: Group, jobs: list[Job]) -> Beyond:
+        """Return what the edges of a grid ask for; all of its runs were tried."""
+        best = self._best(jobs)
+        planned = [cell.settings for cell in group.column.cells]
+        tried = [job.cell.settings for job in jobs]
+        settings = None if best is None else best.cell.settings
+        return beyond(settings, planned, tried, group.column.widen)
 
     def hopeless(self, group: Group) -> bool:
         """Return whether every cell of a group's grid diverged."""
-        return all(self.of(job).status == "diverged" for job in group.search)
+        return all(self.of(job).status == "diverged" for job in self.search(group))
 
     def wanted(self, group: Group) -> list[Job]:
         """Return the runs of a group that are needed as far as one can tell."""
-        best = self.chosen(group)
-        return [*group.search, *(group.others[best.cell.variant] if best else ())]
+        search = self.search(group)
+        best = self._best(search)
+        return [*search, *(group.others(best.cell) if best else ())]
 
     def planned(self, group: Group) -> int:
         """Count the runs of a group, the other seeds of a choice to come among them."""
-        return len(group.search) + (0 if self.hopeless(group) else len(group.column.seeds) - 1)
+        rest = 0 if self.hopeless(group) else len(group.column.seeds) - 1
+        return len(self.search(group)) + rest
 
     def missing(self, group: Group) -> int:
         """Count the runs a group still needs."""
@@ -95,12 +122,14 @@ class Standing:
         return {group.name: self._choice(group) for group in self.suite.groups}
 
     def _choice(self, group: Group) -> dict[str, Any]:
-        best = self.chosen(group)
+        search = self.search(group)
+        best = self._best(search)
         cells = [
             {"variant": job.cell.variant, "settings": job.cell.settings, **asdict(self.of(job))}
-            for job in group.search
+            for job in search
         ]
-        return {"chosen": best.cell.variant if best else None, "cells": cells}
+        edges = self._beyond(group, search).edges if self._tried(search) else []
+        return {"chosen": best.cell.variant if best else None, "edges": edges, "cells": cells}
 
     def problems(self) -> list[str]:
         """Return a line for every run that is needed and is not there, with its log."""
@@ -108,7 +137,7 @@ class Standing:
         for group in self.suite.active:
             for job in self.wanted(group):
                 state = self.of(job)
-                searched = job in group.search and state.status == "diverged"
+                searched = job.seed == group.column.seeds[0] and state.status == "diverged"
                 if state.status != "finished" and not searched:
                     why = state.error or "not run"
                     lines.append(f"{state.status}: {job.folder}: {why}; log: {job.folder / LOG}")

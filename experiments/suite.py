@@ -158,7 +158,7 @@ def export(suite: Suite, target: Path) -> None:
     standing = Standing(suite)
     for group in suite.groups:
         best = standing.chosen(group)
-        for job in [best, *group.others[best.cell.variant]] if best else []:
+        for job in [best, *group.others(best.cell)] if best else []:
             if standing.of(job).status == "finished":
                 folder = target / job.folder.relative_to(suite.folder)
                 folder.mkdir(parents=True, exist_ok=True)

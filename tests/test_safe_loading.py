@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from experiments import adapters, checkpoint, merge, models, replay
 from experiments.config import BadInput, ModelConfig, compose, read_yaml
+from experiments.files import file_sha256
 from experiments.session import run
 from experiments.trajectory import TRAJECTORY
 
@@ -122,7 +123,7 @@ def test_a_checkpoint_with_hostile_pickles(tmp_path, mark):
     manifest = json.loads((path / "manifest.json").read_text())
     for name in (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE):
         (path / name).write_bytes(pickle.dumps(Bomb(mark)))
-        manifest["sha256"][name] = models.file_sha256(path / name)
+        manifest["sha256"][name] = file_sha256(path / name)
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(checkpoint.CheckpointError, match="step-00000001: its files are whole and"):
         checkpoint.load(tmp_path, 1, model)

@@ -20,9 +20,10 @@ from analysis.table1 import main as table1
 from experiments import config as configuration
 from experiments import estimate, pool, slurm, suite
 from experiments import plan as plans
+from experiments.columns import Cell
 from experiments.config import CONF, BadInput, RunConfig, changes, compose
 from experiments.lock import lock
-from experiments.models import folder_sha256
+from experiments.models import model_sha256
 from experiments.plan import read_suite
 from experiments.standing import Standing, State, look
 from experiments.tasks import TASKS
@@ -139,7 +140,7 @@ def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, t
     agzo = groups["pocket/rte/agzo"]
     assert [job.seed for job in agzo.search] == [0, 0]
     assert [job.cell.variant for job in agzo.search] == ["lr0.0001-eps0.001", "lr0.001-eps0.001"]
-    assert [job.seed for job in agzo.others["lr0.001-eps0.001"]] == [1]
+    assert [job.seed for job in agzo.others(agzo.search[1].cell)] == [1]
     assert agzo.search[0].config.train.max_length == 200
     job = agzo.search[1]
     assert job.folder == tmp_path / "tiny-small-steps/pocket/rte/agzo+lr0.001-eps0.001/seed0"
@@ -148,7 +149,7 @@ def test_the_plan_has_every_cell_with_the_first_seed_and_its_other_seeds(plan, t
     assert both.cell.variant == "two_sided-lr0.001"
     assert both.config.method["estimator"] == "two_sided"
     assert groups["pocket/sst2/first_order"].search[0].config.train.steps == 2
-    assert groups["pocket/sst2/zero_shot"].others[None] == ()
+    assert groups["pocket/sst2/zero_shot"].others(Cell(None, {})) == ()
     some = read(tmp_path, tasks=["rte"])
     assert [group.task for group in some.active] == ["rte"] * 4
     assert some.about == found.about  # what is worked on changes no plan
@@ -370,7 +371,7 @@ def finish(job, loss: float, **changes) -> None:
     dev = {"loss": loss, "accuracy": 0.5, "n": 8}
     result = {"status": "finished", "dev": dev, "config": job.config.as_dict()} | {
         "task_version": TASKS[job.task].version,
-        "model": {"sha256": folder_sha256(job.config.model)},
+        "model": {"sha256": model_sha256(job.config.model)},
         **changes,
     }
     (job.folder / "result.json").write_text(json.dumps(result))
@@ -396,7 +397,7 @@ def test_the_lowest_dev_loss_is_chosen_and_a_diverged_cell_never(plan, tmp_path)
     diverge(third)
     progress = Standing(found)
     assert progress.chosen(agzo) is second
-    assert progress.wanted(agzo)[-1] is agzo.others[second.cell.variant][0]
+    assert progress.wanted(agzo)[-1].folder == agzo.others(second.cell)[0].folder
     assert progress.missing(agzo) == 1
     cells = progress.choice()[agzo.name]["cells"]
     assert [cell["status"] for cell in cells] == ["finished", "finished", "diverged"]
@@ -408,6 +409,72 @@ def test_the_lowest_dev_loss_is_chosen_and_a_diverged_cell_never(plan, tmp_path)
     progress = Standing(found)
     assert progress.chosen(agzo) is None
     assert any("every cell of its grid" in line for line in progress.problems())
+
+
+def test_a_grid_is_widened_until_the_best_cell_has_neighbours(plan, tmp_path):
+    """Half a decade at a time, on the side of the edge; a cell that diverged is a neighbour."""
+    plan(**{"scales.small.widen": 3, "scales.small.grid.agzo": {"method.lr": [1e-4, 3e-4]}})
+    found = read(tmp_path)
+    agzo = found.groups[1]
+
+    def rates(jobs) -> list[float]:
+        return [job.cell.settings["method.lr"] for job in jobs]
+
+    for job, loss in zip(agzo.search, (0.6, 0.5), strict=True):
+        finish(job, loss)
+    progress = Standing(found)
+    assert progress.chosen(agzo) is None  # the edge is looked beyond first
+    assert rates(progress.wanted(agzo)) == [1e-4, 3e-4, 1e-3]
+    finish(progress.wanted(agzo)[-1], 0.4)
+    progress = Standing(found)
+    assert rates(progress.search(agzo)) == [1e-4, 3e-4, 1e-3, 3e-3]
+    assert progress.missing(agzo) == 2  # the new cell, and the other seed of the choice to come
+    diverge(progress.search(agzo)[-1])
+    progress = Standing(found)
+    chosen = progress.chosen(agzo)
+    assert chosen is not None
+    assert chosen.cell == Cell("lr0.001", {"method.lr": 1e-3})
+    assert progress.wanted(agzo)[-1].seed == 1
+    assert progress.choice()[agzo.name]["edges"] == []
+
+
+def test_a_grid_is_widened_so_often_and_then_says_that_it_ends_at_an_edge(plan, tmp_path):
+    plan(**{"scales.small.widen": 1, "scales.small.grid.agzo": {"method.lr": [1e-4, 3e-4]}})
+    found = read(tmp_path)
+    agzo = found.groups[1]
+    for job, loss in zip(agzo.search, (0.5, 0.6), strict=True):
+        finish(job, loss)
+    finish(Standing(found).search(agzo)[-1], 0.4)
+    progress = Standing(found)
+    assert [job.cell.settings["method.lr"] for job in progress.search(agzo)] == [1e-4, 3e-4, 3e-5]
+    assert progress.choice()[agzo.name]["edges"] == ["lower"]
+
+
+def test_where_every_cell_diverged_a_smaller_learning_rate_is_tried(plan, tmp_path):
+    plan(**{"scales.small.widen": 2, "scales.small.grid.agzo": {"method.lr": [1e-2, 3e-2]}})
+    found = read(tmp_path)
+    agzo = found.groups[1]
+    for job in agzo.search:
+        diverge(job)
+    assert Standing(found).search(agzo)[-1].cell.settings == {"method.lr": 3e-3}
+    diverge(Standing(found).search(agzo)[-1])
+    diverge(Standing(found).search(agzo)[-1])
+    progress = Standing(found)
+    assert progress.hopeless(agzo)
+    assert len(progress.search(agzo)) == 4
+
+
+@pytest.mark.parametrize("widen", [-1, 1.5, True, "2"])
+def test_a_wrong_number_to_widen_by_is_refused(plan, tmp_path, widen):
+    plan(**{"scales.small.widen": widen})
+    with pytest.raises(BadInput, match=r"plan\.widen=.*: allowed are whole numbers"):
+        read(tmp_path)
+
+
+def test_a_grid_that_is_widened_has_half_decades(plan, tmp_path):
+    plan(**{"scales.small.widen": 1, "scales.small.grid.agzo": {"method.lr": [5e-4]}})
+    with pytest.raises(BadInput, match=r"method\.lr=0\.0005; .* 1 or 3 times a power of ten"):
+        read(tmp_path)
 
 
 def test_a_failure_is_tried_again_by_the_next_suite_and_a_divergence_is_not(plan, tmp_path):

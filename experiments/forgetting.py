@@ -1,0 +1,115 @@
+"""What a run does to everything else: the loss on text it never trains on, and how far it moved.
+
+    train.forgetting=PATH     passages of plain text, before and after the run
+
+Two runs with the same score on their task may have done very different things to the rest of the
+model. So the loss on unrelated passages is measured at the untouched model and at the weights that
+are reported, and the distance between the two is measured as well:
+
+    loss     mean over tokens of -log p(token | the passage before it)
+    moved    |W_reported - W_untouched|, over all tuned weights together
+
+PATH is a text file whose passages are separated by blank lines, or JSON lines with a field `text`
+or `context` (SQuAD's). The first `PASSAGES` different ones count, each cut to `TOKENS` tokens.
+Memory: the logits of one passage; for `moved` a second copy of the model, on the host, after the
+run's own peak was taken.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from experiments import models
+from experiments.config import BadInput, RunConfig
+from experiments.files import file_sha256
+
+PASSAGES, TOKENS = 24, 128
+FIELDS = ("text", "context")
+BRANCH = "zo_act.coefficients"  # ends the name of a parameter that is zero at the start
+
+
+@dataclass(frozen=True)
+class Unrelated:
+    """Passages of text as token ids, and where they are from."""
+
+    ids: list[list[int]]
+    about: dict[str, Any]
+
+
+def read(path: str, tokenizer: Any) -> Unrelated:
+    """Read and encode the passages of a file; raises BadInput."""
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"train.forgetting={path}: cannot be read ({error})") from error
+    found = _json_lines(path, text) if file.suffix == ".jsonl" else text.split("\n\n")
+    passages = list(dict.fromkeys(each.strip() for each in found if each.strip()))[:PASSAGES]
+    ids = [tokenizer(passage)["input_ids"][:TOKENS] for passage in passages]
+    ids = [row for row in ids if len(row) > 1]
+    if not ids:
+        raise BadInput(f"train.forgetting={path}: no passage in it has two tokens or more")
+    tokens = sum(len(row) - 1 for row in ids)
+    about = {"path": path, "sha256": file_sha256(file), "passages": len(ids), "tokens": tokens}
+    return Unrelated(ids, about)
+
+
+def _json_lines(path: str, text: str) -> list[str]:
+    passages = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            passages.append(next(row[field] for field in FIELDS if field in row))
+        except (ValueError, TypeError, StopIteration) as error:
+            raise BadInput(
+                f"train.forgetting={path}: line {number}: allowed is an object with a field "
+                f"{' or '.join(FIELDS)}"
+            ) from error
+    return passages
+
+
+@torch.no_grad()
+def loss(model: nn.Module, ids: Sequence[Sequence[int]], device: torch.device) -> float:
+    """Return the mean loss of a token over all passages; a passage at a time."""
+    total, count = 0.0, 0
+    for row in ids:
+        tokens = torch.tensor([row], dtype=torch.int64, device=device)
+        output = model(tokens)
+        logits = (output if isinstance(output, torch.Tensor) else output.logits)[0, :-1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total += float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
+        count += len(row) - 1
+    return total / count
+
+
+@torch.no_grad()
+def moved(config: RunConfig, optimizer: Any) -> dict[str, float] | None:
+    """Return how far the tuned weights are from the untouched model's, and how long those are.
+
+    None where what is tuned does not start at zero beside the model (an adapter), or where nothing
+    is tuned.
+    """
+    tuned = list(getattr(optimizer, "tuned", ()))
+    if not tuned or config.adapter.name != "none":
+        return None
+    untouched, _ = models.load(config.model, config.precision.dtype, torch.device("cpu"))
+    start = dict(untouched.named_parameters())
+    distance, length = 0.0, 0.0
+    for each in tuned:
+        now = each.parameter.detach().cpu().double()
+        if each.name in start:
+            before = start[each.name].double()
+            length += float(before.square().sum())
+            now = now - before
+        elif not each.name.endswith(BRANCH):
+            return None
+        distance += float(now.square().sum())
+    return {"moved": distance**0.5, "norm": length**0.5}
