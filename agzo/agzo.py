@@ -16,7 +16,7 @@ the factors R of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from agzo.check import check_choice, check_count, check_number
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.refresh import Refresh
 from agzo.sampler import ActivationSubspace
+from agzo.select import Tuned
 
 BASES = ("power", "exact")
 SCALES = ("paper", "mezo")
@@ -63,7 +64,7 @@ class AGZO(ZeroOrderOptimizer):
     basis turns them, see `agzo.moments`.
     """
 
-    needs_data: ClassVar[str | None] = "its directions lie in bases of each batch's activations"
+    needs_data = "its directions lie in bases of each batch's activations"
     settings = (
         *ZeroOrderOptimizer.settings,
         *("rank", "power_steps", "refresh_every", "include_padding"),
@@ -123,7 +124,7 @@ class AGZO(ZeroOrderOptimizer):
 
     def _sampler(self) -> ActivationSubspace:
         self._subspace = ActivationSubspace(
-            [each for each in self.tuned if each.role == "linear"],
+            [each for each in self.tuned if each.role == "linear" or self._is_seen_table(each)],
             self.rank,
             self.power_steps if self.basis == "power" else None,
             self._refresh,
@@ -136,6 +137,9 @@ class AGZO(ZeroOrderOptimizer):
             self.accumulated_basis if self._whole else "first",
         )
         return self._subspace
+
+    def _is_seen_table(self, tuned: Tuned) -> bool:
+        return self.embeddings == "seen" and tuned.role == "embedding"
 
     def _captures(self, step: int) -> bool:
         return self._refresh.own(step)

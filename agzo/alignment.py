@@ -14,13 +14,15 @@ for orthonormal A.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from agzo.direction import LowRank, Mixed
+from agzo.direction import Direction, LowRank, Mixed
 from agzo.perturb import Directions
+from agzo.seen import SeenRows
 
 Gradients = Mapping[nn.Parameter, Tensor]
 
@@ -77,24 +79,44 @@ def expected_cosine(directions: Directions, gradients: Gradients) -> float:
 
         beta_D sqrt(D) sqrt(sum |G B|^2) / (|G| sqrt(E |Delta|^2)),   E |Delta|^2 = sum d_out |B|^2
 
-    The two parts of a mixed direction are drawn apart, so their squares add. Exact for dense and
-    for AGZO's directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V is not, and parts of
-    unequal scale are not alike: <G, Delta> is exactly Gaussian there too, but |Delta| only
-    concentrates around its root mean square, so for few numbers drawn the value is approximate.
+    Of an embedding table G counts on the rows seen, and a head's R A^T as that of a linear layer.
+    Parts of a direction that are drawn apart add their squares. Exact for dense and for AGZO's
+    directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V is not, and parts of unequal
+    scale are not alike: <G, Delta> is exactly Gaussian there too, but |Delta| only concentrates
+    around its root mean square, so for few numbers drawn the value is approximate.
     """
-    drawn, length, kept = 0, [], []
-    for parameter, gradient in gradients.items():
-        direction = directions[parameter]
-        low = direction.low if isinstance(direction, Mixed) else direction
-        if isinstance(low, LowRank):
-            right = low.right.double()
-            drawn += low.left.numel()
-            length.append(right.square().sum() * low.left.shape[0])
-            kept.append((gradient.double() @ right).square().sum())
-        if not isinstance(direction, LowRank):
-            share = direction.share**2 if isinstance(direction, Mixed) else 1.0
-            drawn += gradient.numel()
-            length.append(gradient.new_tensor(share * gradient.numel(), dtype=torch.float64))
-            kept.append(share * gradient.double().square().sum())
-    share = (torch.stack(kept).sum() / torch.stack(length).sum()).sqrt() / norm(gradients)
-    return beta(drawn) * math.sqrt(drawn) * share.item()
+    parts = [part for p, g in gradients.items() for part in _parts(directions[p], g)]
+    drawn = sum(part.drawn for part in parts)
+    kept, length = (torch.stack(each).sum() for each in zip(*(p[1:] for p in parts), strict=True))
+    return beta(drawn) * math.sqrt(drawn) * ((kept / length).sqrt() / norm(gradients)).item()
+
+
+class _Part(NamedTuple):
+    """Of a part of a direction that is drawn apart from the others."""
+
+    drawn: int  # Gaussian numbers
+    kept: Tensor  # E <G, Delta>^2
+    length: Tensor  # E |Delta|^2
+
+
+def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
+    g = gradient.double()
+    if isinstance(direction, LowRank):
+        right, height = direction.right.double(), direction.left.shape[0]
+        length = right.square().sum() * height
+        yield _Part(direction.left.numel(), (g @ right).square().sum(), length)
+    elif isinstance(direction, SeenRows):
+        rows = direction.seen.member.nonzero().view(-1)
+        source = direction.source
+        if isinstance(source, LowRank):
+            yield from _parts(LowRank(source.left[rows], source.right), g[rows])
+        else:
+            yield from _parts(source, g[rows])
+        if direction.head is not None:
+            yield from _parts(direction.head, g)
+    elif isinstance(direction, Mixed):
+        share = direction.share**2
+        yield from _parts(direction.low, g)
+        yield _Part(g.numel(), share * g.square().sum(), g.new_tensor(share * g.numel()))
+    else:
+        yield _Part(g.numel(), g.square().sum(), g.new_tensor(g.numel()))

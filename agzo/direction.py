@@ -208,8 +208,21 @@ class Dense(ByRows):
         return self.noise.key(self.name, "dense")
 
 
+class Branch(ByRows):
+    """A direction whose part of a linear layer's output is cheaper to add than to multiply in."""
+
+    def add_linear(self, y: Tensor, x: Tensor, scale: float) -> None:
+        """Set y to ``y + scale * x direction^T`` in place.
+
+        Args:
+            y: (tokens, d_out), any float dtype.
+            x: (tokens, d_in), of y's dtype.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class LowRank(ByRows):
+class LowRank(Branch):
     """``left @ right.T`` with left (d_out, r) and right (d_in, r), both float32.
 
     Either layout will do; with contiguous columns no copy is made, see `agzo.kernels.thin`.
@@ -231,6 +244,13 @@ class LowRank(ByRows):
     def take(self, ids: Tensor) -> Tensor:
         """Return some rows of the product; see `Direction.take`."""
         return self.left[ids] @ self.right.T
+
+    def add_linear(self, y: Tensor, x: Tensor, scale: float) -> None:
+        """Set y to ``y + scale * (x right) left^T``; see `Branch.add_linear`."""
+        inner = thin.rows(self.right).to(x.dtype) @ x.T  # (r, tokens)
+        exact = at_least_float32(y.dtype)
+        left = (thin.rows(self.left).to(exact) * scale).to(y.dtype)
+        thin.add_product(y, inner.to(y.dtype), left)
 
     def add_to(
         self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None

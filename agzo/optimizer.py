@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from agzo.check import check_choice, check_count, check_group, check_number
 from agzo.direction import Direction
-from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
+from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, Watch, forwards_per_step, measure
 from agzo.group import ALONE, Group
 from agzo.loss_check import check_loss, dropouts, refuse_dropout
 from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
@@ -26,6 +26,7 @@ from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian, Sampled
+from agzo.seen import OnSeenRows, SeenTokens
 from agzo.select import Params, select
 from agzo.update import ROUNDINGS, is_low_precision, move
 from agzo.weights import Resident, Weights, check_streamed
@@ -42,7 +43,8 @@ class ZeroOrderOptimizer(Progress):
         eps: the perturbation size mu of the paper, > 0.
         estimator: "one_sided" or "two_sided".
         queries: directions measured and averaged per step, >= 1.
-        embeddings: "tuned" or "frozen" (a head tied to the embedding included).
+        embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
+            table the rows of the batch's tokens alone, see `agzo.seen`.
         update: "sgd", "momentum" or "adam", see `agzo.moments`.
         momentum, beta2: decay rates of the first and second moment, in [0, 1).
         large_state: allow moments of more than a tenth of the model's size.
@@ -69,7 +71,7 @@ class ZeroOrderOptimizer(Progress):
     studies: int = 0  # training batches that `study` wants to see before the first step
     studied: dict[str, Any] | None = None  # what `study` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
-    needs_data: ClassVar[str | None] = None  # why directions cannot be made without the batches
+    needs_data: str | None = None  # why directions cannot be made without the batches
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
@@ -122,6 +124,13 @@ class ZeroOrderOptimizer(Progress):
         self.estimator = estimator
         self.queries = queries
         self.embeddings = embeddings
+        if embeddings == "seen":
+            if update != "sgd":
+                raise ValueError(
+                    f"update={update!r}: with embeddings='seen' allowed is 'sgd'; each step has "
+                    "other rows, and moments of the whole table would be as large as the table"
+                )
+            self.needs_data = self.needs_data or "its directions lie on rows of each batch's tokens"
         self.update, self.momentum, self.beta2 = update, momentum, beta2
         self.large_state = large_state
         self.rounding = rounding
@@ -142,6 +151,12 @@ class ZeroOrderOptimizer(Progress):
     def _ready(self) -> None:
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
         self._look: DirectionSampler = self._sampler()
+        tables = [each for each in self.tuned if each.role == "embedding"]
+        self._seen = (
+            SeenTokens(tables, self.group) if self.embeddings == "seen" and tables else None
+        )
+        if self._seen is not None:
+            self._look = OnSeenRows(self._look, self._seen)
         self._names = {each.parameter: each.name for each in self.tuned}
         if self._moments is not None and not self.large_state:
             whole = sum(parameter.numel() for parameter in self.model.parameters())
@@ -250,7 +265,11 @@ class ZeroOrderOptimizer(Progress):
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
-        capture = self._look.capture(Noise(self.seed, step), batch.pieces[0].token_mask)
+        mask = batch.pieces[0].token_mask
+        capture = self._look.capture(Noise(self.seed, step), mask)
+        watch = None if capture is None else capture.watch
+        if self._seen is not None:
+            watch = self._see_rows(self._seen, batch, mask, watch)
         measurement = measure(
             self.estimator,
             lambda: self._forward(batch),
@@ -258,13 +277,25 @@ class ZeroOrderOptimizer(Progress):
             self.queries,
             self.eps,
             self._execution,
-            None if capture is None else capture.watch,
+            watch,
             ahead=capture is not None and capture.ahead,
             together=self._weights.together,
             mean=lambda losses: self.group.mean(losses, batch.weight),
         )
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
+
+    def _see_rows(
+        self, seen: SeenTokens, batch: Joint, mask: Tensor | None, watch: Watch | None
+    ) -> Watch | None:
+        """See which rows of tables the batch looks up: in a forward at W, or before the first."""
+        seen.begin(mask)
+        if watch is None and self.estimator == "two_sided":
+            seen.peek(batch, self._zo["lookups"])
+            return None
+        if watch is None:
+            return seen.watch
+        return lambda closure: seen.watch(lambda: watch(closure))
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points
@@ -332,7 +363,13 @@ class ZeroOrderOptimizer(Progress):
     def _check(self, closure: Closure) -> None:
         """Refuse, before the first step, a loss that no finite difference can be taken of."""
         must_see = isinstance(self._execution, SideBranch)
-        check_loss(lambda: self._forward(closure), self.tuned, must_see)
+        if self._seen is None:
+            check_loss(lambda: self._forward(closure), self.tuned, must_see)
+            return
+        seen = self._seen
+        seen.begin(None)
+        check_loss(lambda: seen.watch(lambda: self._forward(closure)), self.tuned, must_see)
+        self._zo["lookups"] = -(-seen.lookups // self.accumulation)  # of a piece
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict, of weights and moments that are up to date."""

@@ -26,8 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from agzo.direction import Direction, LowRank, at_least_float32
-from agzo.kernels import thin
+from agzo.direction import Branch, Direction
 
 Closure = Callable[[], Tensor]
 Directions = Mapping[nn.Parameter, Direction]
@@ -138,12 +137,9 @@ class Perturbed(TorchFunctionMode):
         x = input.reshape(-1, input.shape[-1])  # (tokens, d_in)
         if direction is None:
             y = F.linear(x, weight, bias)
-        elif isinstance(direction, LowRank):
+        elif isinstance(direction, Branch):
             y = F.linear(x, weight, bias)
-            inner = thin.rows(direction.right).to(x.dtype) @ x.T  # (r, tokens)
-            exact = at_least_float32(y.dtype)
-            left = (thin.rows(direction.left).to(exact) * self.scale).to(y.dtype)
-            thin.add_product(y, inner.to(y.dtype), left)
+            direction.add_linear(y, x, self.scale)
         else:
             y = self._dense_linear(x, weight, direction)
             if bias is not None:

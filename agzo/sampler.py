@@ -36,6 +36,10 @@ class DirectionSampler(Protocol):
         """Return the direction of one parameter for the (seed, step, query) of `noise`."""
         ...
 
+    def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
+        """Return R A^T of an embedding table that is a head too, None where no basis is taken."""
+        ...
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of one parameter's factors: those drawn, and the right factor's."""
         ...
@@ -79,6 +83,10 @@ class Gaussian:
         """Return dense Gaussian noise."""
         return Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
 
+    def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
+        """Return None: no basis is taken."""
+        return None
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no right factor."""
         return tuned.parameter.numel(), 0
@@ -98,7 +106,8 @@ class ActivationSubspace(Gaussian):
     does: its noise is made for each evaluation, and added to the weight in the weight's precision.
 
     Args:
-        linear: the linear weights that get a basis.
+        linear: the linear weights that get a basis, and the tables that get one where they are a
+            head (embeddings="seen").
         rank, power_steps: r and K of Algorithm 1; K = None takes the exact leading directions.
         refresh: when bases are taken and used, see `agzo.refresh`; a number is that of steps
             between new bases.
@@ -193,6 +202,14 @@ class ActivationSubspace(Gaussian):
         share = scale * math.sqrt(self._isotropic * rank / d_in)
         dense = Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
         return Mixed(low, dense, share)
+
+    def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
+        """Return R A^T of a table, A the basis of what enters it as a head; see `agzo.seen`."""
+        right = self.bases.get(tuned.name)
+        if right is None:
+            return None
+        height, rank = tuned.parameter.shape[0], right.shape[1]
+        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of R, (d_out, r), and A, (d_in, r), or of dense noise."""

@@ -20,7 +20,7 @@ Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]
 Params = None | ParameterFilter | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
-EMBEDDINGS = ("tuned", "frozen")
+EMBEDDINGS = ("tuned", "seen", "frozen")  # "seen": the rows of a batch's tokens, see `agzo.seen`
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def select(
         model: the module to tune; only parameters with requires_grad take part.
         params: None (all), a filter ``(name, parameter) -> bool``, an iterable of parameters, or
             parameter groups as in torch.optim (dicts with "params" and options such as "lr").
-        embeddings: "tuned" or "frozen"; frozen leaves out every parameter an `nn.Embedding` holds,
+        embeddings: one of `EMBEDDINGS`; frozen leaves out every parameter an `nn.Embedding` holds,
             a head tied to it included.
         used_on: see `Tuned`.
 

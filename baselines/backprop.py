@@ -12,11 +12,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.check import check_count, check_number
+from agzo.check import check_choice, check_count, check_number
 from agzo.group import ALONE, Group
 from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.select import Params, Tuned, select
+
+EMBEDDINGS = ("tuned", "frozen")  # a gradient has the rows seen alone in any case
 
 
 class _Backprop(Progress):
@@ -117,6 +119,7 @@ class SGD(_Backprop, torch.optim.SGD):  # pyright: ignore[reportIncompatibleMeth
         check_number("lr", lr, minimum=0.0)
         check_number("momentum", momentum, minimum=0.0)
         check_number("weight_decay", weight_decay, minimum=0.0)
+        check_choice("embeddings", embeddings, EMBEDDINGS)
         self.tuned, groups = select(model, params, embeddings)
         self.embeddings = embeddings
         self.group, self.accumulation = group or ALONE, accumulation
@@ -146,6 +149,7 @@ class AdamW(_Backprop, torch.optim.AdamW):  # pyright: ignore[reportIncompatible
                 raise ValueError(f"betas={betas}: allowed are two numbers >= 0 and < 1")
         check_number("adam_eps", adam_eps, above=0.0)
         check_number("weight_decay", weight_decay, minimum=0.0)
+        check_choice("embeddings", embeddings, EMBEDDINGS)
         self.tuned, groups = select(model, params, embeddings)
         self.embeddings = embeddings
         self.group, self.accumulation = group or ALONE, accumulation

@@ -52,7 +52,7 @@ class ZOAct(ZeroOrderOptimizer):
     """
 
     alters: ClassVar[bool] = True
-    needs_data: ClassVar[str | None] = "its bases are of the activations of training batches"
+    needs_data = "its bases are of the activations of training batches"
     settings = (
         *ZeroOrderOptimizer.settings,
         "rank",

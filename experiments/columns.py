@@ -75,9 +75,7 @@ def columns_of(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, 
         widen = _widen(at, name, grid)
         seeds = seeds_of(node, at, entry)
         cells = tuple(_cells(name, entry, grid))
-        columns.append(
-            Column(name, label, method, adapter, kind, cells, seeds, tuple(grid), widen)
-        )
+        columns.append(Column(name, label, method, adapter, kind, cells, seeds, tuple(grid), widen))
     return tuple(columns)
 
 

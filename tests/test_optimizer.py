@@ -287,7 +287,7 @@ BAD = [
     (MeZO, {"estimator": "spsa"}, "estimator='spsa': allowed are one_sided, two_sided"),
     (MeZO, {"execution": "fast"}, "execution='fast': allowed are side_branch, batched, in_place"),
     (MeZO, {"rounding": "up"}, "rounding='up': allowed are nearest, stochastic, master"),
-    (MeZO, {"embeddings": "on"}, "embeddings='on': allowed are tuned, frozen"),
+    (MeZO, {"embeddings": "on"}, "embeddings='on': allowed are tuned, seen, frozen"),
     (MeZO, {"params": lambda name, p: False}, "leave no parameter to tune"),
     (MeZO, {"params": [nn.Parameter(torch.zeros(1))]}, "does not belong to the model"),
     (AdamW, {"betas": (0.9, 3.0), "eps": None}, r"betas=\(0.9, 3.0\): allowed are two numbers"),
