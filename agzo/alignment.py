@@ -19,7 +19,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from agzo.direction import LowRank, Mixed
+from agzo.direction import LowRank
 from agzo.perturb import Directions
 
 Gradients = Mapping[nn.Parameter, Tensor]
@@ -77,24 +77,21 @@ def expected_cosine(directions: Directions, gradients: Gradients) -> float:
 
         beta_D sqrt(D) sqrt(sum |G B|^2) / (|G| sqrt(E |Delta|^2)),   E |Delta|^2 = sum d_out |B|^2
 
-    The two parts of a mixed direction are drawn apart, so their squares add. Exact for dense and
-    for AGZO's directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V is not, and parts of
-    unequal scale are not alike: <G, Delta> is exactly Gaussian there too, but |Delta| only
-    concentrates around its root mean square, so for few numbers drawn the value is approximate.
+    Exact for dense and for AGZO's directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V
+    is not: <G, Delta> is exactly Gaussian there too, but |Delta| only concentrates around its root
+    mean square, so for few numbers drawn the value is approximate.
     """
     drawn, length, kept = 0, [], []
     for parameter, gradient in gradients.items():
         direction = directions[parameter]
-        low = direction.low if isinstance(direction, Mixed) else direction
-        if isinstance(low, LowRank):
-            right = low.right.double()
-            drawn += low.left.numel()
-            length.append(right.square().sum() * low.left.shape[0])
+        if isinstance(direction, LowRank):
+            right = direction.right.double()
+            drawn += direction.left.numel()
+            length.append(right.square().sum() * direction.left.shape[0])
             kept.append((gradient.double() @ right).square().sum())
-        if not isinstance(direction, LowRank):
-            share = direction.share**2 if isinstance(direction, Mixed) else 1.0
+        else:
             drawn += gradient.numel()
-            length.append(gradient.new_tensor(share * gradient.numel(), dtype=torch.float64))
-            kept.append(share * gradient.double().square().sum())
+            length.append(gradient.new_tensor(gradient.numel(), dtype=torch.float64))
+            kept.append(gradient.double().square().sum())
     share = (torch.stack(kept).sum() / torch.stack(length).sum()).sqrt() / norm(gradients)
     return beta(drawn) * math.sqrt(drawn) * share.item()
