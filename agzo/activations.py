@@ -33,13 +33,11 @@ class ActivationCapture(TorchFunctionMode):
         wanted: the linear weights.
         rank: r; fewer tokens than r cap it.
         power_steps: K of Algorithm 1; None takes the exact leading directions instead.
-        tokens: how many tokens of an input to look at, drawn at random; None looks at all.
         start: bases to begin the iteration from, by name; where there is none Omega begins it.
         noise: address of the test matrix Omega (completed by input and example).
         token_mask: boolean (batch, sequence), True for real tokens; None counts all. It applies to
             inputs of shape (batch, sequence, width) and (batch * sequence, width); others, such
             as a head's label positions, are taken whole.
-        ahead: the bases are for a later step, so any forward of this one will do.
         group: processes that share the batch; the bases are those of all their rows. Each must
             reach the wanted layers in the same order, so an input that some tokens alone come to
             (an expert's) is an error.
@@ -54,8 +52,6 @@ class ActivationCapture(TorchFunctionMode):
         power_steps: int | None,
         noise: Noise,
         token_mask: Tensor | None,
-        ahead: bool = False,
-        tokens: int | None = None,
         start: Mapping[str, Tensor] | None = None,
         group: Group = ALONE,
     ) -> None:
@@ -65,8 +61,6 @@ class ActivationCapture(TorchFunctionMode):
         self._power_steps = power_steps
         self._noise = noise
         self._mask = token_mask
-        self.ahead = ahead
-        self._tokens = tokens
         self._start = start or {}
         self._group = group
         self._by_input: BySameTensor[Tensor] = BySameTensor()
@@ -125,10 +119,6 @@ class ActivationCapture(TorchFunctionMode):
             rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
         else:
             rank = self._shared_rank(flat, keep)
-        if self._tokens is not None and self._tokens < flat.shape[0]:
-            chosen = self._choose(self._tokens, examples, positions, keep, x.device)
-            flat, keep = flat[chosen], None if keep is None else keep[chosen]
-            examples, positions = flat.shape[0], 1
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
@@ -204,18 +194,6 @@ class ActivationCapture(TorchFunctionMode):
             return self._rank
         own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
         return min(self._rank, int(self._group.sum(own)))
-
-    def _choose(
-        self, count: int, examples: int, positions: int, keep: Tensor | None, device: torch.device
-    ) -> Tensor:
-        """Return the rows, (count,), of `count` tokens drawn without replacement, real ones first.
-
-        Every input of one shape gives the same: those with the largest of one random number each.
-        """
-        number = self._noise.table(examples, positions, 1, device, "tokens").view(-1)
-        if keep is not None:
-            number = number.masked_fill(~keep, -torch.inf)
-        return number.topk(count).indices
 
 
 def _token_count(flat: Tensor, keep: Tensor | None, examples: int, rank: int) -> int:

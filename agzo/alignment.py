@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agzo.direction import Direction, LowRank, Mixed
+from agzo.direction import Direction, LowRank
 from agzo.perturb import Directions
 from agzo.seen import SeenRows
 
@@ -114,9 +114,5 @@ def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
             yield from _parts(source, g[rows])
         if direction.head is not None:
             yield from _parts(direction.head, g)
-    elif isinstance(direction, Mixed):
-        share = direction.share**2
-        yield from _parts(direction.low, g)
-        yield _Part(g.numel(), share * g.square().sum(), g.new_tensor(share * g.numel()))
     else:
         yield _Part(g.numel(), g.square().sum(), g.new_tensor(g.numel()))

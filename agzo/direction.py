@@ -2,7 +2,7 @@
 
 `Dense` is Z ~ N(0, 1) of the parameter's shape, never stored: it holds its address and makes its
 rows anew each time (4 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
-U V^T) and holds its two thin factors. `Mixed` is one of each, added; `Sum` is several queries'.
+U V^T) and holds its two thin factors. `Sum` is several queries' directions, added.
 """
 
 from __future__ import annotations
@@ -265,26 +265,6 @@ class LowRank(Branch):
             thin.add_product(weight, left, thin.rows(self.right).to(weight.dtype))
         else:
             super().add_to(weight, keep, scale, rounding)
-
-
-@dataclass(frozen=True)
-class Mixed(ByRows):
-    """``low + share * noise``: a low-rank direction with isotropic noise in it."""
-
-    low: LowRank
-    noise: Dense
-    share: float
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape (d_out, d_in) of the sum."""
-        return self.low.shape
-
-    def rows(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield the sum in the chunks of its noise."""
-        left, right = self.low.left, self.low.right
-        for start, stop, values in self.noise.rows():
-            yield start, stop, values.mul_(self.share).addmm_(left[start:stop], right.T)
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@
     two-sided    g = (f(W + eps Delta) - f(W - eps Delta)) / (2 eps)    2 q forwards a step
 
 A method that needs activations captures them in the base forward f(W): free when one-sided (AGZO,
-Algorithm 2), one forward more when two-sided. What is captured for a later step needs no forward
-of its own: two-sided it is captured at W + eps Delta. The differences stay on the device.
+Algorithm 2), one forward more when two-sided. The differences stay on the device.
 
 The evaluations of a step are listed first and then run, one after another or side by side.
 """
@@ -58,27 +57,25 @@ def measure(
     eps: float,
     execution: Execution,
     watch: Watch | None,
-    ahead: bool = False,
     together: Together = in_turn,
     mean: Callable[[Tensor], Tensor] = lambda losses: losses,
 ) -> Measurement:
     """Measure `queries` directions; one is sampled after the capture has seen its parameter's use.
 
-    `watch` runs the closure and captures what it sees. With `ahead` that is for a later step: it
-    watches the first forward, whichever that is. `together` runs the evaluations; the capture's own
-    is the first of them. `mean` turns their losses, (evaluations,), into those of the whole batch,
-    where other processes have a share of it.
+    `watch` runs the closure at W and captures what it sees. `together` runs the evaluations; the
+    capture's own is the first of them. `mean` turns their losses, (evaluations,), into those of the
+    whole batch, where other processes have a share of it.
     """
 
     def watched() -> Tensor:
         return closure() if watch is None else watch(closure)
 
     signs = (1.0,) if estimator == "one_sided" else (1.0, -1.0)
-    based = estimator == "one_sided" or (watch is not None and not ahead)
+    based = estimator == "one_sided" or watch is not None
     drawn = functools.cache(sample)
 
-    def at(query: int, scale: float, forward: Closure) -> Tensor:
-        return execution.evaluate(forward, drawn(query), scale)
+    def at(query: int, scale: float) -> Tensor:
+        return execution.evaluate(closure, drawn(query), scale)
 
     def both(query: int) -> Tensor:
         assert isinstance(execution, Batched)
@@ -86,12 +83,11 @@ def measure(
 
     evaluations = [functools.partial(execution.unperturbed, watched)] if based else []
     for query in range(queries):
-        if isinstance(execution, Batched) and len(signs) > 1 and (evaluations or watch is None):
+        if isinstance(execution, Batched) and len(signs) > 1:
             evaluations.append(functools.partial(both, query))
             continue
         for sign in signs:
-            forward = closure if evaluations else watched
-            evaluations.append(functools.partial(at, query, sign * eps, forward))
+            evaluations.append(functools.partial(at, query, sign * eps))
     found = [_full_precision(loss).reshape(-1) for loss in together(evaluations)]
     own = torch.cat(found)
     losses = list(mean(own).unbind())

@@ -278,7 +278,6 @@ class ZeroOrderOptimizer(Progress):
             self.eps,
             self._execution,
             watch,
-            ahead=capture is not None and capture.ahead,
             together=self._weights.together,
             mean=lambda losses: self.group.mean(losses, batch.weight),
         )
@@ -386,6 +385,12 @@ class ZeroOrderOptimizer(Progress):
             )
         mine = self._zo["settings"]
         for key, value in zo["settings"].items():
+            if key not in mine:
+                raise ValueError(
+                    f"{key}={value!r}: the loaded state was made with it, and "
+                    f"{type(self).__name__} of this version has no {key}; allowed are states of "
+                    "this version"
+                )
             if value != mine[key]:
                 raise ValueError(
                     f"{key}={mine[key]!r}: allowed is {value!r}, as when the loaded state was made"

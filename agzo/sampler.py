@@ -9,18 +9,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from agzo.accumulated import AccumulatedCapture
 from agzo.activations import ActivationCapture
-from agzo.direction import Dense, Direction, LowRank, Mixed
+from agzo.direction import Dense, Direction, LowRank
 from agzo.group import ALONE, Group
-from agzo.refresh import Refresh
 from agzo.rng import Noise
 from agzo.select import Tuned
 
@@ -95,26 +92,14 @@ class Gaussian:
 class ActivationSubspace(Gaussian):
     """AGZO's sampler: Delta = R A^T (Eq. 10), R ~ N(0, 1) of shape (d_out, r), unscaled.
 
-    What the paper leaves open, with c = 1 if scale is "paper", sqrt(d_in / r) if it is "mezo", and
-    s the isotropic share:
-
-        Delta = c (sqrt(1 - s) R A^T + sqrt(s r / d_in) Z),   Z ~ N(0, 1) of the weight's shape
-
-    E|Delta|^2 = c^2 d_out r for each s: the share is one of the squared length, and the scale sets
-    the length, with "mezo" to d_out d_in, that of dense noise. The mean estimate of a gradient G is
-    c^2 ((1 - s) G A A^T + s (r / d_in) G). With s > 0 a direction is dense, and costs what MeZO's
-    does: its noise is made for each evaluation, and added to the weight in the weight's precision.
+    E|Delta|^2 = d_out r, and the mean estimate of a gradient G is its projection G A A^T.
 
     Args:
         linear: the linear weights that get a basis, and the tables that get one where they are a
             head (embeddings="seen").
         rank, power_steps: r and K of Algorithm 1; K = None takes the exact leading directions.
-        refresh: when bases are taken and used, see `agzo.refresh`; a number is that of steps
-            between new bases.
+        refresh_every: steps between new bases; None keeps the first ones.
         include_padding: count padding tokens too, as the author's prototype does.
-        scale: "paper" or "mezo".
-        isotropic: s, from 0 to 1.
-        tokens: how many tokens of an input a basis is taken from; None takes all.
         warm_start: begin each power iteration with the bases before, not with Omega.
         group: processes that share a batch.
         accumulated: how bases are taken from several micro-batches, see `agzo.accumulated`.
@@ -125,11 +110,8 @@ class ActivationSubspace(Gaussian):
         linear: list[Tuned],
         rank: int,
         power_steps: int | None,
-        refresh: Refresh | int,
+        refresh_every: int | None,
         include_padding: bool,
-        scale: str = "paper",
-        isotropic: float = 0.0,
-        tokens: int | None = None,
         warm_start: bool = False,
         group: Group = ALONE,
         accumulated: str = "first",
@@ -148,43 +130,29 @@ class ActivationSubspace(Gaussian):
         self._linear = linear
         self._rank = rank
         self._power_steps = power_steps
-        self._refresh = refresh if isinstance(refresh, Refresh) else Refresh(refresh)
+        self._refresh_every = refresh_every
         self._include_padding = include_padding
-        self._scale = scale
-        self._isotropic = isotropic
-        self._tokens = tokens
         self._warm_start = warm_start
         self._group = group
         self._accumulated = accumulated
         self.bases: dict[str, Tensor] = {}
-        self.upcoming: tuple[int, dict[str, Tensor]] | None = None  # (from which step on, bases)
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
-        """Return a capture that fills `bases`, or those of a later step; None where neither is due.
+        """Return a capture that fills `bases`, None where no new ones are due.
 
-        An optimizer that has no bases yet takes its own at any step.
+        An optimizer that has no bases yet takes them at any step.
         """
-        step = noise.step
-        if self.upcoming is not None and step >= self.upcoming[0]:
-            self.bases, self.upcoming = self.upcoming[1], None
-        own = not self.bases or self._refresh.own(step)
-        if not (own or self._refresh.takes(step)):
+        if self.bases and not takes_bases(noise.step, self._refresh_every):
             return None
         mask = None if self._include_padding else token_mask
-        how = self._accumulated
-        kind = ActivationCapture if how == "first" else partial(AccumulatedCapture, how)
-        found = kind(
-            self._linear, self._rank, self._power_steps, noise, mask, ahead=not own,
-            tokens=self._tokens, start=self.bases if self._warm_start else None, group=self._group,
-        )  # fmt: skip
-        if own:
-            self.bases = found.bases
-        else:
-            self.upcoming = (step + 1, found.bases)
+        start = self.bases if self._warm_start else None
+        kind = ActivationCapture if self._accumulated == "first" else AccumulatedCapture
+        found = kind(self._linear, self._rank, self._power_steps, noise, mask, start, self._group)
+        self.bases = found.bases
         return found
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
-        """Return R A^T (or its variant) for a linear weight, dense noise for the rest."""
+        """Return R A^T for a linear weight, dense noise for the rest."""
         if tuned.role != "linear":
             return super().sample(tuned, noise)
         if tuned.name not in self.bases:
@@ -193,15 +161,8 @@ class ActivationSubspace(Gaussian):
                 "weight in the captured forward; exclude it with params="
             )
         right = self.bases[tuned.name]  # (d_in, r) orthonormal columns
-        d_in, rank = right.shape
-        left = noise.columns(tuned.parameter.shape[0], rank, right.device, tuned.name, "left")
-        scale = math.sqrt(d_in / rank) if self._scale == "mezo" else 1.0
-        if not self._isotropic:
-            return LowRank(left, right if scale == 1.0 else right * scale)
-        low = LowRank(left, right * (scale * math.sqrt(1.0 - self._isotropic)))
-        share = scale * math.sqrt(self._isotropic * rank / d_in)
-        dense = Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
-        return Mixed(low, dense, share)
+        height, rank = tuned.parameter.shape[0], right.shape[1]
+        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of a table, A the basis of what enters it as a head; see `agzo.seen`."""
@@ -213,10 +174,15 @@ class ActivationSubspace(Gaussian):
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of R, (d_out, r), and A, (d_in, r), or of dense noise."""
-        if tuned.role != "linear" or self._isotropic:
+        if tuned.role != "linear":
             return super().sizes(tuned)
         d_out, d_in = tuned.parameter.shape
         return d_out * self._rank, d_in * self._rank
+
+
+def takes_bases(step: int, refresh_every: int | None) -> bool:
+    """Tell whether new bases are taken at `step`: every so many steps, or (None) once, at first."""
+    return step == 0 if refresh_every is None else step % refresh_every == 0
 
 
 class RandomSubspace(Gaussian):

@@ -174,8 +174,8 @@ class SeenTokens(TorchFunctionMode):
                 self._see(ids, self._tables[id(weight)])
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        as_head = func is F.linear and not uses(self._tables.keys(), args[:1], kwargs.get("input"))
-        if not as_head and uses(self._tables.keys(), args, kwargs) and not only_reads(func, result):
+        as_head = func is F.linear and not uses(self._tables, args[:1], kwargs.get("input"))
+        if not as_head and uses(self._tables, args, kwargs) and not only_reads(func, result):
             found = next(t for key, t in self._tables.items() if uses({key}, args, kwargs))
             raise ValueError(
                 f"embeddings='seen': {found.name} is used by {getattr(func, '__name__', func)}, "

@@ -1,4 +1,4 @@
-"""The comparisons fixed beforehand, AGZO with MeZO and AGZO with LOZO, as a table.
+"""The comparisons that a plan fixed before any run, as a table.
 
 Each is made twice: over all pairs of task and seed, and with one pair per task (the mean over its
 seeds), which is the cautious reading since the seeds of one task share its evaluation examples.
@@ -10,8 +10,6 @@ from analysis.cells import Cell, Cells
 from analysis.significance import EXACT_UP_TO, FLIPS, Comparison, compare, holm
 from analysis.suite import Suite
 from analysis.tabular import Table
-
-PLANNED = (("agzo", "mezo"), ("agzo", "lozo"))  # names of columns
 
 
 def seed_pairs(one: Cell, other: Cell) -> list[float]:
@@ -29,8 +27,11 @@ def task_pair(one: Cell, other: Cell) -> list[float]:
 
 def comparison_table(suite: Suite, cells: Cells, title: str) -> Table | None:
     """Compare the planned pairs of columns; None if the plan has none of them."""
-    columns = [(suite.column(one), suite.column(other)) for one, other in PLANNED]
-    pairs = [(one, other) for one, other in columns if one is not None and other is not None]
+    pairs = [
+        (name, one, other)
+        for name, better, worse in suite.comparisons
+        if (one := suite.column(better)) is not None and (other := suite.column(worse)) is not None
+    ]
     if not pairs:
         return None
     rows = []
@@ -39,13 +40,14 @@ def comparison_table(suite: Suite, cells: Cells, title: str) -> Table | None:
             compare(
                 [d for t in suite.tasks for d in differences(cells[t, a.name], cells[t, b.name])]
             )
-            for a, b in pairs
+            for _, a, b in pairs
         ]
         corrected = holm([None if result is None else result.p for result in found])
-        for (a, b), result, p in zip(pairs, found, corrected, strict=True):
+        for (name, a, b), result, p in zip(pairs, found, corrected, strict=True):
             each = len(set(a.seeds) & set(b.seeds)) if unit == "task and seed" else 1
             shown = _row(result, p, len(suite.tasks) * each)
-            rows.append([f"{a.label} - {b.label}", unit, *shown])
+            hypothesis = f"{name}: " if name else ""
+            rows.append([f"{hypothesis}{a.label} - {b.label}", unit, *shown])
     header = ["comparison", "pair", "n", "mean difference", "95 % interval", "p", "p (Holm)"]
     return Table(title, [*header, "test"], rows, _notes(len(pairs), rows))
 

@@ -16,6 +16,7 @@ PLAN, CHOICE, FAILED = "suite.json", "choice.json", "failed.json"
 FORMAT = 1
 BUDGETS = ("steps", "forwards")
 KINDS = ("first_order", "zo", "untrained")
+COMPARED = (("agzo", "mezo"), ("agzo", "lozo"))  # of a plan that names none: older ones
 LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
     "lozo_m": "LOZO-M", "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
@@ -75,6 +76,7 @@ class Suite:
     seeds: tuple[int, ...]
     paper: str | None
     given: tuple[str, ...] = ()  # overrides that every run had beside the plan
+    comparisons: tuple[tuple[str, str, str], ...] = ()  # hypothesis, better column, worse column
 
     def run_folder(self, model: str, task: str, column: Column, cell: GridCell, seed: int) -> Path:
         """Return the folder of one run."""
@@ -120,11 +122,27 @@ def load_suite(folder: Path) -> Suite:
         seeds,
         value(plan, "paper", (str, type(None)), path),
         tuple(map(str, plan.get("given", ()))),
+        _comparisons(plan, [column.name for column in columns], path),
     )
     _distinct("columns", [column.name for column in columns], path)
     runs = [(c.adapter, c.method, cell.variant) for c in columns for cell in c.cells]
     _distinct("columns (adapter, method, variant)", runs, path)
     return suite
+
+
+def _comparisons(
+    plan: Mapping[str, Any], columns: list[str], path: Path
+) -> tuple[tuple[str, str, str], ...]:
+    """Read the hypotheses; a plan of before there were any compares AGZO with MeZO and LOZO."""
+    if "comparisons" not in plan:
+        pairs = [("", one, other) for one, other in COMPARED]
+        return tuple(each for each in pairs if {*each[1:]} <= {*columns})
+    found = []
+    for name, pair in value(plan, "comparisons", (dict,), path).items():
+        if not (isinstance(pair, list) and len(pair) == 2 and {*pair} <= {*columns}):
+            raise ResultError(f"{path}: key comparisons.{name} is {pair!r}; expected two columns")
+        found.append((name, *pair))
+    return tuple(found)
 
 
 def _column(entry: Any, where: str, shared: tuple[tuple[int, ...], int], path: Path) -> Column:

@@ -49,9 +49,8 @@ class DominantLayer(ZeroOrderOptimizer):
         scan_batches: training batches that `study` scans, one forward each; 0 only with `layer`,
             whose scan is for the record.
         base: "mezo", "lozo", "lozo_m" or "agzo"; an instance is of its class as well.
-        estimator, update, rank, power_steps, refresh_every, basis, lagged, scale, isotropic,
-            warm_start, basis_tokens: the base's own; None is its default. "one_shot" is the
-            refresh_every=None of AGZO itself.
+        estimator, update, rank, power_steps, refresh_every, basis, warm_start: the base's own; None
+            is its default. "one_shot" is the refresh_every=None of AGZO itself.
         reuse_prefix: run the layers before the tuned one once a step; the same numbers, less time.
 
     Raises:
@@ -83,11 +82,7 @@ class DominantLayer(ZeroOrderOptimizer):
         power_steps: int | None = None,
         refresh_every: int | Literal["one_shot"] | None = None,
         basis: str | None = None,
-        lagged: bool | None = None,
-        scale: str | None = None,
-        isotropic: float | None = None,
         warm_start: bool | None = None,
-        basis_tokens: int | None = None,
         reuse_prefix: bool = True,
         **shared: Any,
     ) -> None:
@@ -99,9 +94,8 @@ class DominantLayer(ZeroOrderOptimizer):
         check_choice("detector", detector, DETECTORS)
         check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
-               "refresh_every": refresh_every, "basis": basis, "lagged": lagged, "scale": scale,
-               "isotropic": isotropic, "warm_start": warm_start,
-               "basis_tokens": basis_tokens}  # fmt: skip
+               "refresh_every": refresh_every, "basis": basis,
+               "warm_start": warm_start}  # fmt: skip
         own = {key: value for key, value in own.items() if value is not None}
         for key, value in own.items():
             if key not in _arguments(BASE_METHODS[base]):

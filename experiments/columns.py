@@ -6,8 +6,13 @@
       lora_agzo: {method.lr: [1.0e-2, 3.0e-2], method.eps: [1.0e-2]}
 
 `adapter` (an option of conf/adapter), `settings` and `seeds` may be left out; seeds are then those
-of the scale or the plan. The scale's `widen` is how many learning rates may be added on each side
-of every grid (experiments/widen.py), 0 if left out.
+of the scale or the plan. A scale may have a list `columns` of those that it has, and `widen`, how
+many learning rates may be added on each side of every grid (experiments/widen.py), 0 if left out.
+
+    comparisons:
+      H1: [agzo_frozen, mezo_frozen]
+
+are the hypotheses, fixed before any run: that the first column scores higher than the second.
 """
 
 import itertools
@@ -56,7 +61,8 @@ class Column:
 
 def columns_of(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, ...]:
     """Read the columns of a plan `node` at the scale `at`."""
-    entries = part(node, "columns", dict)
+    every = part(node, "columns", dict)
+    entries = {name: named(every, "plan.columns", name) for name in at.get("columns", every)}
     grids = at.get("grid", {})
     for name in grids:
         named(entries, "plan.grid", name)
@@ -77,6 +83,19 @@ def columns_of(node: Mapping[str, Any], at: Mapping[str, Any]) -> tuple[Column, 
         cells = tuple(_cells(name, entry, grid))
         columns.append(Column(name, label, method, adapter, kind, cells, seeds, tuple(grid), widen))
     return tuple(columns)
+
+
+def comparisons_of(node: Mapping[str, Any], columns: Sequence[Column]) -> dict[str, list[str]]:
+    """Return the plan's hypotheses whose columns this scale has: name -> better, worse."""
+    names = [column.name for column in columns]
+    found = {}
+    for name, pair in node.get("comparisons", {}).items():
+        known = isinstance(pair, list) and len(pair) == 2 and set(pair) <= node["columns"].keys()
+        if not known:
+            raise BadInput(f"plan.comparisons.{name}={pair}: allowed are two names of columns")
+        if set(pair) <= set(names):
+            found[str(name)] = pair
+    return found
 
 
 def _widen(at: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> int:

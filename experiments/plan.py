@@ -2,9 +2,10 @@
 
 A column of the table is a method with a grid of settings. Every cell of the grid is one run with
 the first seed; the cell with the lowest dev loss is chosen by code, on dev alone, and only that one
-is run with the other seeds. A plan may let grids be widened (experiments/widen.py). A column may name an adapter (conf/adapter), which it tunes in place of
-the model's own weights. A run is an ordinary run (experiments.run) of the same preset, in the
-folder that its configuration gives it, so any of them can be made, looked at or resumed by hand.
+is run with the other seeds. A plan may let grids be widened (experiments/widen.py). A column may
+name an adapter (conf/adapter), which it tunes in place of the model's own weights. A run is an
+ordinary run (experiments.run) of the same preset, in the folder that its configuration gives it, so
+any of them can be made, looked at or resumed by hand.
 """
 
 import copy
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import prepare, registry
-from experiments.columns import Cell, Column, columns_of, named, part, seeds_of
+from experiments.columns import Cell, Column, columns_of, comparisons_of, named, part, seeds_of
 from experiments.config import BadInput, compose
 from experiments.job import Run
 from experiments.offload import check_offload
@@ -123,8 +124,8 @@ def read_suite(
             f"task={task}",
             f"method={column.method}",
             *part(at, "overrides", list),
-            *at.get("task_overrides", {}).get(task, []),
             *spent.get(column.kind, part(spent, "zo", list)),
+            *at.get("task_overrides", {}).get(task, []),
             *given,
         ]
         groups.append(_group(task, column, overrides))
@@ -143,6 +144,7 @@ def read_suite(
         "search_seed": seeds_of(node, at)[0],
         "select_by": "dev_loss",
         "columns": [asdict(column) for column in columns],
+        "comparisons": comparisons_of(node, columns),
     }
     first = groups[0].search[0].config
     active = [group for group in groups if not tasks or group.task in tasks]

@@ -34,7 +34,6 @@ from experiments.tracking import Tracker
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 BASIS_OF = {
     "gram": "all micro-batches, by their Gram matrices",
-    "forwards": "all micro-batches, by further forwards",
     "first": "the first micro-batch alone",
 }
 

@@ -118,7 +118,9 @@ def _convert(file: Path, target: Path) -> None:
     gguf.check(file)
     words, own = gguf.keywords(file, weights=False), gguf.keywords(file, weights=True)
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **words)
-    model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **own)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(file.parent), dtype=torch.float32, weights_only=True, **own
+    )
     gguf.plain(model).save_pretrained(target)
     tokenizer.save_pretrained(target)
 

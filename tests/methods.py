@@ -50,7 +50,7 @@ class Method:
 METHODS = [
     Method("agzo", AGZO),
     Method("agzo-prototype", AGZO, {"estimator": "two_sided", "include_padding": True}),
-    Method("agzo-r2-lagged-q2", AGZO, {"rank": 2, "refresh_every": 3, "queries": 2}),
+    Method("agzo-r2-every3-q2", AGZO, {"rank": 2, "refresh_every": 3, "queries": 2}),
     Method("agzo-seen", AGZO, {"embeddings": "seen"}, networks=("llama-untied", "opt-tied")),
     Method("mezo", MeZO),
     Method("mezo-seen", MeZO, {"embeddings": "seen"}, networks=("qwen3-tied",)),
@@ -79,10 +79,10 @@ METHODS = [
         networks=("llama-untied",),
     ),
     Method(
-        "agzo-momentum-lagged",
+        "agzo-momentum-every3",
         AGZO,
         {
-            **{"rank": 2, "refresh_every": 3, "lagged": True, "estimator": "two_sided"},
+            **{"rank": 2, "refresh_every": 3, "estimator": "two_sided"},
             **{"update": "momentum", "momentum": 0.5, "large_state": True},
         },
         networks=("opt-tied",),
@@ -93,7 +93,7 @@ METHODS = [
     Method(
         "agzo-exact-once-q2",
         AGZO,
-        {"basis": "exact", "refresh_every": None, "scale": "mezo", "queries": 2},
+        {"basis": "exact", "refresh_every": None, "queries": 2},
         networks=("qwen3-untied",),
     ),
     Method(
@@ -107,11 +107,11 @@ METHODS = [
         networks=("mlp", "llama-untied"),
     ),
     Method(
-        "dominant-layer-agzo-momentum-lagged",
+        "dominant-layer-agzo-momentum",
         DominantLayer,
         {
             **{"layer": 1, "scan_batches": 0, "base": "agzo", "estimator": "two_sided"},
-            **{"lagged": True, "update": "momentum", "momentum": 0.5, "large_state": True},
+            **{"update": "momentum", "momentum": 0.5, "large_state": True},
         },
         part="layers.1.",
         networks=("qwen3-tied",),
@@ -124,12 +124,11 @@ METHODS = [
         networks=("qwen3-tied",),
     ),
     Method(
-        "agzo-warm-sampled",
+        "agzo-warm",
         AGZO,
-        {"rank": 2, "power_steps": 1, "warm_start": True, "basis_tokens": 5},
+        {"rank": 2, "power_steps": 1, "warm_start": True},
         networks=("qwen3-tied", "llama-untied"),
     ),
-    Method("agzo-isotropic-lagged", AGZO, {"isotropic": 0.3, "lagged": True}, networks=("mlp",)),
 ]
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]

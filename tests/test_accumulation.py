@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_group import METHODS, ROWS, STEPS, Rows, assert_close, on, spread, train_share
+from test_group import METHODS, ROWS, Rows, assert_close, on, spread, train_share
 from torch import nn
 
 from agzo import AGZO
@@ -23,27 +23,6 @@ def test_micro_batches_follow_the_trajectory_of_the_whole_batch(name):
     cut = Rows().train(name, None, CUTS)
     print(name, f"{assert_close(cut, whole, name):.1e}")
     assert cut["forwards"] == whole["forwards"]
-
-
-@pytest.mark.parametrize("name", ["agzo", "agzo-two-sided-r3", "agzo-lagged-batched", "agzo-warm"])
-def test_further_forwards_give_the_bases_too_and_are_counted(name, monkeypatch):
-    whole = Rows().train(name, None, [0, ROWS])
-    monkeypatch.setitem(METHODS[name][1], "accumulated_basis", "forwards")
-    cut = Rows().train(name, None, CUTS)
-    print(name, f"{assert_close(cut, whole, name):.1e}")
-    each = METHODS[name][1].get("power_steps", 3)
-    taken = STEPS // METHODS[name][1].get("refresh_every", 1)
-    assert cut["forwards"] == whole["forwards"] + each * taken
-
-
-def test_forwards_are_foretold():
-    rows = Rows()
-    optimizer = AGZO(rows.model, 1e-3, 1e-3, accumulation=2, accumulated_basis="forwards")
-    pieces = [rows.piece(0, 3), rows.piece(3, ROWS)]
-    for step in range(2):
-        before = optimizer.forwards if step else optimizer.forwards_once
-        optimizer.step(pieces)
-        assert optimizer.forwards == before + optimizer.forwards_of_step(step) == before + 5
 
 
 def test_the_basis_of_the_first_micro_batch_is_that_of_it_alone():

@@ -106,7 +106,7 @@ def test_a_layer_outside_the_model_is_an_error(layer):
         ({"scan_batches": 0}, r"scan_batches=0: allowed are whole numbers >= 1"),
         ({"rank": 2}, r"rank=2: base=mezo has no rank"),
         ({"base": "lozo", "power_steps": 2}, r"power_steps=2: base=lozo has no power_steps"),
-        ({"isotropic": 0.5}, r"isotropic=0.5: base=mezo has no isotropic"),
+        ({"warm_start": True}, r"warm_start=True: base=mezo has no warm_start"),
         ({"base": "lozo_m", "basis": "exact"}, r"basis=exact: base=lozo_m has no basis"),
         ({"base": "agzo", "rank": 99, "layer": 0}, r"rank=99"),
         ({"refresh_every": "one_shot"}, r"refresh_every=one_shot: base=mezo has no refresh_every"),
@@ -119,10 +119,6 @@ def test_a_layer_outside_the_model_is_an_error(layer):
             r"refresh_every=once: allowed with base=agzo are 1 or more, 'one_shot', or None",
         ),
         ({"base": "agzo", "refresh_every": 0}, r"refresh_every=0: allowed are whole numbers >= 1$"),
-        (
-            {"base": "agzo", "refresh_every": "one_shot", "lagged": True},
-            r"lagged=True: allowed is False with one-shot bases",
-        ),
         ({"update": "adam", "layer": 0}, r"update='adam'"),
     ],
 )

@@ -458,7 +458,6 @@ class Largest(TorchDispatchMode):
         MeZO,
         LOZO,
         LOZOM,
-        partial(AGZO, isotropic=0.5, lagged=True),
         partial(MeZO, update="momentum", large_state=True),  # the state itself apart
         partial(MeZO, update="adam", large_state=True, queries=2),
     ],

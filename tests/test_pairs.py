@@ -120,8 +120,8 @@ def test_a_run_tunes_the_adapter_of_one_layer_and_goes_on_exactly(tmp_path):
         ["base=lozo_m", "refresh_every=3", "large_state=true"],
         ["base=lozo_m", "update=sgd"],
         ["base=mezo", "update=adam", "large_state=true"],
-        ["base=agzo", "lagged=true", "estimator=two_sided", "scale=mezo", "update=momentum"],
-        ["base=agzo", "basis=exact", "isotropic=0.25"],
+        ["base=agzo", "warm_start=true", "estimator=two_sided", "update=momentum"],
+        ["base=agzo", "basis=exact", "refresh_every=3"],
     ],
     ids=lambda options: "-".join(options[:2]),
 )

@@ -107,7 +107,7 @@ def test_processes_have_the_result_of_one(tmp_path, size, overrides):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("basis", ["gram", "forwards", "first"])
+@pytest.mark.parametrize("basis", ["gram", "first"])
 def test_micro_batches_have_the_result_of_the_whole_batch(tmp_path, basis):
     given = (*AGZO, f"method.accumulated_basis={basis}", "method.rank=2")
     cut_up = run(tiny_run.config(tmp_path / "cut", *given, "train.accumulation=3"))
@@ -116,8 +116,7 @@ def test_micro_batches_have_the_result_of_the_whole_batch(tmp_path, basis):
         assert cut_up["shares"]["basis"] == "the first micro-batch alone"
     else:
         assert cut_up["shares"]["basis"].startswith("all micro-batches")
-        more = 3 * cut_up["steps"] if basis == "forwards" else 0
-        assert cut_up["forwards"] == whole["forwards"] + more
+        assert cut_up["forwards"] == whole["forwards"]
         for one, other in zip(cut_up["metrics"][1:], whole["metrics"][1:], strict=True):
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
 

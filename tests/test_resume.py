@@ -91,16 +91,16 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
 @pytest.mark.parametrize(
     "options",
     [
-        ("lagged=true", "estimator=two_sided"),
+        ("warm_start=true", "estimator=two_sided"),
         ("rank=3", "refresh_every=7"),
         ("rank=3", "update=momentum", "large_state=true"),
-        ("rank=2", "refresh_every=3", "lagged=true", "update=adam", "large_state=true"),
-        ("basis=exact", "rank=2", "scale=mezo", "refresh_every=null"),
+        ("rank=2", "refresh_every=3", "update=adam", "large_state=true"),
+        ("basis=exact", "rank=2", "refresh_every=null"),
     ],
     ids=",".join,
 )
 def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
-    """Those in use and those taken for a later step; files keep no layout, and products round."""
+    """Files keep no layout, and products round by it."""
     overrides = ("method=agzo", *(f"method.{option}" for option in options))
     config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
     run_and_die(config, prepare, "sample_batch", 7)

@@ -15,7 +15,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from experiments import adapters, checkpoint, merge, models, replay
+from experiments import adapters, checkpoint, merge, replay
 from experiments.config import BadInput, ModelConfig, compose, read_yaml
 from experiments.files import file_sha256
 from experiments.session import run

@@ -1,4 +1,4 @@
-"""embeddings="seen": directions of a table on the rows of the batch's tokens, of a head in a span."""
+"""embeddings="seen": a table's directions lie on the rows of the batch's tokens."""
 
 import copy
 from itertools import pairwise

@@ -24,7 +24,6 @@ CASES = {
     "agzo-two-sided": (AGZO, {"estimator": "two_sided", "rank": 2}),
     "agzo-q2": (AGZO, {"queries": 2, "refresh_every": 3}),
     "agzo-two-sided-q2": (AGZO, {"estimator": "two_sided", "queries": 2}),
-    "agzo-lagged": (AGZO, {"estimator": "two_sided", "lagged": True}),
     "agzo-warm": (AGZO, {"warm_start": True}),
 }
 LANGUAGE_MODELS = [name for name in NETWORKS if name != "mlp"]

@@ -13,7 +13,6 @@ from baselines import LOZO, LOZOM, SGD, DominantLayer, MeZO, ZOAct
 from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 LR, EPS = 1e-7, 1e-3
-TOKENS = 512  # that a basis is taken from in the rows with basis_tokens
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,6 @@ METHODS: dict[str, Method] = {
     "agzo_textbook": Method("agzo", TextbookAGZO, 1, "agzo_textbook"),
     "agzo": Method("agzo", AGZO, 1, "agzo_textbook", True),
     "agzo_warm": Method("agzo", _with(AGZO, **_WARM), 1, "agzo_textbook", True),
-    "agzo_tokens": Method("agzo", _with(AGZO, basis_tokens=TOKENS), 1, "agzo_textbook", True),
-    "agzo_warm_tokens": Method(
-        "agzo", _with(AGZO, **_WARM, basis_tokens=TOKENS), 1, "agzo_textbook", True
-    ),
     "agzo_compiled": Method("agzo", AGZO, 1, "agzo_textbook", True, "compiled"),
     "agzo_graphs": Method("agzo", AGZO, 1, "agzo_textbook", True, "graphs"),
     "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),

@@ -75,7 +75,7 @@ def iterated_bases(
     """Return what Algorithm 1 finds for this input, (d_in, rank), and what its cheaper ways do.
 
     "power" as AGZO's defaults; "warm" begins with the basis of another minibatch and iterates once
-    (warm_start, power_steps=1); "sampled" looks at a quarter of the tokens (basis_tokens).
+    (warm_start, power_steps=1); "sampled" looks at a quarter of the tokens.
     """
     x = ((same.left * same.values) @ same.right.T).float()  # X again: (tokens, d_in)
     omega = Noise(0, step).table(1, x.shape[0], rank, x.device, name)[0]
