@@ -91,6 +91,7 @@ class ActivationCapture(TorchFunctionMode):
         if func is F.linear:
             x = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self._mask_used |= fits(x, mask_now(self._mask))  # of a layer that is not wanted too
             self.see(x, weight)
         return func(*args, **kwargs)
 

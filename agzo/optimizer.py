@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agzo.activations import ActivationCapture
 from agzo.check import check_choice, check_count, check_group, check_number
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, Watch, forwards_per_step, measure
@@ -263,13 +264,40 @@ class ZeroOrderOptimizer(Progress):
         finally:
             self._zo["forwards"] = forwards
 
+    @torch.no_grad()
+    def directions(
+        self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
+    ) -> tuple[list[Directions], Tensor]:
+        """Return the directions that step number `step` would measure on a batch, and its loss.
+
+        Takes one forward, in which bases are captured; it is not counted. `losses` evaluates them.
+        """
+        refuse_dropout(self._dropouts)
+        batch = joint(closure, token_mask, 1, ALONE)
+        capture, watch = self._looking(batch, step)
+        loss = batch() if watch is None else watch(batch)
+        if capture is not None:
+            capture.finite()  # checks the mask's use
+        found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
+        for each in found:
+            list(each.values())  # sampled now: the next batch has other bases
+        return found, loss
+
+    @torch.no_grad()
+    def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
+        """Return the losses at W + scale * direction, (scales,); they are not counted.
+
+        The closure may be of another batch than that of the directions. Weights stay as they are.
+        """
+        found = [self._execution.evaluate(closure, directions, scale) for scale in scales]
+        return torch.stack(found)
+
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
-        mask = batch.pieces[0].token_mask
-        capture = self._look.capture(Noise(self.seed, step), mask)
-        watch = None if capture is None else capture.watch
-        if self._seen is not None:
-            watch = self._see_rows(self._seen, batch, mask, watch)
+        capture, watch = self._looking(batch, step)
+        if self._seen is not None and capture is None and self.estimator == "two_sided":
+            self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+            watch = None
         measurement = measure(
             self.estimator,
             lambda: self._forward(batch),
@@ -284,17 +312,12 @@ class ZeroOrderOptimizer(Progress):
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
 
-    def _see_rows(
-        self, seen: SeenTokens, batch: Joint, mask: Tensor | None, watch: Watch | None
-    ) -> Watch | None:
-        """See which rows of tables the batch looks up: in a forward at W, or before the first."""
-        seen.begin(mask)
-        if watch is None and self.estimator == "two_sided":
-            seen.peek(batch, self._zo["lookups"])
-            return None
-        if watch is None:
-            return seen.watch
-        return lambda closure: seen.watch(lambda: watch(closure))
+    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
+        """Return the capture of bases that is due, and what watches a forward at W for the step."""
+        mask = batch.pieces[0].token_mask
+        capture = self._look.capture(Noise(self.seed, step), mask)
+        watch = None if capture is None else capture.watch
+        return capture, watch if self._seen is None else self._seen.beside(watch, mask)
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from agzo.activations import ActivationCapture
 from agzo.direction import Branch, Direction, LowRank, at_least_float32
+from agzo.estimator import Watch
 from agzo.group import ALONE, Group
 from agzo.kernels import Key
 from agzo.perturb import Closure, only_reads, uses
@@ -129,6 +130,11 @@ class SeenTokens(TorchFunctionMode):
         self._mask = mask
         self._found = {each.name: [] for each in self._tables.values()}
         self._rows.clear()
+
+    def beside(self, watch: Watch | None, mask: Tensor | None) -> Watch:
+        """Begin with a batch of this mask; return what watches its forward beside `watch`."""
+        self.begin(mask)
+        return self.watch if watch is None else lambda closure: self.watch(lambda: watch(closure))
 
     def watch(self, closure: Closure) -> Tensor:
         """Return the closure's loss, and take in the rows that it looks up."""

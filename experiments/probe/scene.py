@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments import registry
-from experiments.batches import Batch
+from experiments.batches import Batch, collate
 from experiments.config import BadInput, RunConfig, compose
 from experiments.loss import loss
 from experiments.prepare import Parts, prepare
@@ -42,6 +42,15 @@ class Scene:
     def closure(self, batch: Batch) -> Callable[[], Tensor]:
         """Return the loss of a batch as a function of the weights."""
         return lambda: loss(self.model, batch)
+
+    def dev(self, count: int) -> Callable[[], Tensor]:
+        """Return the loss of the first dev examples, which no step sees."""
+        encoded = self.parts.dev.encoded
+        if count > len(encoded):
+            raise BadInput(f"--others={count}: allowed are up to {len(encoded)}, the dev examples")
+        some, pad = encoded[:count], self.parts.encoder.pad_id
+        batch = collate(some, self.parts.task, pad, self.device, pack_from=self.parts.pack_from)
+        return self.closure(batch)
 
     def walk(self, steps: Sequence[int]) -> Iterator[int]:
         """Train along the run with its own method; yield before each of `steps`, ascending."""
