@@ -17,7 +17,7 @@ from typing import Any
 from experiments.probe import tidy
 
 UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
-PROBES = ("structure", "alignment", "progress", "memory", "slope", "arrival")
+PROBES = ("structure", "alignment", "progress", "drift", "memory", "slope", "arrival")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

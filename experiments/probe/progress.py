@@ -10,7 +10,8 @@ slope g and curvature c on that minibatch, and on `--others` dev examples. Table
 * `samples`: every sample of every case. A case is a method, the rank of its bases, and a scope, of
   what is perturbed: `linear` (the linear layers of the decoder), `all`, one `role` of linear layers
   (q_proj, up_proj, ...), the `embedding`, the `rest` (norms, biases), or one `depth` of decoder
-  layers (these by AGZO and MeZO alone). A case ends when E[g g'] and E c' are as precise as asked, or at `--most` samples.
+  layers (these by AGZO and MeZO alone). A case ends when E[g g'] and E c' are as precise as asked,
+  or at `--most` samples.
 * `summary`: of each case what its samples say, with 95 % bootstrap intervals.
 * `second`: the same of the cases of scope `linear` with another eps, on their first samples.
 * `gradient`: for each parameter the exact |G|^2, by backpropagation: the mean over `--minibatches`
