@@ -18,7 +18,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
-  agzo-variants figures figure1 figure2 figure3 figure4 eps-window update-arrival notebooks theory test lint types \
+  agzo-variants figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types \
   bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
 
 help: ## list the targets
@@ -127,6 +127,9 @@ figure4: $(READY) ## peak memory, Pangu-1B shape in bfloat16
 
 eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for each method
 	@$(call measure,slope,,eps_window,eps_window)
+
+progress: $(READY) ## how far one step gets: gain, curvature, best learning rate of each method (PROGRESS=options)
+	@$(call measure,progress,$(PROGRESS),step_progress,progress)
 
 update-arrival: $(READY) ## the share of an update that survives rounding
 	@$(call measure,arrival,,update_arrival,update_arrival)

@@ -39,7 +39,8 @@ class Probe:
 # Columns whose cells are words; all others hold numbers.
 WORDS = {
     "layer", "basis", "rank", "of", "token", "scope", "method", "estimator", "perturbed", "dtype",
-    "rounding", "kind", "shape", "attention", "series", "status", "message",
+    "rounding", "kind", "shape", "attention", "series", "status", "message", "embeddings",
+    "parameter", "role",
 }  # fmt: skip
 
 
