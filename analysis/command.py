@@ -1,9 +1,22 @@
-"""How a figure's command line ends: the lines of what was made, or one line of what is wrong."""
+"""Command lines of this folder: the paths they are given, and how they end.
 
+They end with the lines of what was made, or with one line of what is wrong.
+"""
+
+import argparse
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from analysis.load import ResultError
+
+
+def place(text: str) -> Path:
+    """Return the path that a user means: ~ in front stands for a home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: no such user's home folder is here") from error
 
 
 def report(make: Callable[[], Iterable[object]]) -> int:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.load import ResultError, Source, load_metrics, load_results
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, save, styles
 from analysis.table import SANITY, Run, commits, listed, records
@@ -164,8 +164,8 @@ def _legend(figure: Figure, looks: dict[str, MethodStyle], columns: int) -> None
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the runs of a folder and print the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.curves", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with finished runs")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument("folder", type=place, help="a folder with finished runs")
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     parser.add_argument("--window", type=float, default=WINDOW, help="fraction of the forwards")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.folder, options.out, options.window))

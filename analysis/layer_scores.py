@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.load import ResultError, read_result, result_paths, value
 from analysis.probe import code, device, write_figure
 from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle
@@ -150,8 +150,10 @@ def caption(scans: Sequence[Scan]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of some runs and print the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.layer_scores", description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="result.json files, or their folders")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument(
+        "results", type=place, nargs="+", help="result.json files, or folders"
+    )
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.results, options.out))
 

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from matplotlib.typing import LineStyleType
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.memory_caption import caption
 from analysis.memory_points import LIMIT, SERIES, Sweep, load_sweep, table
 from analysis.probe import write_figure
@@ -172,8 +172,8 @@ def _legend(figure: Figure, sweeps: list[Sweep], methods: list[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, print the points and the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.peak_memory", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="+", help="what the memory probe has written")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument("folder", type=place, nargs="+", help="what the memory probe has written")
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
 
     def make() -> list[object]:

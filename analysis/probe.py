@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.load import ResultError, read_json, value
 from analysis.style import save
 from analysis.table import SANITY
@@ -94,8 +94,8 @@ def command_line(
 ) -> int:
     """Draw the figure of a probe's folder, print what was written, and return the exit code."""
     parser = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=words)
-    parser.add_argument("folder", type=Path, help="what the probe has written")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument("folder", type=place, help="what the probe has written")
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.folder, options.out))
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis import step_cost_scaling
-from analysis.command import report
+from analysis.command import place, report
 from analysis.load import ResultError
 from analysis.probe import write_figure
 from analysis.step_cost_rows import PARTS, Bench, Row, distinct, is_textbook, load, name
@@ -166,8 +166,8 @@ def _caption(bench: Bench, shape: str, dtype: str) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, and print the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.step_cost", description=__doc__)
-    parser.add_argument("file", type=Path, nargs="+", help="JSON of python -m experiments.bench")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument("file", type=place, nargs="+", help="JSON of python -m experiments.bench")
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.file, options.out))
 

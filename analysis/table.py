@@ -11,11 +11,11 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.command import place
 from analysis.load import ResultError, load_results
 from analysis.style import label, ordered
 from analysis.tabular import Table
@@ -191,9 +191,9 @@ def _spread(values: list[float], digits: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of a folder of runs; with --out also write them as markdown."""
     parser = argparse.ArgumentParser(prog="python -m analysis.table", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with finished runs")
+    parser.add_argument("folder", type=place, help="a folder with finished runs")
     parser.add_argument("--kind", choices=("seeds", "demo"), default="seeds")
-    parser.add_argument("--out", type=Path, help="write the tables to this file, as markdown")
+    parser.add_argument("--out", type=place, help="write the tables to this file, as markdown")
     options = parser.parse_args(arguments)
     try:
         frame = load_results(options.folder)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from analysis import paper
 from analysis.cells import Cell, Cells, read_cells, strays
+from analysis.command import place
 from analysis.comparisons import comparison_table
 from analysis.latex import latex
 from analysis.load import ResultError
@@ -197,8 +198,8 @@ def _paper_note(suite: Suite, cells: Cells, literature: PaperTable | None) -> st
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a suite's tables and write them as markdown and LaTeX."""
     parser = argparse.ArgumentParser(prog="python -m analysis.table1", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the folder of a suite, with its suite.json")
-    parser.add_argument("--out", type=Path, help="where the .md and .tex go (default: FOLDER)")
+    parser.add_argument("folder", type=place, help="the folder of a suite, with its suite.json")
+    parser.add_argument("--out", type=place, help="where the .md and .tex go (default: FOLDER)")
     options = parser.parse_args(arguments)
     try:
         made = documents(options.folder)

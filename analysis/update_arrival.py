@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.eps_window import DTYPES, known, power
 from analysis.load import ResultError
 from analysis.probe import Probe, code, device, load_probe, of_pocket, write_figure
@@ -169,8 +169,8 @@ def _ratio(table: list[Run], method: str, column: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of a folder and print the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.update_arrival", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what `experiments.probe arrival` has written")
-    parser.add_argument("--out", type=Path, required=True, help="path of the figure, no suffix")
+    parser.add_argument("folder", type=place, help="what `experiments.probe arrival` has written")
+    parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     parser.add_argument("--scope", choices=list(SCOPES), default="linear", help="which parameters")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.folder, options.out, options.scope))

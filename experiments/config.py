@@ -20,6 +20,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.paths import home, quoted, user_path
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that change neither the numbers of a run nor where it is: these alone may differ when a run
@@ -185,13 +187,14 @@ class RunConfig:
 
 
 ConfigStore.instance().store(name="schema", node=RunConfig)
+OmegaConf.register_new_resolver("home", home, replace=True)
 
 
 def compose(overrides: list[str]) -> RunConfig:
     """Compose a configuration from conf/ as the command line does, outside Hydra's app."""
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            composed = hydra_compose("config", overrides)
+            composed = hydra_compose("config", list(map(quoted, overrides)))
     except COMPOSITION_ERRORS as error:
         raise BadInput(explain(error)) from error
     return resolve(composed)
@@ -227,10 +230,11 @@ def resolve(composed: DictConfig) -> RunConfig:
 
 
 def check(config: RunConfig) -> None:
-    """Check bounds and what belongs together; fill in a local model's name."""
+    """Check bounds and what belongs together; fill in a local model's name, and ~ in `out`."""
     for name, value, bounds in _entries(config):
         _check_bounds(name, value, bounds)
     _check_adapter(config.adapter)
+    _check_homes(config)
     train, model = config.train, config.model
     if (train.steps is None) == (train.forwards is None):
         raise BadInput(
@@ -249,7 +253,7 @@ def check(config: RunConfig) -> None:
     if model.source in ("local", "hub") and not model.path:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
     if model.name is None:
-        model.name = Path(model.path or model.source).resolve().name
+        model.name = user_path(model.path or model.source).resolve().name
     if config.tuned and not (CONF / "method" / "tuned" / f"{config.tuned}.yaml").is_file():
         raise BadInput(
             f"tuned={config.tuned}: files of conf/method/tuned write it; allowed is null"
@@ -339,6 +343,23 @@ def refuse_beyond_int64(name: str, value: Any) -> None:
     """Refuse whole numbers that torch cannot take as a seed, a size or a count."""
     if isinstance(value, int) and abs(value) > MAX_INT:
         raise BadInput(f"{name}={value}: allowed are whole numbers up to {MAX_INT}")
+
+
+def _check_homes(config: RunConfig) -> None:
+    """Replace ~ in `out`; of the other paths see that it can be replaced where they are used.
+
+    These belong to what a run was begun with, so they stay as they were written.
+    """
+    for name, value in (("data.root", config.data.root), ("model.path", config.model.path)):
+        _home(name, value or "")
+    config.out = _home("out", config.out)
+
+
+def _home(name: str, value: str) -> str:
+    try:
+        return home(value)
+    except ValueError as error:
+        raise BadInput(f"{name}={error}") from error
 
 
 def _check_adapter(adapter: AdapterConfig) -> None:

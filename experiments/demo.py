@@ -12,7 +12,7 @@ import sys
 import time
 
 from experiments.checkpoint import CheckpointError
-from experiments.config import BadInput, compose
+from experiments.config import compose
 from experiments.interrupt import Interrupted
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
@@ -38,9 +38,9 @@ def main(model: str, overrides: list[str]) -> int:
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    except (BadInput, NonFiniteLoss, CheckpointError) as error:
+    except (ValueError, OSError, NonFiniteLoss, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, BadInput) else 1
+        return 2 if isinstance(error, ValueError | OSError) else 1
     print(f"{len(jobs)} runs in {time.perf_counter() - begin:.0f} s")
     return 0
 

@@ -14,6 +14,7 @@ import torch
 
 from experiments import models
 from experiments.config import BadInput, ModelConfig, read_yaml
+from experiments.paths import user_path
 
 ADAPTER = "adapter_config.json"
 TRUST = "--trust-remote-code"
@@ -57,8 +58,8 @@ def main() -> int:
         print(f"usage: {usage}", file=sys.stderr)
         return 2
     try:
-        merge(Path(given[0]), Path(given[1]), TRUST in sys.argv)
-    except BadInput as error:
+        merge(user_path(given[0]), user_path(given[1]), TRUST in sys.argv)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

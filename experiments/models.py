@@ -18,6 +18,7 @@ from experiments import gguf, wheel
 from experiments.config import BadInput, ModelConfig
 from experiments.device_map import settle
 from experiments.files import known_sha256
+from experiments.paths import user_path
 from experiments.quantise import import_torchao, quantise
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,7 +46,7 @@ def locate(config: ModelConfig) -> str:
     elif config.source == "wheel":
         folder = wheel.locate()
     else:
-        folder = Path(str(config.path)).expanduser()
+        folder = user_path(str(config.path))
     if gguf.is_gguf(folder):
         gguf.check(folder)
         return str(folder)

@@ -6,13 +6,13 @@ what the result says it was made from. What is not at hand any more cannot be co
 as unchanged: a result outlives its data.
 """
 
-from pathlib import Path
 from typing import Any
 
 from experiments.config import BadInput, RunConfig
 from experiments.data.sources import SPLITS
 from experiments.files import known_sha256
 from experiments.models import model_sha256
+from experiments.paths import user_path
 from experiments.tasks import get_task
 
 
@@ -39,7 +39,7 @@ def _data(config: RunConfig) -> dict[str, str | None]:
         return {"revision": config.task.revision or task.hub.revision}
     if config.data.source != "local" or config.data.root is None:
         return {}
-    folder = Path(config.data.root).expanduser() / task.name
+    folder = user_path(config.data.root) / task.name
     files = {split: folder / f"{split}.jsonl" for split in SPLITS}
     return {f"{split}_sha256": known_sha256(p) for split, p in files.items() if p.is_file()}
 

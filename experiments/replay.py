@@ -20,6 +20,7 @@ from torch import nn
 
 from experiments import models, registry
 from experiments.config import BadInput, RunConfig, from_dict, read_yaml
+from experiments.paths import user_path
 from experiments.saving import save_model
 from experiments.trajectory import TRAJECTORY, Head, Step, read
 
@@ -117,8 +118,8 @@ def _steps(run: Path, last: int | None) -> tuple[Head, list[Step]]:
 def main() -> int:
     """Replay what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m experiments.replay")
-    parser.add_argument("run", type=Path, help="the folder of a run")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder for the model")
+    parser.add_argument("run", type=user_path, help="the folder of a run")
+    parser.add_argument("--out", type=user_path, required=True, help="a new folder for the model")
     parser.add_argument("--step", type=int, help="stop after this step; default: the last one")
     trust = "run the code that comes with the run's model, if its configuration says so"
     parser.add_argument("--trust-remote-code", action="store_true", help=trust)

@@ -23,6 +23,7 @@ from experiments.checkpoint import CheckpointError
 from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.interrupt import Interrupted, told, told_first
 from experiments.launchers import SweepFailed, register
+from experiments.paths import quoted
 from experiments.record import CannotWrite
 from experiments.runner import NonFiniteLoss
 from experiments.session import run
@@ -59,6 +60,7 @@ def one_run(composed: DictConfig) -> None:
 def main() -> int:
     """Run what the command line asks for and return the exit code."""
     codes.clear()
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     register()
     try:

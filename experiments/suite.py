@@ -30,6 +30,7 @@ from experiments.interrupt import Interrupted, raising_at_signals
 from experiments.job import LOG
 from experiments.launchers import of_slurm
 from experiments.lock import lock
+from experiments.paths import user_path
 from experiments.plan import Job, Suite, read_suite
 from experiments.pool import End, Pool, Worker
 from experiments.report import clock
@@ -183,7 +184,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--status", action="store_true", help="say how every run stands and stop")
     parser.add_argument("--dry", action="store_true", help="show the plan and stop")
     parser.add_argument("--where", action="store_true", help="print the suite's folder and stop")
-    parser.add_argument("--export", type=Path, help="copy the results to this folder and stop")
+    parser.add_argument("--export", type=user_path, help="copy the results to this folder and stop")
     options = parser.parse_intermixed_args(arguments)
     options.tasks = list(filter(None, options.tasks.split(",")))
     options.models = list(filter(None, options.models.split(",")))

@@ -15,6 +15,7 @@ from experiments.bench.methods import METHODS, ON_CPU
 from experiments.bench.plan import AXES, BASES, FIELDS, SWEEPS, TABLES, swept
 from experiments.bench.rows import Case
 from experiments.bench.shapes import DTYPES, SHAPES
+from experiments.paths import user_path
 from experiments.probe import lists, tidy
 
 # Of a device, unless the command line says otherwise; minutes: None for no limit.
@@ -102,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", help="after which a case begins no further round")
     parser.add_argument("--minutes", help="after which no further case begins")
     parser.add_argument("--threads", help="torch threads (default: torch's)")
-    parser.add_argument("--out", type=Path, help="JSON for the rows; what it has is not made again")
+    parser.add_argument(
+        "--out", type=user_path, help="JSON for the rows; what it has is not made again"
+    )
     return parser
 
 

@@ -18,7 +18,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,6 +31,7 @@ from experiments.bench.record import Record
 from experiments.bench.shapes import DTYPES, SHAPES, build
 from experiments.encode import Encoded, Encoder
 from experiments.generate import generate
+from experiments.paths import user_path
 from experiments.probe import lists
 from experiments.scoring import option_scores
 
@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", default="32", help="rows of a forward pass")
     parser.add_argument("--rounds", default="3")
     parser.add_argument("--threads", help="torch threads (default: torch's)")
-    parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--out", type=user_path, help="write the rows here as JSON")
     return parser
 
 

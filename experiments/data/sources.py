@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.data.hub import load_hub
+from experiments.paths import user_path
 from experiments.tasks.base import DataError, Row, Task
 
 SPLITS = ("train", "validation")
@@ -79,7 +80,7 @@ def _load_local(task: Task, root: str | Path | None) -> tuple[dict[str, list[Row
         raise DataError(
             "data.root is not set; data.source='local' needs the folder of the data sets"
         )
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if not folder.is_dir():
         raise DataError(
             f"data.root={str(root)!r} is no folder, "

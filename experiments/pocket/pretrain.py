@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from experiments.paths import user_path
 from experiments.pocket import MODEL_DIR
 from experiments.pocket.recipe import Recipe
 from experiments.pocket.text import documents
@@ -138,7 +139,7 @@ def build(recipe: Recipe, out: Path, progress: bool = True) -> dict[str, object]
 def main() -> None:
     """Parse the command line and rebuild the model folder."""
     parser = argparse.ArgumentParser(description="Rebuild the pocket model.")
-    parser.add_argument("--out", type=Path, default=MODEL_DIR, help="model folder to replace")
+    parser.add_argument("--out", type=user_path, default=MODEL_DIR, help="model folder to replace")
     parser.add_argument(
         "--steps", type=int, default=Recipe.steps, help="training steps (another recipe)"
     )

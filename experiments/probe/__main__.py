@@ -11,9 +11,9 @@ import argparse
 import importlib
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
+from experiments.paths import user_path
 from experiments.probe import tidy
 
 UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in PROBES:
         module = importlib.import_module(f"experiments.probe.{name}")
         one = kinds.add_parser(name, help=module.HELP, description=module.__doc__)
-        one.add_argument("--out", type=Path, required=True, help="folder of the tables")
+        one.add_argument("--out", type=user_path, required=True, help="folder of the tables")
         module.arguments(one)
         one.add_argument("overrides", nargs="*", help="of the run: model=... task=... method=...")
         one.set_defaults(run=module.run, show=getattr(module, "show", None))

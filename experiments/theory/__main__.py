@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from experiments import machine
+from experiments.paths import user_path
 from experiments.probe import tidy
 from experiments.theory import page
 from experiments.theory.claims import CLAIMS
@@ -23,7 +24,7 @@ from experiments.theory.evidence import PILOT, Context, Row, collect, level
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.theory", description=__doc__)
-    parser.add_argument("--out", type=Path, help="folder for theory.json and theory.md")
+    parser.add_argument("--out", type=user_path, help="folder for theory.json and theory.md")
     parser.add_argument("--confidence", type=float, default=0.999, help="that all verdicts hold")
     parser.add_argument(
         "--precision", type=float, default=Context.precision, help="half width for a cosine, share"

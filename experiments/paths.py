@@ -1,0 +1,36 @@
+"""Paths that a user writes: ~ and ~user in front stand for a home folder.
+
+A shell replaces them at the beginning of a word alone, so that `out=~/runs` and `--out=~/runs`
+reach the program as they are.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+_UNQUOTED_HOME = re.compile(r"([^=]+)=(~[\w./+-]*)")
+
+
+class NoHome(ValueError, argparse.ArgumentTypeError):
+    """A ~user that is no user of this machine."""
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a user means; raises NoHome."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise NoHome(
+            f"{text}: {Path(text).parts[0]} is no user's home folder here; allowed is another "
+            f"path, or ./{text} for a folder of that name"
+        ) from error
+
+
+def home(text: str) -> str:
+    """Return `user_path` as text; conf/ asks for it as ${home:...}."""
+    return str(user_path(text))
+
+
+def quoted(word: str) -> str:
+    """Return an override as Hydra reads it: in its grammar a value with ~ stands in quotes."""
+    return _UNQUOTED_HOME.sub(r'\1="\2"', word) if _UNQUOTED_HOME.fullmatch(word) else word
