@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from experiments.chat import ChatFrame
+from experiments.shorten import shortened
 from experiments.tasks.base import Example
 
 if TYPE_CHECKING:
@@ -86,6 +87,11 @@ class Encoder:
             self._frame.header_length if self._frame else _leading_specials(tokenizer)
         )
 
+    @property
+    def chat_sha256(self) -> str | None:
+        """What a chat template writes around every prompt, as a hash; None without one."""
+        return self._frame.sha256 if self._frame else None
+
     def encode(self, example: Example) -> Encoded:
         """Encode one example; see `encode_all`."""
         return self.encode_all([example])[0]
@@ -104,7 +110,7 @@ class Encoder:
             for text in (example.prompt, *(example.prompt + option for option in example.options))
         ]
         tokens = iter(self._tokenize(texts))
-        return [self._rows(example, next(tokens), tokens) for example in examples]
+        return [self._located(example, next(tokens), tokens) for example in examples]
 
     def encode_prompt(self, example: Example, max_new_tokens: int) -> EncodedPrompt:
         """Encode a prompt for generation; see `encode_prompts`."""
@@ -147,11 +153,18 @@ class Encoder:
         options = tuple(option.lstrip(" ") for option in example.options)
         return replace(example, prompt=self._frame.wrap(example.prompt), options=options)
 
+    def _located(self, example: Example, prompt: list[int], tokens: Iterator[list[int]]) -> Encoded:
+        try:
+            return self._rows(example, prompt, tokens)
+        except EncodeError as error:
+            where = f"{example.where}: " if example.where else ""
+            raise EncodeError(f"{where}{error}") from error
+
     def _rows(self, example: Example, prompt: list[int], tokens: Iterator[list[int]]) -> Encoded:
         if not prompt:
             raise EncodeError(
-                f"the prompt of options {example.options} is no token to this tokenizer, needed: "
-                "at least one to predict an option from"
+                f"the prompt of options {shortened(example.options)} is no token to this "
+                "tokenizer, needed: at least one to predict an option from"
             )
         rows, lengths, truncated = [], [], False
         for option in example.options:
@@ -159,19 +172,19 @@ class Encoder:
             length = len(ids) - len(prompt)
             if length < 1:
                 raise EncodeError(
-                    f"option {option!r} adds no token to the prompt that ends "
+                    f"option {shortened(option)} adds no token to the prompt that ends "
                     f"{example.prompt[-40:]!r} (option_len {length}), needed: at least one; "
                     "change the option's text or the tokenizer"
                 )
             if self._prefix_length + length + 1 > self.max_length and len(ids) > self.max_length:
                 raise EncodeError(
-                    f"train.max_length={self.max_length} cannot hold option {option[:40]!r} of "
+                    f"train.max_length={self.max_length} cannot hold option {shortened(option)} of "
                     f"{length} tokens behind a prompt, needed: at least "
                     f"{self._prefix_length + length + 1}"
                 )
             if self._unknown is not None and self._unknown in ids[-length:]:
                 raise EncodeError(
-                    f"option {option!r} holds a token that the tokenizer does not know "
+                    f"option {shortened(option)} holds a token that the tokenizer does not know "
                     f"({self.tokenizer.unk_token!r}), needed: text it can write; change the "
                     "option's text or the tokenizer"
                 )
@@ -189,8 +202,9 @@ class Encoder:
             if number not in right and any(tokens == options[one] for one in right):
                 same = [example.options[one] for one in (number, *right)]
                 raise EncodeError(
-                    f"options {same} are the same tokens to this tokenizer, needed: a right option "
-                    "it can tell from a wrong one; change the options' texts or the tokenizer"
+                    f"options {shortened(same)} are the same tokens to this tokenizer, needed: a "
+                    "right option it can tell from a wrong one; change the options' texts or the "
+                    "tokenizer"
                 )
 
     def _cut(self, ids: list[int], room: int) -> list[int]:

@@ -32,7 +32,7 @@ from experiments.loss import loss
 from experiments.objective import Objective, metric_objective
 from experiments.offload import host, offload
 from experiments.shares import Shares, check_shares, pieces
-from experiments.tasks import Task, get_task
+from experiments.tasks import Example, Task, get_task
 
 PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
 
@@ -152,6 +152,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
+    if encoder.chat_sha256 is not None:  # of a tokenizer's files, and of the program that read them
+        about |= {"chat_sha256": encoder.chat_sha256}
     model, adapter = _adapted(config, model)
     stream = offload(config, model, device)
     optimizer = _build(config, model, values, stream, shares)
@@ -296,8 +298,13 @@ def _check_lengths(
 def _fingerprint(splits: Splits) -> str:
     """Hash all sampled examples, whatever their source: a generator or a hub can change too."""
     examples = (splits.train, splits.dev, splits.eval)
-    text = json.dumps([[asdict(example) for example in split] for split in examples])
+    text = json.dumps([[_content(example) for example in split] for split in examples])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(example: Example) -> dict[str, Any]:
+    """Return what a model is shown of an example: all but where it is from."""
+    return {name: value for name, value in asdict(example).items() if name != "where"}
 
 
 def steps(config: RunConfig, optimizer: Optimizer) -> int:

@@ -29,7 +29,7 @@ from experiments.prepare import Parts, prepare
 from experiments.provenance import changes_since
 from experiments.runner import NonFiniteLoss, Runner
 from experiments.saving import save_model
-from experiments.tracking import Tracker
+from experiments.tracking import Tracker, resolve_mode
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
 BASIS_OF = {
@@ -41,6 +41,7 @@ BASIS_OF = {
 def verify(config: RunConfig) -> None:
     """Refuse, without loading anything, what no run could use."""
     check(config)
+    resolve_mode(config.tracking.mode)
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)

@@ -14,7 +14,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.config import FREE_KEYS, RunConfig, flatten
+from experiments.config import FREE_KEYS, BadInput, RunConfig, flatten
+from experiments.shorten import shortened
+
+# What W&B's variable WANDB_MODE can say, its old words among them.
+MODES = {
+    **{"online": "online", "offline": "offline", "disabled": "disabled"},
+    **{"run": "online", "dryrun": "offline", "shared": "online"},
+}
+YES = ("1", "true", "yes", "on")  # in WANDB_DISABLED
 
 INIT_SECONDS, CLOSE_SECONDS = 30.0, 60.0  # how long a service that does not answer is waited for
 
@@ -26,10 +34,21 @@ def run_id(config: dict[str, Any]) -> str:
 
 
 def resolve_mode(mode: str) -> str:
-    """Return online, offline or disabled: auto is online where a key is set, else offline."""
+    """Return online, offline or disabled.
+
+    auto is what W&B's own variables say; where they say nothing, online with a key and offline
+    without one.
+    """
     if mode != "auto":
         return mode
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if os.environ.get("WANDB_DISABLED", "").lower() in YES:
+        return "disabled"
+    said = os.environ.get("WANDB_MODE", "").lower()
+    if not said:
+        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if said not in MODES:
+        raise BadInput(f"WANDB_MODE={shortened(said)}: allowed are {', '.join(MODES)}")
+    return MODES[said]
 
 
 class Tracker:

@@ -13,6 +13,7 @@ import real_run
 import tiny_run
 
 from experiments import prepare, tracking
+from experiments.config import BadInput
 from experiments.interrupt import Interrupted
 from experiments.session import run
 
@@ -43,17 +44,63 @@ def fake(monkeypatch):
 
     module.init, module.Settings = init, dict  # pyright: ignore
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     return module
+
+
+@pytest.fixture(autouse=True)
+def _nothing_said(monkeypatch):
+    """Begin with none of W&B's variables set."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.parametrize(("key", "mode"), [(None, "offline"), ("k" * 40, "online")])
 def test_auto_is_online_only_with_a_key(monkeypatch, key, mode):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
     assert tracking.resolve_mode("auto") == mode
     assert tracking.resolve_mode("disabled") == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "mode"),
+    [
+        ("WANDB_MODE", "offline", "offline"),
+        ("WANDB_MODE", "dryrun", "offline"),
+        ("WANDB_MODE", "disabled", "disabled"),
+        ("WANDB_MODE", "ONLINE", "online"),
+        ("WANDB_MODE", "run", "online"),
+        ("WANDB_MODE", "", "online"),
+        ("WANDB_DISABLED", "true", "disabled"),
+        ("WANDB_DISABLED", "false", "online"),
+    ],
+)
+def test_auto_follows_the_clients_own_variables(monkeypatch, name, said, mode):
+    """Whether there is a key or not; a mode on the command line goes before them."""
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv(name, said)
+    assert tracking.resolve_mode("auto") == mode
+    assert tracking.resolve_mode("offline") == "offline"
+    if mode != "online":
+        monkeypatch.delenv("WANDB_API_KEY")
+        assert tracking.resolve_mode("auto") == mode
+
+
+def test_a_mode_the_client_has_not_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "of line")
+    config = tiny_run.config(tmp_path, "tracking=auto", "model.path=/nowhere")
+    with pytest.raises(BadInput, match="WANDB_MODE='of line': allowed are online, offline"):
+        run(config)
+
+
+def test_a_run_that_the_environment_says_is_offline_stays_so(tmp_path, fake, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run(tiny_run.config(tmp_path, "tracking=auto"))["tracking"]["mode"] == "offline"
+    assert [call["mode"] for call in fake.calls] == ["offline"]
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run(tiny_run.config(tmp_path, "tracking=auto", "seed=1"))
+    assert len(fake.calls) == 1
 
 
 def test_id_is_fixed_by_what_makes_the_numbers(tmp_path):

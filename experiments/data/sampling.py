@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.data.sources import RawData
-from experiments.tasks.base import DataError, Example, Row, Task
+from experiments.tasks.base import DataError, Example, Task
 
 MAX_SEED = 2**32 - 1
 
@@ -66,12 +66,14 @@ def protocol(
         )
     pool = permutation(len(raw.train), seed)[: num_train + num_dev]
     chosen = permutation(len(raw.validation), seed)[:num_eval]
-    train = _examples(task, raw.train, pool[:-num_dev], "train")
-    dev = _examples(task, raw.train, pool[-num_dev:], "train")
-    evaluation = _examples(task, raw.validation, chosen, "validation")
+    train = _examples(task, raw, "train", pool[:-num_dev])
+    dev = _examples(task, raw, "train", pool[-num_dev:])
+    evaluation = _examples(task, raw, "validation", chosen)
     sizes = {"train": len(train), "dev": len(dev), "eval": len(evaluation)}
     return Splits(train, dev, evaluation, {"requested": requested, "used": sizes})
 
 
-def _examples(task: Task, rows: Sequence[Row], indices: Sequence[int], split: str) -> list[Example]:
-    return [task.example(rows[index], f"{split} row {index}") for index in indices]
+def _examples(task: Task, raw: RawData, split: str, indices: Sequence[int]) -> list[Example]:
+    rows = raw.train if split == "train" else raw.validation
+    places = raw.places.get(split) or [f"{split} row {index}" for index in range(len(rows))]
+    return [task.example(rows[index], places[index]) for index in indices]

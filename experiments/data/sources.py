@@ -6,14 +6,15 @@ model loads. `origin` tells a result exactly which data it stands on.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from experiments.data.hub import load_hub
+from experiments.data.jsonl import NEEDED, objects
 from experiments.paths import user_path
+from experiments.shorten import shortened
 from experiments.tasks.base import DataError, Row, Task
 
 SPLITS = ("train", "validation")
@@ -22,11 +23,15 @@ SOURCES = ("pocket", "local", "hub")
 
 @dataclass(frozen=True)
 class RawData:
-    """The checked rows of both splits and a JSON-able account of where they came from."""
+    """The checked rows of both splits and a JSON-able account of where they came from.
+
+    `places` says of each split's rows where each is, for messages.
+    """
 
     train: list[Row]
     validation: list[Row]
     origin: dict[str, Any]
+    places: dict[str, list[str]] = field(default_factory=dict, compare=False)
 
 
 def load_splits(
@@ -45,13 +50,11 @@ def load_splits(
     if source not in SOURCES:
         raise DataError(f"data.source={source!r} is unknown, allowed: {list(SOURCES)}")
     if source == "local":
-        rows, origin = _load_local(task, root)
-    elif source == "hub":
-        rows, origin = load_hub(task)
-        for split in SPLITS:
-            _check(task, rows[split], f"{task.hub.path} {split}")
+        rows, places, origin = _load_local(task, root)
     else:
-        rows, origin = _load_pocket(task, seed, pocket_rows)
+        whose = task.hub.path if source == "hub" else "pocket"
+        rows, origin = load_hub(task) if source == "hub" else _load_pocket(task, seed, pocket_rows)
+        places = {split: _check(task, rows[split], f"{whose} {split}") for split in SPLITS}
     for split in SPLITS:
         if not rows[split]:
             raise DataError(
@@ -59,7 +62,7 @@ def load_splits(
                 f"needed: at least one row ({origin})"
             )
     sizes = {f"{split}_rows": len(rows[split]) for split in SPLITS}
-    return RawData(rows["train"], rows["validation"], {**origin, **sizes})
+    return RawData(rows["train"], rows["validation"], {**origin, **sizes}, places)
 
 
 def _load_pocket(
@@ -71,11 +74,12 @@ def _load_pocket(
     rows: dict[str, list[Row]] = {}
     for split, count in zip(SPLITS, pocket_rows, strict=True):
         rows[split] = list(generate(task.name, split, count, seed))
-        _check(task, rows[split], f"pocket {split}")
     return rows, {"source": "pocket", "world_seed": seed}
 
 
-def _load_local(task: Task, root: str | Path | None) -> tuple[dict[str, list[Row]], dict[str, Any]]:
+def _load_local(
+    task: Task, root: str | Path | None
+) -> tuple[dict[str, list[Row]], dict[str, list[str]], dict[str, Any]]:
     if root is None:
         raise DataError(
             "data.root is not set; data.source='local' needs the folder of the data sets"
@@ -87,38 +91,46 @@ def _load_local(task: Task, root: str | Path | None) -> tuple[dict[str, list[Row
             f"needed: a folder with {task.name}/train.jsonl and {task.name}/validation.jsonl"
         )
     rows: dict[str, list[Row]] = {}
+    places: dict[str, list[str]] = {}
     origin: dict[str, Any] = {"source": "local", "root": str(folder)}
     for split in SPLITS:
         path = folder / task.name / f"{split}.jsonl"
-        rows[split], digest = read_jsonl(path, task)
+        rows[split], places[split], digest = read_jsonl(path, task)
+        if not rows[split]:
+            raise DataError(
+                f"task {task.name!r}, {path}: the {split} split is empty, needed: at least one row"
+            )
         origin[f"{split}_sha256"] = digest
-    return rows, origin
+    return rows, places, origin
 
 
-def read_jsonl(path: Path, task: Task) -> tuple[list[Row], str]:
-    """Read and check one JSON-lines file; return its rows and the file's SHA-256."""
+def read_jsonl(path: Path, task: Task) -> tuple[list[Row], list[str], str]:
+    """Read and check one JSON-lines file; return rows, where each is, and the file's SHA-256."""
     if not path.is_file():
-        beside = (
-            sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else "no folder"
-        )
+        names = sorted(each.name for each in path.parent.glob("*"))
+        beside = shortened(names) if path.parent.is_dir() else "no folder"
         raise DataError(
             f"task {task.name!r}: {path} is missing (there: {beside}); "
-            "needed: one JSON object a line, with the Hub's field names"
+            f"{NEEDED}, with the Hub's field names"
         )
     content = path.read_bytes()
     rows: list[Row] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:  # bad JSON or bad UTF-8
-            raise DataError(f"{path} line {number}: not a JSON object: {error}") from error
-        task.example(row, f"{path} line {number}")
-        rows.append(row)
-    return rows, hashlib.sha256(content).hexdigest()
+    places: list[str] = []
+    try:
+        for number, row in objects(content):
+            places.append(f"{path} line {number}")
+            task.example(row, places[-1])
+            rows.append(row)
+    except DataError:
+        raise
+    except ValueError as error:  # a line that cannot be read
+        raise DataError(f"task {task.name!r}, {path}{error}") from error
+    return rows, places, hashlib.sha256(content).hexdigest()
 
 
-def _check(task: Task, rows: Sequence[Row], what: str) -> None:
-    for index, row in enumerate(rows):
-        task.example(row, f"{what} row {index}")
+def _check(task: Task, rows: Sequence[Row], what: str) -> list[str]:
+    """Check all rows; return where each is."""
+    places = [f"{what} row {index}" for index in range(len(rows))]
+    for row, place in zip(rows, places, strict=True):
+        task.example(row, place)
+    return places

@@ -6,8 +6,11 @@ labels are allowed, how prompt and options read, and which loss and metric are M
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from experiments.shorten import shortened
+from experiments.tasks.text import blank, check_whole
 
 Row = Mapping[str, Any]
 
@@ -24,7 +27,7 @@ class Example:
     where there is one. Option tasks: `label` indexes `options`. Generation tasks: the only option
     is the first gold answer between a space and a newline, `answers` are all golds and `label` is
     None. Where several options are right (ReCoRD), `label` is the one to train on and `correct`
-    lists them all; otherwise `correct` is empty.
+    lists them all; otherwise `correct` is empty. `where` says where its row is from, for messages.
     """
 
     prompt: str
@@ -32,6 +35,7 @@ class Example:
     label: int | None
     answers: tuple[str, ...] = ()
     correct: tuple[int, ...] = ()
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,23 +84,30 @@ class Task:
         except ValueError as error:
             raise DataError(f"task {self.name!r}, {where}: {error}") from error
         options = tuple(option.rstrip(" ") for option in made.options)
-        return replace(made, prompt=made.prompt.strip(" "), options=options)
+        return replace(made, prompt=made.prompt.strip(" "), options=options, where=where)
 
     def _checked(self, row: object) -> Row:
         if not isinstance(row, Mapping):
-            raise ValueError(f"expected an object with fields {list(self.fields)}, got {row!r}")
-        for field, kind in self.fields.items():
-            if field not in row:
+            raise ValueError(
+                f"expected an object with fields {list(self.fields)}, got {shortened(row)}"
+            )
+        for name, kind in self.fields.items():
+            if name not in row:
+                found = shortened(sorted(map(str, row)))
                 raise ValueError(
-                    f"field {field!r} is missing; found {sorted(row)}, needed {list(self.fields)}"
+                    f"field {name!r} is missing; found {found}, needed {list(self.fields)}"
                 )
-            value = row[field]
+            value = row[name]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise ValueError(
-                    f"field {field!r} is {value!r}, allowed: a value of type {kind.__name__}"
+                    f"field {name!r} is {shortened(value)}, allowed: a value of type "
+                    f"{kind.__name__}"
                 )
-            if isinstance(value, str) and not value.strip():
-                raise ValueError(f"field {field!r} is empty, allowed: text")
-        if self.labels and row["label"] not in self.labels:
-            raise ValueError(f"field 'label' is {row['label']!r}, allowed: {list(self.labels)}")
+            if isinstance(value, str):
+                if blank(value):
+                    raise ValueError(f"field {name!r} is empty, allowed: text")
+                check_whole(name, value)
+        label = row["label"] if self.labels else None
+        if self.labels and label not in self.labels:
+            raise ValueError(f"field 'label' is {shortened(label)}, allowed: {list(self.labels)}")
         return row

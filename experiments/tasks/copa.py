@@ -6,6 +6,7 @@ the dev split is 100. As in MeZO a choice loses the capital of what stands befor
 unless that is `I`; a choice that begins with a space (one training row does) keeps both.
 """
 
+from experiments.shorten import shortened
 from experiments.tasks.base import Example, Row, Task
 from experiments.tasks.hub_ids import SUPER_GLUE
 
@@ -16,9 +17,16 @@ def make_example(row: Row) -> Example:
     """`<premise without full stop> because| <choice>`."""
     conjunction = CONJUNCTIONS.get(row["question"])
     if conjunction is None:
-        raise ValueError(f"field 'question' is {row['question']!r}, allowed: {list(CONJUNCTIONS)}")
+        asked = shortened(row["question"])
+        raise ValueError(f"field 'question' is {asked}, allowed: {list(CONJUNCTIONS)}")
     premise = row["premise"].rstrip().removesuffix(".")
     options = tuple(f" {_uncapitalised(row[field])}" for field in ("choice1", "choice2"))
+    if options[0].rstrip(" ") == options[1].rstrip(" "):
+        first, second = shortened(row["choice1"]), shortened(row["choice2"])
+        raise ValueError(
+            f"field 'choice2' is {second}, the same continuation as 'choice1', {first}; allowed: "
+            "two choices that differ in more than a first capital"
+        )
     return Example(f"{premise} {conjunction}", options, row["label"])
 
 

@@ -1,6 +1,8 @@
 """Reads list fields of a row: `answers`, `entities`, and the lists inside objects."""
 
+from experiments.shorten import shortened
 from experiments.tasks.base import Row
+from experiments.tasks.text import blank, check_whole
 
 
 def texts(row: Row, field: str, inside: str | None = None) -> tuple[str, ...]:
@@ -12,8 +14,11 @@ def texts(row: Row, field: str, inside: str | None = None) -> tuple[str, ...]:
     value = row[field] if inside is None else row[field].get(inside)
     if not isinstance(value, (list, tuple)) or not value:
         holder = "a list of" if inside is None else f"an object whose {inside!r} lists"
-        raise ValueError(f"field {field!r} is {row[field]!r}, allowed: {holder} at least one text")
+        raise ValueError(
+            f"field {field!r} is {shortened(row[field])}, allowed: {holder} at least one text"
+        )
     for text in value:
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"field {field!r} holds {text!r}, allowed: text")
+        if not isinstance(text, str) or blank(text):
+            raise ValueError(f"field {field!r} holds {shortened(text)}, allowed: text")
+        check_whole(field, text)
     return tuple(value)

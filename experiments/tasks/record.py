@@ -7,6 +7,7 @@ entity listed twice is one option here and two in MeZO, which changes no score. 
 gap, whose options would all be equal, is an error here.
 """
 
+from experiments.shorten import shortened
 from experiments.tasks.base import Example, Row, Task
 from experiments.tasks.fields import texts
 from experiments.tasks.hub_ids import SUPER_GLUE
@@ -20,9 +21,12 @@ def make_example(row: Row) -> Example:
     answers = texts(row, "answers")
     for answer in answers:
         if answer not in entities:
-            raise ValueError(f"field 'answers' holds {answer!r}, allowed: entities, {entities}")
+            raise ValueError(
+                f"field 'answers' holds {shortened(answer)}, allowed: entities, "
+                f"{shortened(entities)}"
+            )
     if GAP not in row["query"]:
-        raise ValueError(f"field 'query' is {row['query']!r}, allowed: text with {GAP}")
+        raise ValueError(f"field 'query' is {shortened(row['query'])}, allowed: text with {GAP}")
     passage = row["passage"].replace("@highlight\n", "- ")
     return Example(
         prompt=f"{passage}\n-",
