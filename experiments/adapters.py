@@ -29,6 +29,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from experiments.config import AdapterConfig, BadInput
+from experiments.weight_files import Damaged, check_finite, check_weights
 
 
 def attach(config: AdapterConfig, model: Any, seed: int, max_length: int) -> PeftModelForCausalLM:
@@ -70,6 +71,10 @@ def merged(model: Any, folder: Path) -> Any:
         raise BadInput(
             f"{folder}: it holds no {SAFETENSORS_WEIGHTS_NAME}, the one kind that is read"
         )
+    try:
+        check_weights(folder / SAFETENSORS_WEIGHTS_NAME)
+    except Damaged as damage:
+        raise BadInput(f"{folder}: {damage}") from damage
     adapted: Any = PeftModel.from_pretrained(model, str(folder))
     uses = [id(parameter) for _, parameter in adapted.named_parameters(remove_duplicate=False)]
     for name in adapted.base_model.targeted_module_names:
@@ -79,6 +84,7 @@ def merged(model: Any, folder: Path) -> Any:
                 "added to it alone; allowed are adapters of layers with weights of their own: use "
                 "this one beside the model"
             )
+    check_finite(str(folder), "model", adapted)
     return adapted.merge_and_unload()
 
 

@@ -350,7 +350,12 @@ def _check_homes(config: RunConfig) -> None:
 
     These belong to what a run was begun with, so they stay as they were written.
     """
-    for name, value in (("data.root", config.data.root), ("model.path", config.model.path)):
+    begun = {
+        "data.root": config.data.root,
+        "model.path": config.model.path,
+        "train.forgetting": config.train.forgetting,
+    }
+    for name, value in begun.items():
         _home(name, value or "")
     config.out = _home("out", config.out)
 

@@ -15,10 +15,8 @@ Memory: the logits of one passage; for `moved` a second copy of the model, on th
 run's own peak was taken.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +25,11 @@ from torch import nn
 
 from experiments import models
 from experiments.config import BadInput, RunConfig
+from experiments.data.jsonl import objects, refuse_other_kinds
 from experiments.files import file_sha256
+from experiments.paths import user_path
+from experiments.shorten import shortened
+from experiments.tasks.text import check_whole
 
 PASSAGES, TOKENS = 24, 128
 FIELDS = ("text", "context")
@@ -44,12 +46,14 @@ class Unrelated:
 
 def read(path: str, tokenizer: Any) -> Unrelated:
     """Read and encode the passages of a file; raises BadInput."""
-    file = Path(path).expanduser()
+    file = user_path(path)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
+        content = file.read_bytes()
+        found = _json_lines(content) if file.suffix == ".jsonl" else _blocks(content)
+    except OSError as error:
         raise BadInput(f"train.forgetting={path}: cannot be read ({error})") from error
-    found = _json_lines(path, text) if file.suffix == ".jsonl" else text.split("\n\n")
+    except ValueError as error:
+        raise BadInput(f"train.forgetting={path}{error}") from error
     passages = list(dict.fromkeys(each.strip() for each in found if each.strip()))[:PASSAGES]
     ids = [tokenizer(passage)["input_ids"][:TOKENS] for passage in passages]
     ids = [row for row in ids if len(row) > 1]
@@ -60,19 +64,32 @@ def read(path: str, tokenizer: Any) -> Unrelated:
     return Unrelated(ids, about)
 
 
-def _json_lines(path: str, text: str) -> list[str]:
+def _blocks(content: bytes) -> list[str]:
+    """Return what stands between blank lines."""
+    refuse_other_kinds(content, "needed: text in UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f": cannot be read ({error}); needed: text in UTF-8") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n\n")
+
+
+def _json_lines(content: bytes) -> list[str]:
+    """Return the text of each line."""
     passages = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, row in objects(content):
+        field = next((each for each in FIELDS if isinstance(row, dict) and each in row), None)
+        text = row[field] if field else None
+        if field is None or not isinstance(text, str):
+            raise ValueError(
+                f" line {number}: it is {shortened(row)}, allowed is an object with a text in the "
+                f"field {' or '.join(FIELDS)}"
+            )
         try:
-            row = json.loads(line)
-            passages.append(next(row[field] for field in FIELDS if field in row))
-        except (ValueError, TypeError, StopIteration) as error:
-            raise BadInput(
-                f"train.forgetting={path}: line {number}: allowed is an object with a field "
-                f"{' or '.join(FIELDS)}"
-            ) from error
+            check_whole(field, text)
+        except ValueError as error:
+            raise ValueError(f" line {number}: {error}") from error
+        passages.append(text)
     return passages
 
 

@@ -7,6 +7,7 @@ the first-order baselines are run without it as well, so that all methods see on
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ from experiments.device_map import settle
 from experiments.files import known_sha256
 from experiments.paths import user_path
 from experiments.quantise import import_torchao, quantise
+from experiments.shorten import shortened
+from experiments.weight_files import Damaged, check_finite, check_folder, refuse_pointer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# What transformers names where an architecture or a machine has no such attention.
+ATTENTION = re.compile(
+    r"attn_implementation|scaled_dot_product_attention|Flash ?Attention|flash_attn"
+)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
@@ -63,8 +70,22 @@ def locate(config: ModelConfig) -> str:
     }
     for need, there in needs.items():
         if not there:
-            raise BadInput(f"model.path={folder}: it holds no {need}; found {sorted(found)}")
+            raise BadInput(
+                f"model.path={folder}: it holds no {need}; found {shortened(sorted(found))}"
+            )
     return str(folder)
+
+
+def check_files(config: ModelConfig) -> str:
+    """Return what `locate` does, after looking for damage in the files that it names."""
+    where = locate(config)
+    if config.source != "hub":  # the hub's own client sees to its files
+        try:
+            check = refuse_pointer if gguf.is_gguf(Path(where)) else check_folder
+            check(Path(where))
+        except Damaged as damage:
+            raise BadInput(f"model.path={where}: {damage}") from damage
+    return where
 
 
 def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Module, Any]:
@@ -76,7 +97,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
 
     import_torchao()
 
-    where = locate(config)
+    where = check_files(config)
     if not sys.stderr.isatty():
         disable_progress_bar()
     hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
@@ -114,6 +135,7 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     if config.attention == "sdpa":
         attention.install(model)
     model = settle(model, device, config.device_map).eval()
+    check_finite(f"model.path={where}", dtype, model)
     return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
 
 
@@ -172,6 +194,12 @@ def _explain(config: ModelConfig, where: str, error: Exception) -> str:
         return (
             f"model.trust_remote_code=false: {where} comes with its own Python code, which would "
             "run on this machine; read it, pin model.revision, and set trust_remote_code=true"
+        )
+    if config.attention != "eager" and ATTENTION.search(str(error)):
+        others = {"sdpa": "eager", "flash_attention_2": "sdpa, eager"}[config.attention]
+        return (
+            f"model.attention={config.attention}: {where} cannot be run with it ({reason[:120]}); "
+            f"allowed is model.attention={others}"
         )
     if config.source == "hub":
         return (

