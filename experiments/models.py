@@ -81,7 +81,7 @@ def check_files(config: ModelConfig) -> str:
     where = locate(config)
     if config.source != "hub":  # the hub's own client sees to its files
         try:
-            check = refuse_pointer if gguf.is_gguf(Path(where)) else check_folder
+            check = refuse_pointer if _packed(config, where) else check_folder
             check(Path(where))
         except Damaged as damage:
             raise BadInput(f"model.path={where}: {damage}") from damage
@@ -90,7 +90,24 @@ def check_files(config: ModelConfig) -> str:
 
 def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Module, Any]:
     """Load a model, in eval() mode on its device, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    return load_model(config, dtype, device), load_tokenizer(config)
+
+
+def load_tokenizer(config: ModelConfig) -> Any:
+    """Load a model's tokenizer, which takes a moment where the model takes minutes."""
+    from transformers import AutoTokenizer
+
+    where = check_files(config)
+    try:
+        place, words = _source(config, where, weights=False)
+        return AutoTokenizer.from_pretrained(place, **words)
+    except Exception as error:  # transformers and the hub client raise many kinds
+        raise BadInput(_explain(config, where, error)) from error
+
+
+def load_model(config: ModelConfig, dtype: str, device: torch.device) -> nn.Module:
+    """Load a model, in eval() mode on its device."""
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from experiments import attention
@@ -100,15 +117,8 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
     where = check_files(config)
     if not sys.stderr.isatty():
         disable_progress_bar()
-    hub: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
-    packed = Path(where) if config.source != "hub" and gguf.is_gguf(Path(where)) else None
-    place = where if packed is None else str(packed.parent)
-    words = {} if packed is None else gguf.keywords(packed, weights=False)
-    weights = {} if packed is None else gguf.keywords(packed, weights=True)
     try:
-        if config.source == "hub":  # everything from one commit, even while somebody pushes
-            hub["revision"] = hub_commit(config)
-        tokenizer = AutoTokenizer.from_pretrained(place, **words, **hub)
+        place, words = _source(config, where, weights=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=DTYPES[dtype],
@@ -116,13 +126,12 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
             output_loading_info=True,
             weights_only=True,  # of a .bin: tensors, never the code that a pickle can hold
             device_map=_device_map(config, device),
-            **weights,
-            **hub,
+            **words,
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         raise BadInput(_explain(config, where, error)) from error
     model, info = loaded
-    if packed is not None:
+    if _packed(config, where):
         model = gguf.plain(model)
     tied = set(getattr(model, "all_tied_weights_keys", {}) or {})
     absent = sorted(set(info["missing_keys"]) - tied)
@@ -136,7 +145,21 @@ def load(config: ModelConfig, dtype: str, device: torch.device) -> tuple[nn.Modu
         attention.install(model)
     model = settle(model, device, config.device_map).eval()
     check_finite(f"model.path={where}", dtype, model)
-    return model if config.quantize == "none" else quantise(model, config.quantize), tokenizer
+    return model if config.quantize == "none" else quantise(model, config.quantize)
+
+
+def _packed(config: ModelConfig, where: str) -> bool:
+    return config.source != "hub" and gguf.is_gguf(Path(where))
+
+
+def _source(config: ModelConfig, where: str, weights: bool) -> tuple[str, dict[str, Any]]:
+    """Return what from_pretrained takes: a folder or hub id, and keywords."""
+    words: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    if config.source == "hub":  # everything from one commit, even while somebody pushes
+        words["revision"] = hub_commit(config)
+    if _packed(config, where):
+        return str(Path(where).parent), words | gguf.keywords(Path(where), weights)
+    return where, words
 
 
 def refuse_remote_code(config: ModelConfig, where: Path, allowed: bool) -> None:

@@ -146,9 +146,10 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
         )
     if trains:
         check_shares(config, shares)
-    model, tokenizer = models.load(config.model, config.precision.dtype, host(config, device))
-    unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
+    tokenizer = models.load_tokenizer(config.model)
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
+    unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
+    model = models.load_model(config.model, config.precision.dtype, host(config, device))
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     if encoder.chat_sha256 is not None:  # of a tokenizer's files, and of the program that read them
