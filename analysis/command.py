@@ -14,7 +14,7 @@ from analysis.load import ResultError
 def place(text: str) -> Path:
     """Return the path that a user means: ~ in front stands for a home folder."""
     try:
-        return Path(text).expanduser()
+        return Path(text).expanduser() if text.startswith("~") else Path(text)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text}: no such user's home folder is here") from error
 

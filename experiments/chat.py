@@ -23,7 +23,7 @@ ANSWER = "It is 4 more."
 TIMES = 8  # that each is written: a template that chooses between two words at random is found
 
 DATE = datetime(2024, 7, 26)  # the one that Llama 3's template falls back on
-CODES = "aAbBcdDeFgGhHIjklmMnpPrRSTuUVwWxXyYzZ"
+CODES = "aAbBcdDefFgGhHIjklmMnpPrRSTuUVwWxXyYzZ%"
 CLOCK = "strftime_now"  # what transformers calls the clock it gives to templates
 
 # A macro stands before the function of its name. Its last line break is the one that is not shown.

@@ -15,10 +15,12 @@ class NoHome(ValueError, argparse.ArgumentTypeError):
     """A ~user that is no user of this machine."""
 
 
-def user_path(text: str | Path) -> Path:
-    """Return the path that a user means; raises NoHome."""
+def home(text: str) -> str:
+    """Return the path that a user means; raises NoHome. conf/ asks for it as ${home:...}."""
+    if not text.startswith("~"):  # ./~ is a folder of that name
+        return text
     try:
-        return Path(text).expanduser()
+        return str(Path(text).expanduser())
     except RuntimeError as error:
         raise NoHome(
             f"{text}: {Path(text).parts[0]} is no user's home folder here; allowed is another "
@@ -26,9 +28,9 @@ def user_path(text: str | Path) -> Path:
         ) from error
 
 
-def home(text: str) -> str:
-    """Return `user_path` as text; conf/ asks for it as ${home:...}."""
-    return str(user_path(text))
+def user_path(text: str | Path) -> Path:
+    """Return `home` as a path."""
+    return Path(home(str(text)))
 
 
 def quoted(word: str) -> str:

@@ -39,7 +39,7 @@ def objects(content: bytes) -> Iterator[tuple[int, Any]]:
     if _array(content):
         raise ValueError(f": it is one JSON array; {NEEDED}")
     for number, line in enumerate(content.splitlines(), start=1):
-        if line.strip():
+        if line.removeprefix(codecs.BOM_UTF8).strip():
             yield number, _value(number, line)
 
 
