@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config import BadInput
+from experiments.weight_files import Damaged, refuse_pointer
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -27,6 +28,10 @@ def check(path: Path) -> None:
     """Raise BadInput for a file that cannot be a GGUF file, or where the package is missing."""
     if not path.is_file():
         raise BadInput(f"model.path={path}: no such file; allowed is a {SUFFIX} file, or a folder")
+    try:
+        refuse_pointer(path)
+    except Damaged as damage:
+        raise BadInput(f"model.path={path}: {damage}") from damage
     with path.open("rb") as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:

@@ -21,8 +21,8 @@ from experiments.device_map import settle
 from experiments.files import known_sha256
 from experiments.paths import user_path
 from experiments.quantise import import_torchao, quantise
-from experiments.shorten import shortened
-from experiments.weight_files import Damaged, check_finite, check_folder, refuse_pointer
+from experiments.shorten import clipped, shortened
+from experiments.weight_files import Damaged, check_finite, check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -79,10 +79,9 @@ def locate(config: ModelConfig) -> str:
 def check_files(config: ModelConfig) -> str:
     """Return what `locate` does, after looking for damage in the files that it names."""
     where = locate(config)
-    if config.source != "hub":  # the hub's own client sees to its files
+    if config.source != "hub" and not _packed(config, where):  # their readers see to the rest
         try:
-            check = refuse_pointer if _packed(config, where) else check_folder
-            check(Path(where))
+            check_folder(Path(where))
         except Damaged as damage:
             raise BadInput(f"model.path={where}: {damage}") from damage
     return where
@@ -219,10 +218,10 @@ def _explain(config: ModelConfig, where: str, error: Exception) -> str:
             "run on this machine; read it, pin model.revision, and set trust_remote_code=true"
         )
     if config.attention != "eager" and ATTENTION.search(str(error)):
-        others = {"sdpa": "eager", "flash_attention_2": "sdpa, eager"}[config.attention]
+        others = {"sdpa": "eager", "flash_attention_2": "sdpa or eager"}[config.attention]
         return (
-            f"model.attention={config.attention}: {where} cannot be run with it ({reason[:120]}); "
-            f"allowed is model.attention={others}"
+            f"model.attention={config.attention}: {where} cannot be run with it "
+            f"({clipped(reason)}); allowed is model.attention={others}"
         )
     if config.source == "hub":
         return (

@@ -91,7 +91,11 @@ def _weights(folder: Path) -> Iterator[Path]:
             yield folder / name
         elif index.is_file():
             refuse_pointer(index)
-            for shard in sorted(set(_json(index).get("weight_map", {}).values())):
+            listed = _json(index).get("weight_map")
+            if not listed or not isinstance(listed, dict):
+                raise Damaged(index, f"has {shortened(listed)} as weight_map, allowed is a list "
+                              "of tensors and the files they are in")  # fmt: skip
+            for shard in sorted(set(map(str, listed.values()))):
                 if not (folder / shard).is_file():
                     raise Damaged(index, f"lists {shard}, which is not there")
                 yield folder / shard
