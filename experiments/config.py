@@ -326,6 +326,8 @@ def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, 
 def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
     if value is None:
         return
+    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        raise BadInput(f"{name}={value!r}: allowed is text that UTF-8 can write")
     refuse_beyond_int64(name, value)
     choices, at_least, above = (bounds.get(kind) for kind in ("choices", "at_least", "above"))
     at_most = bounds.get("at_most", math.inf)

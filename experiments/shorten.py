@@ -21,8 +21,8 @@ def shortened(value: object) -> str:
     return clipped(_REPR.repr(value))
 
 
-def clipped(text: str) -> str:
+def clipped(text: str, length: int = LENGTH) -> str:
     """Return a text in one line, with its middle left out where it is long."""
     line = " ".join(text.split())
-    half = LENGTH // 2
-    return line if len(line) <= LENGTH else f"{line[:half]}...{line[-half:]}"
+    half = length // 2
+    return line if len(line) <= length else f"{line[:half]}...{line[-half:]}"

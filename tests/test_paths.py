@@ -91,6 +91,11 @@ def test_the_home_of_nobody_is_refused_by_key(words):
     assert str(caught.value).startswith(f"{words[-1]}: ~no-such-user-here is no user's home")
 
 
+def test_a_path_that_no_file_of_a_run_could_hold():
+    with pytest.raises(BadInput, match=r"out='a.udcff': allowed is text that UTF-8 can write"):
+        compose(['out="a\udcff"'])
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=20), st.text("~ab/=", max_size=8))
 def test_only_a_value_that_begins_with_home_is_quoted(text, path):
     assert quoted(f"key={path.lstrip('~')}") == f"key={path.lstrip('~')}"

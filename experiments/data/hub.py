@@ -8,6 +8,7 @@ a folder on disk in place of a Hub id it is the fingerprint of the files.)
 
 from typing import Any
 
+from experiments.shorten import clipped
 from experiments.tasks.base import DataError, Row, Task
 
 COMMIT_LENGTH = 40  # hex digits of a full git commit
@@ -41,7 +42,7 @@ def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{what} cannot be loaded: {error} "
+            f"{what} cannot be loaded: {clipped(str(error), 400)} "
             "(needed: network or a filled cache; or data=local with data.root)"
         ) from error
     rows: dict[str, list[Row]] = {split: list(map(dict, table)) for split, table in loaded.items()}
