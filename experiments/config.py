@@ -326,8 +326,7 @@ def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, 
 def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
     if value is None:
         return
-    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
-        raise BadInput(f"{name}={value!r}: allowed is text that UTF-8 can write")
+    _refuse_half_characters(name, value)
     refuse_beyond_int64(name, value)
     choices, at_least, above = (bounds.get(kind) for kind in ("choices", "at_least", "above"))
     at_most = bounds.get("at_most", math.inf)
@@ -339,6 +338,12 @@ def _check_bounds(name: str, value: Any, bounds: dict[str, Any]) -> None:
         raise BadInput(f"{name}={value}: allowed are {at_least} to {at_most}")
     if above is not None and not above < value < math.inf:
         raise BadInput(f"{name}={value}: allowed is a finite number above {above}")
+
+
+def _refuse_half_characters(name: str, value: Any) -> None:
+    """Refuse text that no file of the run could hold: bytes of a path that are no UTF-8."""
+    if isinstance(value, str) and value != value.encode(errors="ignore").decode():
+        raise BadInput(f"{name}={value!r}: allowed is text that UTF-8 can write")
 
 
 def refuse_beyond_int64(name: str, value: Any) -> None:
