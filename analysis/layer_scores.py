@@ -150,9 +150,7 @@ def caption(scans: Sequence[Scan]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of some runs and print the paths of what was written."""
     parser = argparse.ArgumentParser(prog="python -m analysis.layer_scores", description=__doc__)
-    parser.add_argument(
-        "results", type=place, nargs="+", help="result.json files, or folders"
-    )
+    parser.add_argument("results", type=place, nargs="+", help="result.json files, or folders")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
     return report(lambda: draw(options.results, options.out))
