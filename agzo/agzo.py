@@ -81,6 +81,12 @@ class AGZO(ZeroOrderOptimizer):
         if warm_start and basis == "exact":
             raise ValueError("warm_start=True: allowed is False with basis='exact'")
         check_choice("accumulated_basis", accumulated_basis, ACCUMULATED)
+        if shared.get("stream") is not None and shared.get("embeddings") == "seen":
+            raise ValueError(
+                "embeddings='seen': the evaluations of streamed layers run side by side, and the "
+                "basis of a head is there when they have looked up its table; allowed are 'tuned' "
+                "and 'frozen'"
+            )
         whole = shared.get("accumulation", 1) > 1 and accumulated_basis != "first"
         _check_shared(basis, shared, accumulated_basis if whole else None)
         self.rank = rank

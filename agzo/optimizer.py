@@ -125,6 +125,7 @@ class ZeroOrderOptimizer(Progress):
         self.estimator = estimator
         self.queries = queries
         self.embeddings = embeddings
+        self._seen: SeenTokens | None = None
         if embeddings == "seen":
             if update != "sgd":
                 raise ValueError(
