@@ -7,7 +7,7 @@ with the path and the key, because a table with a silent gap is worse than none.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +128,26 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     `lr` and `eps` are empty for methods that have none.
     """
     flat = {column: value(record, key, kinds, path) for column, (key, kinds) in COLUMNS.items()}
-    metric = [name for name in METRICS if name in record["eval"]]
-    if len(metric) != 1:
-        raise ResultError(f"{path}: key eval holds the scores {metric}; expected one of {METRICS}")
-    flat["metric"] = metric[0]
+    metric = metric_of(record["eval"], "eval", path)
+    flat["metric"] = metric
     for split in ("dev", "eval"):
-        score = value(record, f"{split}.{metric[0]}", NUMBER, path)
+        score = value(record, f"{split}.{metric}", NUMBER, path)
         if not 0 <= score <= 1:
-            raise ResultError(f"{path}: key {split}.{metric[0]} is {score}; expected 0 to 1")
+            raise ResultError(f"{path}: key {split}.{metric} is {score}; expected 0 to 1")
         flat[f"{split}_score"] = score
     method = value(record, "config.method", (dict,), path)
     for key in ("lr", "eps"):
         flat[key] = value(method, key, OPTIONAL_NUMBER, path) if key in method else None
     flat["path"] = str(path)
     return flat
+
+
+def metric_of(scores: Mapping[str, Any], key: str, path: Path) -> str:
+    """Return which score an evaluation (the object under `key`) holds: a task has one."""
+    found = [name for name in METRICS if name in scores]
+    if len(found) != 1:
+        raise ResultError(f"{path}: key {key} holds the scores {found}; expected one of {METRICS}")
+    return found[0]
 
 
 def load_results(source: Source) -> pd.DataFrame:
@@ -160,14 +166,21 @@ def load_metrics(source: Source) -> pd.DataFrame:
         record = read_result(path)
         run = row(record, path)
         who = {key: run[key] for key in ("model", "task", "method", "variant", "seed", "path")}
-        for index, point in enumerate(value(record, "metrics", (list,), path)):
-            rows.append(who | _point(point, f"metrics[{index}]", run["metric"], path))
+        rows += [who | point for point in points(value(record, "metrics", (list,), path), path)]
     if not rows:
         raise ResultError(f"{source}: no run under it has logged a step (key metrics is empty)")
     return pd.DataFrame(rows)
 
 
-def _point(point: Any, name: str, metric: str, path: Path) -> dict[str, Any]:
+def points(metrics: Sequence[Any], path: Path) -> list[dict[str, Any]]:
+    """Check the logged steps of one run, which stand in `path`, and flatten them.
+
+    `seconds` are those spent on training until then, empty in a log that has none.
+    """
+    return [_point(point, f"metrics[{index}]", path) for index, point in enumerate(metrics)]
+
+
+def _point(point: Any, name: str, path: Path) -> dict[str, Any]:
     """Check one logged step."""
     if not isinstance(point, Mapping):
         raise ResultError(f"{path}: key {name} is {point!r}; expected an object")
@@ -178,9 +191,11 @@ def _point(point: Any, name: str, metric: str, path: Path) -> dict[str, Any]:
             "loss": value(point, "loss", OPTIONAL_NUMBER, path),
             "dev_loss": None,
             "dev_score": None,
+            "seconds": value({"seconds": None} | dict(point), "seconds", OPTIONAL_NUMBER, path),
         }
         if point.get("dev") is not None:
             flat["dev_loss"] = value(point, "dev.loss", NUMBER, path)
+            metric = metric_of(point["dev"], "dev", path)
             flat["dev_score"] = value(point, f"dev.{metric}", NUMBER, path)
     except ResultError as error:
         raise ResultError(f"{error} (in {name})") from None
