@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import report
+from analysis.command import place, report
 from analysis.report.page import read, render
 
 NAME = "report.html"
@@ -32,8 +32,8 @@ def write(folder: Path, out: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and print its path."""
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with runs or suites below it")
-    parser.add_argument("--out", type=Path, help=f"the page's file (default: FOLDER/{NAME})")
+    parser.add_argument("folder", type=place, help="a folder with runs or suites below it")
+    parser.add_argument("--out", type=place, help=f"the page's file (default: FOLDER/{NAME})")
     options = parser.parse_args(arguments)
     return report(lambda: write(options.folder, options.out or options.folder / NAME))
 
