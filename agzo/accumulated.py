@@ -86,21 +86,20 @@ class AccumulatedCapture(ActivationCapture):
         sums = self._sums[name]
         sums.tokens += flat.shape[0] if keep is None else torch.count_nonzero(keep)
         _add_gram(sums.gram, flat, keep)
-        if self._warm(name, self._rank) is None:
-            omega = self._omega(x, examples, positions, self._rank, name)
+        rank = min(self._rank, flat.shape[1])
+        if self._warm(name, rank) is None:
+            omega = self._omega(x, examples, positions, rank, name)
             y = product(flat, keep, drawn=thin.rows(omega))
             sums.y = y if sums.y is None else sums.y + y
 
     def _begin(self, name: str, sums: _Sums) -> Tensor:
         """Return the first Q, (r, d_in): of the processes' products H Omega, or a basis before."""
         if sums.y is None:
-            start = self._warm(name, self._rank)
-            assert start is not None
-            return orthonormal(start).T
+            return orthonormal(self._start[name]).T  # there would be products without one
         y = self._group.sum(sums.y)
         if self._rank > self._group.size * (self._index + 1):
             # fewer micro-batches than directions, each of at least one token
-            y = y[: min(self._rank, int(self._group.sum(sums.tokens)))]
+            y = y[: int(self._group.sum(sums.tokens))]
         return orthonormal(y.T).T
 
 

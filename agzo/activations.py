@@ -1,8 +1,8 @@
 """Turn each linear layer's input into its basis during a forward, and keep nothing of the input.
 
-The capture watches calls of ``torch.nn.functional.linear`` while the closure runs. At the first
-call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced weakly.
-Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
+The capture watches products of inputs and weights (`agzo.products`) while the closure runs. At the
+first call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced
+weakly. Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
 
 Memory: the bases, (d_in, r) float32 for each distinct input.
 """
@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +20,7 @@ from agzo.group import ALONE, Group
 from agzo.inputs import BySameTensor, fits
 from agzo.perturb import Closure
 from agzo.pieces import mask_now, running
+from agzo.products import Matrices, Role, product
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
@@ -30,8 +30,8 @@ class ActivationCapture(TorchFunctionMode):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:
-        wanted: the linear weights.
-        rank: r; fewer tokens than r cap it.
+        wanted: the weights of linear layers.
+        rank: r; fewer tokens than r, and an input narrower than r, cap it.
         power_steps: K of Algorithm 1; None takes the exact leading directions instead.
         start: bases to begin the iteration from, by name; where there is none Omega begins it.
         noise: address of the test matrix Omega (completed by input and example).
@@ -57,6 +57,9 @@ class ActivationCapture(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
+        self._matrices = Matrices(t.parameter for t in wanted)
+        as_head: Role = "linear"  # a table that is the head too
+        self._roles = {id(t.parameter): t.role if t.inputs is not None else as_head for t in wanted}
         self._rank = rank
         self._power_steps = power_steps
         self._noise = noise
@@ -74,6 +77,8 @@ class ActivationCapture(TorchFunctionMode):
         Raises:
             ValueError: no input had the mask's shape.
         """
+        if not self._names:
+            return torch.ones((), dtype=torch.bool, device="cpu")
         if self._mask is not None and not self._mask_used:
             raise ValueError(
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
@@ -88,12 +93,15 @@ class ActivationCapture(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear:
-            x = args[0] if args else kwargs["input"]
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            self._mask_used |= fits(x, mask_now(self._mask))  # of a layer that is not wanted too
-            self.see(x, weight)
-        return func(*args, **kwargs)
+        any_layer = product(func, args, kwargs)
+        if any_layer is not None:  # of a layer that is not wanted too
+            self._mask_used |= fits(any_layer.x, mask_now(self._mask))
+        found = self._matrices.times(func, args, kwargs)
+        if found is not None and self._roles[id(found.weight)] == found.role:
+            self.see(found.x, found.weight)
+        result = func(*args, **kwargs)
+        self._matrices.follow(func, args, result)
+        return result
 
     def wants(self, weight: Tensor) -> bool:
         """Tell whether what enters the layer with this weight is looked at."""
@@ -116,10 +124,11 @@ class ActivationCapture(TorchFunctionMode):
         if known is not None:
             return known
         flat, keep, examples, positions = self._rows(x, name)
+        rank = min(self._rank, flat.shape[1])
         if self._group.size == 1:
-            rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+            rank = min(rank, _token_count(flat, keep, examples, rank))
         else:
-            rank = self._shared_rank(flat, keep)
+            rank = self._shared_rank(rank, flat, keep)
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
@@ -186,15 +195,15 @@ class ActivationCapture(TorchFunctionMode):
         self._finite.append(finite.all())
         return torch.where(finite, basis, 0.0)
 
-    def _shared_rank(self, flat: Tensor, keep: Tensor | None) -> int:
-        """Return r, or the number of all processes' tokens if it is less.
+    def _shared_rank(self, rank: int, flat: Tensor, keep: Tensor | None) -> int:
+        """Return a rank, or the number of all processes' tokens if it is less.
 
         Each process has at least one, so up to one direction a process nobody need ask.
         """
-        if self._rank <= self._group.size:
-            return self._rank
+        if rank <= self._group.size:
+            return rank
         own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
-        return min(self._rank, int(self._group.sum(own)))
+        return min(rank, int(self._group.sum(own)))
 
 
 def _token_count(flat: Tensor, keep: Tensor | None, examples: int, rank: int) -> int:

@@ -15,6 +15,7 @@ over distinct layer inputs, and the factors R of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ from torch import Tensor, nn
 
 from agzo.accumulated import ACCUMULATED
 from agzo.check import check_choice, check_count
+from agzo.estimator import Measurement
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.perturb import Closure
+from agzo.pieces import Joint
+from agzo.products import Role
+from agzo.roles import Usage
 from agzo.sampler import ActivationSubspace, takes_bases
 from agzo.select import Tuned
 
@@ -32,10 +38,13 @@ BASES = ("power", "exact")
 class AGZO(ZeroOrderOptimizer):
     """Perturb each linear layer inside the leading directions of its input.
 
+    A linear layer's weight is one that the model multiplies with an input, x W^T or x W; the first
+    step sees which are (`agzo.roles`).
+
     Args:
         model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
             smaller than MeZO's, so lr and eps must be tuned apart from MeZO's.
-        rank: r, directions per layer input; above a layer's width is an error.
+        rank: r, directions per layer input; a narrower layer has as many as its width.
         power_steps: K, power iterations of basis="power".
         refresh_every: steps between new bases; 1 is the paper; None keeps the first step's.
         estimator: "one_sided" (the paper; 2 forwards) or "two_sided" (the author's prototype: a
@@ -97,11 +106,19 @@ class AGZO(ZeroOrderOptimizer):
         self.warm_start = warm_start
         self.accumulated_basis = accumulated_basis
         self._whole = whole  # bases of several micro-batches
+        self._settled = False  # whether a forward has shown what the tuned parameters are
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _sampler(self) -> ActivationSubspace:
+        linear = [e for e in self.tuned if e.inputs is not None or self._is_seen_table(e)]
+        unknown = [e for e in self.tuned if e.role == "other" and e.parameter.dim() == 2]
+        if not linear and not unknown and not self._settled:
+            raise ValueError(
+                "no weight of an nn.Linear is tuned, nor another matrix that could be one of a "
+                "linear layer's, which alone have a basis; needed is at least one"
+            )
         self._subspace = ActivationSubspace(
-            [each for each in self.tuned if each.role == "linear" or self._is_seen_table(each)],
+            linear,
             self.rank,
             self.power_steps if self.basis == "power" else None,
             self.refresh_every,
@@ -115,18 +132,46 @@ class AGZO(ZeroOrderOptimizer):
     def _is_seen_table(self, tuned: Tuned) -> bool:
         return self.embeddings == "seen" and tuned.role == "embedding"
 
+    def settle(self, usage: Usage) -> None:
+        """Take each tuned parameter for what a forward has shown it to be, see `agzo.roles`.
+
+        The first step does so with its own batch; a run does before, to say what it will move.
+        """
+        self._settle({each.name: usage.role(each.parameter, each.role) for each in self.tuned})
+
+    def _settle(self, roles: Mapping[str, Role]) -> None:
+        before, self._settled = self.tuned, True
+        self.tuned = [replace(each, role=roles.get(each.name, each.role)) for each in before]
+        if [each.role for each in before] != [each.role for each in self.tuned]:
+            self._aim()
+
+    def _check(self, closure: Closure) -> None:
+        with Usage(each.parameter for each in self.tuned) as usage:
+            super()._check(closure)
+        self.settle(usage)
+
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+        if not self._settled:  # nor was there a first step: it is a look at the method
+            with Usage(each.parameter for each in self.tuned) as usage:
+                batch()
+            self.settle(usage)
+        return super()._measure(batch, step)
+
     def _captures(self, step: int) -> bool:
         return takes_bases(step, self.refresh_every)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; the bases are ``["state"]["zo"]["bases"]``."""
         state = super().state_dict()
-        state["state"]["zo"] = {**state["state"]["zo"], "bases": dict(self._subspace.bases)}
+        roles = {each.name: each.role for each in self.tuned}
+        own = {"bases": dict(self._subspace.bases), "roles": roles}
+        state["state"]["zo"] = {**state["state"]["zo"], **own}
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
+        self._settle(self._zo.pop("roles", {}))
         devices = {each.name: each.device for each in self.tuned}
         # Column-major, as a decomposition leaves them: files keep no layout, and products round by
         # it.

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agzo.direction import Direction, LowRank, at_least_float32
+from agzo.direction import Branch, Direction, LowRank, at_least_float32
 from agzo.kernels import thin
 from agzo.perturb import Closure, Directions, Perturbed, SideBranch
 from agzo.uses import ADDRESSES, holds
@@ -89,17 +89,20 @@ class _Together(Perturbed):
         direction = self.direction(weight)
         assert direction is not None
         if isinstance(direction, LowRank):
-            y = F.linear(x, weight, bias)
-            inner = x @ direction.right.to(x.dtype)  # (..., r)
-            exact = at_least_float32(y.dtype)
-            left = (thin.rows(direction.left).to(exact) * self._point.to(exact)).to(y.dtype)
-            return y + inner.to(y.dtype) @ left
+            return self._with_branch(F.linear(x, weight, bias), x, direction)
         blocks = [
             F.linear(x, self._moved(weight[start:stop], values))
             for start, stop, values in direction.rows()
         ]
         y = torch.cat(blocks, -1)
         return y if bias is None else y + bias
+
+    def _with_branch(self, y: Tensor, x: Tensor, direction: Branch, times: float = 1.0) -> Tensor:
+        assert isinstance(direction, LowRank)
+        inner = x @ direction.right.to(x.dtype)  # (..., r)
+        exact = at_least_float32(y.dtype)
+        left = (thin.rows(direction.left).to(exact) * (self._point * times).to(exact)).to(y.dtype)
+        return y + inner.to(y.dtype) @ left
 
     def _rows(self, weight: Tensor, ids: Tensor) -> Tensor:
         direction = self.direction(weight)

@@ -11,7 +11,8 @@ the layer up and runs the compiled code without them:
 
     linear, low rank     y = x W^T + (x right) (eps left)^T, the factors in two slots of the module
     any other parameter  perturbed copy, in memory that layers share: of one layer's size at most
-    inputs               handed out of the layer and looked at behind it, then dropped
+    inputs               handed out of the layer and looked at behind it, then dropped; so only the
+                         weights of `nn.Linear` modules have a basis here
 
 Embeddings, last norm, head and loss stay eager. So do calls that need a gradient, and the first
 step's check of the loss, which watches every call, here also for what the above would not perturb
@@ -41,6 +42,7 @@ from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
 from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.roles import Usage
 from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
 from agzo.uses import Watch
@@ -111,6 +113,10 @@ class CompiledLayers:
 
         return compiled
 
+    def without_slots(self) -> list[nn.Parameter]:
+        """List the layers' parameters whose inputs are not looked at."""
+        return [parameter for layer in self._layers for parameter in layer.without_slots()]
+
     @property
     def on(self) -> bool:
         """Whether calls of the layers are to run compiled now."""
@@ -139,10 +145,17 @@ class _Layer:
         if not self._layers.on:
             return self._eager(*args, **kwargs)
         modes = _get_current_function_mode_stack()
+        watching = False
+        for mode in modes:
+            if isinstance(mode, Usage):
+                mode.no_basis(self.without_slots())
+                watching = True
         for mode in modes:
             if isinstance(mode, Uses):
                 with every_use_checked(self._modules, self._slotted, mode.tuned):
                     return self._eager(*args, **kwargs)
+        if watching:
+            return self._eager(*args, **kwargs)
         perturbed, capture = _known(modes, self._parameters)
         inputs: list[tuple[int, Tensor]] = []
         with ExitStack() as undo, torch._C.DisableTorchFunction():  # copies are made without, too
@@ -157,6 +170,12 @@ class _Layer:
                 assert capture is not None
                 capture.see(x, self._slotted[number].weight)
         return output
+
+    def without_slots(self) -> list[nn.Parameter]:
+        """List the layer's parameters that are no weights of linear layers with slots."""
+        slots = {id(module.weight) for module in self._slotted}
+        own = [parameter for _, module in self._modules for parameter in module.parameters(False)]
+        return [parameter for parameter in own if id(parameter) not in slots]
 
     def _perturb(self, mode: Perturbed, undo: ExitStack) -> None:
         """Have the parameters as a mode perturbs them, until `undo`."""

@@ -223,17 +223,40 @@ class Branch(ByRows):
 
 @dataclass(frozen=True)
 class LowRank(Branch):
-    """``left @ right.T`` with left (d_out, r) and right (d_in, r), both float32.
+    """``left @ right.T`` with left (rows, r) and right (columns, r), both float32.
 
+    One factor is `drawn` for the step, (d_out, r), and one is `known`, (d_in, r): the right one of
+    a weight (d_out, d_in), the left one where `inputs` is 0, of a weight (d_in, d_out).
     Either layout will do; with contiguous columns no copy is made, see `agzo.kernels.thin`.
     """
 
     left: Tensor
     right: Tensor
+    inputs: int = 1
+
+    @staticmethod
+    def of(drawn: Tensor, known: Tensor, inputs: int | None) -> LowRank:
+        """Return the direction of a weight whose input comes in by this dimension."""
+        return LowRank(known, drawn, 0) if inputs == 0 else LowRank(drawn, known)
+
+    @property
+    def drawn(self) -> Tensor:
+        """The factor that is drawn."""
+        return self.left if self.inputs else self.right
+
+    @property
+    def known(self) -> Tensor:
+        """The factor that is known beside it: a basis, or LOZO's V."""
+        return self.right if self.inputs else self.left
+
+    @property
+    def turned(self) -> LowRank:
+        """The direction of the transposed weight."""
+        return LowRank(self.right, self.left, 1 - self.inputs)
 
     @property
     def shape(self) -> torch.Size:
-        """Shape (d_out, d_in) of the product."""
+        """Shape of the product, and of the weight."""
         return torch.Size((self.left.shape[0], self.right.shape[0]))
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:

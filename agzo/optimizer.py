@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from agzo.activations import ActivationCapture
 from agzo.check import check_choice, check_count, check_group, check_number
+from agzo.coordinates import Moved
 from agzo.direction import Direction
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, Watch, forwards_per_step, measure
 from agzo.group import ALONE, Group
@@ -48,7 +49,7 @@ class ZeroOrderOptimizer(Progress):
             table the rows of the batch's tokens alone, see `agzo.seen`.
         update: "sgd", "momentum" or "adam", see `agzo.moments`.
         momentum, beta2: decay rates of the first and second moment, in [0, 1).
-        large_state: allow moments of more than a tenth of the model's size.
+        large_state: allow moments of more than 64 MiB and a tenth of the model's size.
         weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
         execution: "side_branch" (weights never written while measuring), "batched" (the two
             evaluations of a two-sided step in one pass, see `agzo.batched`) or "in_place"
@@ -152,6 +153,15 @@ class ZeroOrderOptimizer(Progress):
 
     def _ready(self) -> None:
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
+        self._names = {each.parameter: each.name for each in self.tuned}
+        self._aim()
+        if self.rounding == "master":
+            for each in self.tuned:
+                if is_low_precision(each.parameter.dtype):
+                    self.state[each.parameter]["master"] = each.parameter.detach().float()
+
+    def _aim(self) -> None:
+        """Make the sampler of what is tuned, and refuse moments that are too large for it."""
         self._look: DirectionSampler = self._sampler()
         tables = [each for each in self.tuned if each.role == "embedding"]
         self._seen = (
@@ -159,19 +169,18 @@ class ZeroOrderOptimizer(Progress):
         )
         if self._seen is not None:
             self._look = OnSeenRows(self._look, self._seen)
-        self._names = {each.parameter: each.name for each in self.tuned}
         if self._moments is not None and not self.large_state:
             whole = sum(parameter.numel() for parameter in self.model.parameters())
             sizes = {each.name: self._look.sizes(each) for each in self.tuned}
             if self.tuned[0].device.type != "meta":  # a rehearsal says nothing of memory
                 refuse_large_state(self._moments, sizes, whole)
-        if self.rounding == "master":
-            for each in self.tuned:
-                if is_low_precision(each.parameter.dtype):
-                    self.state[each.parameter]["master"] = each.parameter.detach().float()
 
     def _sampler(self) -> DirectionSampler:
         return Gaussian()
+
+    def moved(self) -> list[Moved]:
+        """List the tensors of the model that move, see `agzo.coordinates`."""
+        return [self._look.moved(each) for each in self.tuned]
 
     def _captures(self, step: int) -> bool:
         """Tell whether step number `step` must look at activations before it perturbs."""

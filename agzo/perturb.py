@@ -4,15 +4,17 @@
 calls and answers those that use the values of a perturbed parameter, in whatever argument it is:
 
     linear, low rank     y = x W^T + scale * (x right) left^T       two thin products
+    x W, low rank        y = x W + scale * (x left) right^T         two thin products
     linear, dense        y = x (W + scale Z)^T                      Z made in row chunks
     embedding            rows of W plus scale times the same rows of the direction
     anything else        called with a perturbed copy (vectors; convolutions, fused modules)
 
-The first three stand for the plain call of their function: a 2-D weight, plain tensors, and no
-gradient recorded. Calls are matched by the parameter object, so a tied weight is perturbed
-consistently at each use, however the model reaches it. Memory: one 4 MiB chunk and thin products;
-for "anything else" one copy of that parameter during the call. A copy that the call has written to,
-or has handed out the address of, stands for its parameter until the evaluation ends.
+All but the last stand for the plain call of their function: a 2-D weight, plain tensors, and no
+gradient recorded. A transpose W.T that is only multiplied with needs no copy either. Calls are
+matched by the parameter object, so a tied weight is perturbed consistently at each use, however the
+model reaches it. Memory: one 4 MiB chunk and thin products; for "anything else" one copy of that
+parameter during the call. A copy that the call has written to, or has handed out the address of,
+stands for its parameter until the evaluation ends.
 
 `InPlace` is the readable reference: it writes W + scale * direction and restores from a copy
 (memory: a second set of the tuned weights). The two agree to float tolerance.
@@ -21,14 +23,16 @@ or has handed out the address of, stands for its parameter until the evaluation 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agzo.direction import Branch, Direction
+from agzo.direction import Branch, Direction, LowRank
 from agzo.inputs import is_transformed, storage, version
+from agzo.products import TIMES, TURNS, is_turned, product
 from agzo.uses import ADDRESSES, Watch, holds, used
 
 Closure = Callable[[], Tensor]
@@ -111,9 +115,15 @@ class Perturbed(Watch):
     def __init__(self, directions: Directions, scale: float) -> None:
         super().__init__()
         self._directions = directions
-        self._parameters = {id(parameter): parameter for parameter in directions}
+        self._parameters: dict[int, Tensor] = {id(each): each for each in directions}
+        self._turned: dict[int, LowRank] = {}  # directions of transposes, which are parameters here
         self.scale = scale
-        self._fast = {F.linear: self._linear, F.embedding: self._embedding}
+        self._fast: dict[Any, Callable[..., Any]] = {
+            F.linear: self._linear,
+            F.embedding: self._embedding,
+            **{func: partial(self._times, func) for func in TIMES},
+            **{func: partial(self._turn, func) for func in TURNS},
+        }
         self._standing: dict[int, Tensor] = {}  # parameter -> the copy that stands for it
         self._memory: set[int | None] = set()  # where copies lie, or lay
         self._kept: list[Tensor] = []  # tensors in such memory whose address was asked for
@@ -132,8 +142,10 @@ class Perturbed(Watch):
 
     def direction(self, value: Tensor) -> Direction | None:
         """Return the direction of a parameter, None of any other tensor."""
-        parameter = self._parameters.get(id(value))
-        return None if parameter is None else self._directions[parameter]
+        if id(value) not in self._parameters:
+            return None
+        turned = self._turned.get(id(value))
+        return self._directions[value] if turned is None else turned  # pyright: ignore
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         if not self._is_plain(input, weight, bias):
@@ -144,10 +156,7 @@ class Perturbed(Watch):
         """Return x (W + scale Delta)^T + bias, of a W that is perturbed and no copy yet."""
         direction = self.direction(weight)
         if isinstance(direction, Branch):
-            y = F.linear(x, weight, bias).contiguous()
-            flat = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
-            direction.add_linear(y.view(-1, weight.shape[0]), flat, self.scale)
-            return y
+            return self._with_branch(F.linear(x, weight, bias), x, direction)
         assert direction is not None
         y = None
         for start, stop, rows in direction.perturbed(weight, self.scale):
@@ -160,6 +169,50 @@ class Perturbed(Watch):
             y[..., start:stop] = part
         assert y is not None
         return y
+
+    def _with_branch(self, y: Tensor, x: Tensor, direction: Branch, times: float = 1.0) -> Tensor:
+        """Return ``y + times * scale * x direction^T``."""
+        y = y.contiguous()
+        flat = x.reshape(-1, x.shape[-1])  # (tokens, d_in)
+        direction.add_linear(y.view(-1, y.shape[-1]), flat, self.scale * times)
+        return y
+
+    def _times(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Answer x W of a low-rank direction: the perturbation beside it."""
+        call = product(func, args, kwargs)
+        if call is None or kwargs.get("out") is not None:
+            return NotImplemented
+        others = [each for each in (*args, *kwargs.values()) if each is not call.weight]
+        direction = self.direction(call.weight)
+        if (
+            not isinstance(direction, LowRank)
+            or len(others) < len(args) + len(kwargs) - 1  # W is x, or the bias, as well
+            or not all(self._is_plain(each, call.weight) for each in others if _is_tensor(each))
+        ):
+            return NotImplemented
+        made: dict[int, tuple[Tensor, int]] = {}
+        fill = partial(self._but, call.weight, made)
+        args, kwargs = tuple(map(fill, args)), {key: fill(each) for key, each in kwargs.items()}
+        filled = product(func, args, kwargs)
+        assert filled is not None
+        y = func(*args, **kwargs)
+        return self._with_branch(y, filled.x, direction.turned, kwargs.get("alpha", 1.0))
+
+    def _but(self, weight: Tensor, made: dict[int, tuple[Tensor, int]], value: Any) -> Any:
+        return value if value is weight else self._substitute(value, made)
+
+    def _turn(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """Answer W.T of a low-rank direction: the transpose itself, perturbed where it is used."""
+        if not args:
+            return NotImplemented
+        matrix, direction = args[0], self.direction(args[0])
+        if not isinstance(direction, LowRank) or not self._is_plain(matrix, matrix):
+            return NotImplemented
+        view = func(*args, **kwargs)
+        if not is_turned(view, matrix):
+            return NotImplemented
+        self._parameters[id(view)], self._turned[id(view)] = view, direction.turned
+        return view
 
     def _embedding(
         self,
@@ -236,6 +289,10 @@ class Perturbed(Watch):
             copy = perturbed_copy(parameter, direction, self.scale)
         self._memory.add(storage(copy))
         return nn.Parameter(copy, requires_grad=parameter.requires_grad)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _check_ids(ids: Tensor, rows: int) -> None:

@@ -5,6 +5,9 @@
 | `Gaussian`           | Z ~ N(0, 1)                                  | Z                          |
 | `ActivationSubspace` | R A^T, A the basis of the layer's input      | Z                          |
 | `RandomSubspace`     | U V^T, V redrawn every `refresh_every` steps | U V^T if a matrix, else Z  |
+
+A weight that its layer holds the other way round, (d_in, d_out), has A R^T. A matrix of which one
+side is shorter than the rank has the rank of that side.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 from agzo.accumulated import AccumulatedCapture
 from agzo.activations import ActivationCapture
+from agzo.coordinates import Moved
 from agzo.direction import Dense, Direction, LowRank
 from agzo.group import ALONE, Group
 from agzo.rng import Noise
@@ -38,7 +42,11 @@ class DirectionSampler(Protocol):
         ...
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
-        """Count the values of one parameter's factors: those drawn, and the right factor's."""
+        """Count the values of one parameter's factors: those drawn, and the known factor's."""
+        ...
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say how one parameter moves: in a basis of some rank, or densely."""
         ...
 
 
@@ -85,8 +93,12 @@ class Gaussian:
         return None
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
-        """Count the parameter's values; there is no right factor."""
+        """Count the parameter's values; there is no known factor."""
         return tuned.parameter.numel(), 0
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say that it moves densely."""
+        return Moved(tuned.name, tuned.parameter.numel())
 
 
 class ActivationSubspace(Gaussian):
@@ -116,17 +128,7 @@ class ActivationSubspace(Gaussian):
         group: Group = ALONE,
         accumulated: str = "first",
     ) -> None:
-        if not linear:
-            raise ValueError(
-                "params: no weight of an nn.Linear is tuned; allowed are choices with one"
-            )
-        for tuned in linear:
-            width = tuned.parameter.shape[1]
-            if rank > width:
-                raise ValueError(
-                    f"rank={rank}: layer {tuned.name} has an input width of {width}; "
-                    f"allowed are ranks from 1 to {width}"
-                )
+        check_rank(rank, {each.name: width_of(each) for each in linear}, "input of a linear layer")
         self._linear = linear
         self._rank = rank
         self._power_steps = power_steps
@@ -153,31 +155,39 @@ class ActivationSubspace(Gaussian):
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return R A^T for a linear weight, dense noise for the rest."""
-        if tuned.role != "linear":
+        if tuned.inputs is None:
             return super().sample(tuned, noise)
         if tuned.name not in self.bases:
             raise ValueError(
-                f"no basis for {tuned.name}: torch.nn.functional.linear was not called with this "
-                "weight in the captured forward; exclude it with params="
+                f"no basis for {tuned.name}: no product of an input with this weight was seen in "
+                "the captured forward; exclude it with params="
             )
-        right = self.bases[tuned.name]  # (d_in, r) orthonormal columns
-        height, rank = tuned.parameter.shape[0], right.shape[1]
-        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
+        return self._inside(tuned, noise)
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of a table, A the basis of what enters it as a head; see `agzo.seen`."""
-        right = self.bases.get(tuned.name)
-        if right is None:
-            return None
-        height, rank = tuned.parameter.shape[0], right.shape[1]
-        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
+        return self._inside(tuned, noise) if tuned.name in self.bases else None
+
+    def _inside(self, tuned: Tuned, noise: Noise) -> LowRank:
+        basis = self.bases[tuned.name]  # (d_in, r) orthonormal columns
+        d_out = tuned.parameter.shape[1 - input_side(tuned)]
+        drawn = noise.columns(d_out, basis.shape[1], basis.device, tuned.name, "left")
+        return LowRank.of(drawn, basis, tuned.inputs)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of R, (d_out, r), and A, (d_in, r), or of dense noise."""
-        if tuned.role != "linear":
+        if tuned.inputs is None:
             return super().sizes(tuned)
-        d_out, d_in = tuned.parameter.shape
-        return d_out * self._rank, d_in * self._rank
+        d_in, d_out = width_of(tuned), tuned.parameter.shape[1 - tuned.inputs]
+        rank = min(self._rank, d_in)
+        return d_out * rank, d_in * rank
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say that a linear weight moves in a basis, of its input's width at most."""
+        if tuned.inputs is None:
+            return super().moved(tuned)
+        rank = min(self._rank, width_of(tuned))
+        return Moved(tuned.name, tuned.parameter.numel(), inside=True, rank=rank, asked=self._rank)
 
 
 def takes_bases(step: int, refresh_every: int | None) -> bool:
@@ -193,13 +203,8 @@ class RandomSubspace(Gaussian):
     """
 
     def __init__(self, tuned: list[Tuned], rank: int, refresh_every: int) -> None:
-        for each in tuned:
-            shape = each.parameter.shape
-            if len(shape) == 2 and rank > min(shape):
-                raise ValueError(
-                    f"rank={rank}: parameter {each.name} has shape {tuple(shape)}; "
-                    f"allowed are ranks from 1 to {min(shape)}"
-                )
+        matrices = {each.name: each.parameter.shape for each in tuned if each.parameter.dim() == 2}
+        check_rank(rank, {name: min(shape) for name, shape in matrices.items()}, "matrix")
         self._rank = rank
         self._refresh_every = refresh_every
 
@@ -215,7 +220,14 @@ class RandomSubspace(Gaussian):
         shape = tuned.parameter.shape
         if len(shape) != 2:
             return super().sizes(tuned)
-        return shape[0] * self._rank, shape[1] * self._rank
+        return shape[0] * self._rank_of(tuned), shape[1] * self._rank_of(tuned)
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say that a matrix moves in a basis, of its shorter side at most."""
+        if tuned.parameter.dim() != 2:
+            return super().moved(tuned)
+        rank, values = self._rank_of(tuned), tuned.parameter.numel()
+        return Moved(tuned.name, values, inside=True, rank=rank, asked=self._rank)
 
     def published_update(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return what LOZO's published code applies instead of `sample` on a refresh step.
@@ -228,12 +240,35 @@ class RandomSubspace(Gaussian):
             return self.sample(tuned, noise)
         return LowRank(self._left(tuned, noise, "left-published"), self._right(tuned, noise))
 
+    def _rank_of(self, tuned: Tuned) -> int:
+        return min(self._rank, *tuned.parameter.shape)
+
     def _left(self, tuned: Tuned, noise: Noise, role: str) -> Tensor:
         height = tuned.parameter.shape[0]
-        return noise.columns(height, self._rank, tuned.device, tuned.name, role)
+        return noise.columns(height, self._rank_of(tuned), tuned.device, tuned.name, role)
 
     def _right(self, tuned: Tuned, noise: Noise) -> Tensor:
         first_step = noise.step - noise.step % self._refresh_every
         address = Noise(noise.seed, first_step)
         width = tuned.parameter.shape[1]
-        return address.columns(width, self._rank, tuned.device, tuned.name, "right")
+        return address.columns(width, self._rank_of(tuned), tuned.device, tuned.name, "right")
+
+
+def input_side(tuned: Tuned) -> int:
+    """Return the dimension that an input comes in by, of a table that is a head too."""
+    return 1 if tuned.inputs is None else tuned.inputs
+
+
+def width_of(tuned: Tuned) -> int:
+    """Return d_in of a linear layer's weight."""
+    return tuned.parameter.shape[input_side(tuned)]
+
+
+def check_rank(rank: int, sides: Mapping[str, int], what: str) -> None:
+    """Raise ValueError for a rank that no matrix can have; a smaller one has the rank it can."""
+    longest = max(sides, key=lambda name: sides[name], default=None)
+    if longest is not None and rank > sides[longest]:
+        raise ValueError(
+            f"rank={rank}: the widest {what} is {longest}, of {sides[longest]}; "
+            f"allowed are ranks from 1 to {sides[longest]}"
+        )

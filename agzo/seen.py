@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agzo.activations import ActivationCapture
+from agzo.coordinates import Moved
 from agzo.direction import Branch, Direction, LowRank, at_least_float32
 from agzo.estimator import Watch
 from agzo.group import ALONE, Group
@@ -237,3 +238,9 @@ class OnSeenRows:
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""
         return self._inner.sizes(tuned)
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say that a table moves inside the span of its inputs, the rows of tokens."""
+        if tuned.role != "embedding":
+            return self._inner.moved(tuned)
+        return Moved(tuned.name, tuned.parameter.numel(), inside=True)

@@ -1,22 +1,21 @@
 """Which parameters take part, each once, under the name that keys its noise.
 
-`torch.nn.Module.named_parameters` gives a tied parameter once, under its first name. Its role is
-decided by every module that holds it: a head tied to the embedding is an embedding.
+`torch.nn.Module.named_parameters` gives a tied parameter once, under its first name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from agzo.linears import is_quantised
+from agzo.products import INPUTS, Role
+from agzo.roles import roles
 
-Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]
 Params = None | ParameterFilter | Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 
@@ -25,7 +24,7 @@ EMBEDDINGS = ("tuned", "seen", "frozen")  # "seen": the rows of a batch's tokens
 
 @dataclass(frozen=True)
 class Tuned:
-    """A tuned parameter; `role` is "linear" only for weights that `nn.Linear` alone holds.
+    """A tuned parameter and what it is to the model, see `agzo.roles`.
 
     `used_on` is the device that uses it, where that is not the one it lies on.
     """
@@ -36,36 +35,14 @@ class Tuned:
     used_on: torch.device | None = None
 
     @property
+    def inputs(self) -> int | None:
+        """The dimension that a linear layer's input comes in by; None of any other parameter."""
+        return INPUTS.get(self.role)
+
+    @property
     def device(self) -> torch.device:
         """The device on which it is used, perturbed and updated."""
         return self.used_on or self.parameter.device
-
-
-def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
-    """Map each parameter of the model to its role."""
-    found: dict[nn.Parameter, Role] = {}
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if isinstance(module, nn.Embedding):
-                role: Role = "embedding"
-            elif _is_called_linear(module) and name == "weight":
-                role = "linear"
-            else:
-                role = "other"
-            previous = found.get(parameter, role)
-            if "embedding" in (role, previous):
-                found[parameter] = "embedding"
-            else:
-                found[parameter] = role if role == previous else "other"
-    return found
-
-
-def _is_called_linear(module: nn.Module) -> bool:
-    """Tell whether this is an `nn.Linear` whose forward runs.
-
-    `nn.MultiheadAttention` reads the weight of its output projection and never calls the layer.
-    """
-    return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def select(
@@ -111,8 +88,8 @@ def select(
             groups.append({**group, "params": kept})
     if not groups:
         raise ValueError(
-            f"params and embeddings={embeddings!r} leave no parameter to tune; "
-            "allowed are choices that keep at least one parameter with requires_grad=True"
+            f"embeddings={embeddings!r}: this and params leave no parameter to tune; needed is at "
+            "least one with requires_grad=True"
         )
     tuned = [Tuned(names[p], p, role[p], used_on) for group in groups for p in group["params"]]
     twice = {each.name for each in tuned if tuned.count(each) > 1}

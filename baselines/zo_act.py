@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from agzo.calibration import Batches, leading_inputs
 from agzo.check import check_count
+from agzo.coordinates import Moved
 from agzo.direction import LowRank
 from agzo.estimator import Measurement
-from agzo.linears import body_linears, held, sizes
+from agzo.linears import body_linears, held, is_quantised, sizes
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
 from agzo.pieces import Joint
 from agzo.rng import Noise
+from agzo.sampler import check_rank
 from agzo.select import ParameterFilter
 from agzo.weights import Weights
 from baselines.branch import NAME, Branch, refuse_merge
@@ -41,7 +43,7 @@ class ZOAct(ZeroOrderOptimizer):
 
     Args:
         model, lr, eps, estimator, update, shared: see `ZeroOrderOptimizer`.
-        rank: r, columns of each basis; above a layer's width is an error.
+        rank: r, columns of each basis; a narrower layer has as many as its width.
         calibration_batches: training batches that `study` is shown.
         calibration_passes: times it reads them, see `agzo.calibration`.
         embeddings: "frozen" is all there is.
@@ -111,8 +113,20 @@ class ZOAct(ZeroOrderOptimizer):
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
+    def moved(self) -> list[Moved]:
+        """List the weights that move by their branches, see `agzo.coordinates`."""
+        found = []
+        for name, branch in self._branches.items():
+            (d_out, rank), d_in = branch.coefficients.shape, branch.basis.shape[0]
+            found.append(Moved(f"{name}.weight", d_out * d_in, True, rank, self.rank))
+        return found
+
     def study(self, batches: Batches) -> None:
-        """Find the basis of each layer from batches, (closure, token mask) each."""
+        """Find the basis of each layer from batches, (closure, token mask) each.
+
+        A layer that no batch reaches, or whose weight the model reads without calling it, is left
+        as it is.
+        """
         bases = leading_inputs(
             self._layers,
             batches,
@@ -121,6 +135,19 @@ class ZOAct(ZeroOrderOptimizer):
             Noise(self.seed, 0),
             self._forward,
         )
+        unreached = sorted(self._branches.keys() - bases.keys())
+        for name in unreached:
+            self._branches.pop(name).remove(self._layers.pop(name))
+        if unreached:
+            left = {id(branch.coefficients) for branch in self._branches.values()}
+            self.tuned = [each for each in self.tuned if id(each.parameter) in left]
+            for group in self.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) in left]
+            listed = ", ".join(unreached[:3])
+            self.studied = {
+                "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
+                "unreached": unreached,
+            }
         self.use(bases)
 
     @property
@@ -154,16 +181,17 @@ class ZOAct(ZeroOrderOptimizer):
         }
 
     def on_weights(self, directions: Directions) -> Directions:
-        """Return directions of C as those of W that they are: Z V^T, (d_out, d_in), by weight.
+        """Return directions of C as those of W that they are: Z V^T or V Z^T, by weight.
 
         Raises:
             ValueError: a weight that two layers share, each with a C of its own.
         """
         self._refuse_shared("on_weights")
         return {
-            held(layer): LowRank(
+            held(layer): LowRank.of(
                 directions[self._branches[name].coefficients].dense(),
                 self._branches[name].basis.float(),
+                self._branches[name].inputs,
             )
             for name, layer in self._layers.items()
         }  # pyright: ignore[reportReturnType]
@@ -199,6 +227,18 @@ class ZOAct(ZeroOrderOptimizer):
             parameter.requires_grad_(True)
 
 
+def _free(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out layers that are frozen where others are not.
+
+    Of a model that is frozen altogether all are taken, and quantised ones always: their quantiser
+    froze them, which is no choice of the caller's.
+    """
+    if not any(p.requires_grad for p in model.parameters() if not is_quantised(p)):
+        return layers
+    weights = {name: held(layer) for name, layer in layers.items()}
+    return {n: layers[n] for n, w in weights.items() if w.requires_grad or is_quantised(w)}
+
+
 def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict[str, nn.Module]:
     """Choose the layers that get a branch; raise ValueError where that cannot be done."""
     if params is not None and not callable(params):
@@ -209,6 +249,13 @@ def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict
             "allowed is a model without: merge_and_unload() it, or tune it by another method"
         )
     layers = body_linears(model)
+    for name, layer in layers.items():
+        if hasattr(layer, NAME):
+            raise ValueError(
+                f"model: layer {name} has a branch of ZO-Act already; allowed is one optimizer, or "
+                "merge() before the next"
+            )
+    layers = _free(model, layers)
     if params is not None:
         layers = {
             name: layer
@@ -217,18 +264,8 @@ def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict
         }
     if not layers:
         raise ValueError(
-            "params: no linear layer beside the head is left; allowed are choices with one"
+            "no linear layer beside the head is tuned, and ZO-Act tunes these alone; needed is at "
+            "least one"
         )
-    for name, layer in layers.items():
-        width, _ = sizes(layer)
-        if rank > width:
-            raise ValueError(
-                f"rank={rank}: layer {name} has an input width of {width}; "
-                f"allowed are ranks from 1 to {width}"
-            )
-        if hasattr(layer, NAME):
-            raise ValueError(
-                f"model: layer {name} has a branch of ZO-Act already; allowed is one optimizer, or "
-                "merge() before the next"
-            )
+    check_rank(rank, {n: sizes(layer)[0] for n, layer in layers.items()}, "input of a linear layer")
     return layers

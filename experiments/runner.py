@@ -265,7 +265,7 @@ class Runner:
         def look() -> dict[str, Any]:
             found = evaluate(
                 parts.model, parts.encoder, parts.task, asked, train.eval_batch_size,
-                parts.device, progress,
+                parts.device, progress, parts.asking,
             )  # fmt: skip
             return dict(found)
 
