@@ -265,9 +265,12 @@ def width_of(tuned: Tuned) -> int:
 
 
 def check_rank(rank: int, sides: Mapping[str, int], what: str) -> None:
-    """Raise ValueError for a rank that no matrix can have; a smaller one has the rank it can."""
+    """Raise ValueError for a rank that no matrix can have; a smaller one has the rank it can.
+
+    A matrix with one row or column is a vector: its rank is 1, and no choice.
+    """
     longest = max(sides, key=lambda name: sides[name], default=None)
-    if longest is not None and rank > sides[longest]:
+    if longest is not None and rank > sides[longest] > 1:
         raise ValueError(
             f"rank={rank}: the widest {what} is {longest}, of {sides[longest]}; "
             f"allowed are ranks from 1 to {sides[longest]}"

@@ -127,6 +127,13 @@ def test_a_matrix_too_small_for_the_rank_has_that_of_its_side_and_is_named(name,
             assert direction.known.shape[1] == smaller.get(each.name, rank)
 
 
+def test_vectors_held_as_matrices_take_any_rank():
+    model = nn.Sequential(nn.Linear(6, 1, bias=False)).eval()
+    optimizer = LOZO(model, 1e-3, 1e-3, rank=2)
+    optimizer.step(lambda: model(torch.ones(3, 6)).square().mean())
+    assert coordinates(model, optimizer).smaller_ranks == {"0.weight": 1}
+
+
 def test_an_adapter_of_zo_act_with_several_ranks_loads_in_peft(tmp_path):
     from peft import PeftModel
 

@@ -282,7 +282,7 @@ def test_a_run_says_how_its_model_is_asked_and_what_moves(tmp_path, saved, capfd
         one, many = (result[split] for result in results)
         assert math.isclose(one["loss"], many["loss"], abs_tol=1e-5)
         assert one["accuracy"] == many["accuracy"]
-    said = capfd.readouterr().err.splitlines()
+    said = capfd.readouterr().out.splitlines()
     begin = next(at for at, line in enumerate(said) if line.startswith("agzo:"))
     first, second, third, *_ = said[begin:]
     assert first.startswith("agzo: of its coordinates ")
