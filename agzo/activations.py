@@ -1,8 +1,11 @@
 """Turn each linear layer's input into its basis during a forward, and keep nothing of the input.
 
 The capture watches calls of ``torch.nn.functional.linear`` while the closure runs. At the first
-call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced weakly.
-Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
+call with a wanted weight (of those that carry the batch, see `agzo.calls`) it runs SubspaceExtract
+at once; the activation is only referenced weakly. Layers fed by one tensor (the same object: q/k/v,
+gate/up) share one basis computation. A weight that no row enters, an expert that no token chose,
+gets no basis. Of a weight with several calls that count the basis is that of all their rows, see
+`agzo.accumulated`.
 
 Memory: the bases, (d_in, r) float32 for each distinct input.
 """
@@ -10,16 +13,19 @@ Memory: the bases, (d_in, r) float32 for each distinct input.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from agzo.calls import Calls, Constants, FirstRun
 from agzo.group import ALONE, Group
 from agzo.inputs import BySameTensor, fits
-from agzo.perturb import Closure
+from agzo.perturb import Closure, only_reads, uses
 from agzo.pieces import mask_now, running
 from agzo.rng import Noise
 from agzo.select import Tuned
@@ -41,6 +47,11 @@ class ActivationCapture(TorchFunctionMode):
         group: processes that share the batch; the bases are those of all their rows. Each must
             reach the wanted layers in the same order, so an input that some tokens alone come to
             (an expert's) is an error.
+        calls: which calls count, of the weights that are not simply called once.
+        shape: the token mask by which calls are told apart, where token_mask is None on purpose.
+        model: whose parameters and buffers carry nothing of a batch; wanted with `calls`.
+        met: names of the weights of which a call of this kind is known; those of this forward are
+            added.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
@@ -54,6 +65,10 @@ class ActivationCapture(TorchFunctionMode):
         token_mask: Tensor | None,
         start: Mapping[str, Tensor] | None = None,
         group: Group = ALONE,
+        calls: Mapping[str, Calls] = MappingProxyType({}),
+        shape: Tensor | None = None,
+        model: nn.Module | None = None,
+        met: set[str] | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -63,6 +78,14 @@ class ActivationCapture(TorchFunctionMode):
         self._mask = token_mask
         self._start = start or {}
         self._group = group
+        self._calls, self._shape = calls, token_mask if shape is None else shape
+        tracked = any(each.rule == "carrying" for each in calls.values())
+        self._constants = Constants(model) if tracked and model is not None else None
+        self._first_run = FirstRun(model) if calls and model is not None else None
+        self._met: set[str] = set() if met is None else met
+        self._unmet = {key for key, name in self._names.items() if name not in self._met}
+        self.used_otherwise: set[str] = set()
+        """Names of the weights that were not met yet and that another call used."""
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -79,11 +102,13 @@ class ActivationCapture(TorchFunctionMode):
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
                 "allowed is (batch, sequence) of the batch that the closure evaluates"
             )
+        if not self._finite:
+            return torch.ones((), dtype=torch.bool, device="cpu")
         return torch.stack([each.to(self._finite[0].device) for each in self._finite]).all()
 
     def watch(self, closure: Closure) -> Tensor:
         """Return the closure's loss, and have the bases of what it ran on."""
-        with self:
+        with self, nullcontext() if self._first_run is None else self._first_run:
             return closure()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,7 +118,12 @@ class ActivationCapture(TorchFunctionMode):
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self._mask_used |= fits(x, mask_now(self._mask))  # of a layer that is not wanted too
             self.see(x, weight)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if self._constants is not None:
+            self._constants.take_in(func, args, kwargs, result)
+        if self._unmet and func is not F.linear and uses(self._unmet, args, kwargs):
+            self._note_use(func, args, kwargs, result)
+        return result
 
     def wants(self, weight: Tensor) -> bool:
         """Tell whether what enters the layer with this weight is looked at."""
@@ -102,8 +132,27 @@ class ActivationCapture(TorchFunctionMode):
     def see(self, x: Tensor, weight: Tensor) -> None:
         """Look at what enters the layer with this weight, if it is wanted."""
         name = self._names.get(id(weight))
-        if name is not None:
+        if name is None:
+            return
+        self._unmet.discard(id(weight))
+        self._met.add(name)
+        if x.numel() > 0 and (name not in self._calls or self._counts(x, self._calls[name])):
             self._see(x, name)
+
+    def _counts(self, x: Tensor, calls: Calls) -> bool:
+        """Tell whether an input is one of those that the basis is of."""
+        if self._first_run is not None and not self._first_run.now():
+            return False
+        if calls.rule == "masked":
+            mask = mask_now(self._shape)
+            return mask is None or fits(x, mask)
+        return calls.rule == "all" or self._constants is None or self._constants.carries(x)
+
+    def _note_use(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Note which unmet weights a call used that is not of a linear layer."""
+        if not only_reads(func, result):
+            used = {key for key in self._unmet if uses({key}, args, kwargs)}
+            self.used_otherwise.update(self._names[key] for key in used)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""

@@ -15,16 +15,21 @@ over distinct layer inputs, and the factors R of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agzo.accumulated import ACCUMULATED
-from agzo.check import check_choice, check_count
+from agzo.calls import Calls
+from agzo.check import check_choice, check_count, check_count_or_none
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.pieces import Joint
+from agzo.progress import ENTRY
 from agzo.sampler import ActivationSubspace, takes_bases
 from agzo.select import Tuned
+from agzo.weights import Resident
 
 BASES = ("power", "exact")
 
@@ -74,10 +79,7 @@ class AGZO(ZeroOrderOptimizer):
         accumulated_basis: str = "gram",
         **shared: Any,
     ) -> None:
-        check_count("rank", rank)
         check_choice("basis", basis, BASES)
-        check_count("power_steps", power_steps, minimum=0)
-        check_count("refresh_every", refresh_every, none="one-shot")
         if warm_start and basis == "exact":
             raise ValueError("warm_start=True: allowed is False with basis='exact'")
         check_choice("accumulated_basis", accumulated_basis, ACCUMULATED)
@@ -89,10 +91,10 @@ class AGZO(ZeroOrderOptimizer):
             )
         whole = shared.get("accumulation", 1) > 1 and accumulated_basis != "first"
         _check_shared(basis, shared, accumulated_basis if whole else None)
-        self.rank = rank
+        self.rank = check_count("rank", rank)
         self.basis = basis
-        self.power_steps = power_steps
-        self.refresh_every = refresh_every
+        self.power_steps = check_count("power_steps", power_steps, minimum=0)
+        self.refresh_every = check_count_or_none("refresh_every", refresh_every, "one-shot")
         self.include_padding = include_padding
         self.warm_start = warm_start
         self.accumulated_basis = accumulated_basis
@@ -109,6 +111,7 @@ class AGZO(ZeroOrderOptimizer):
             self.warm_start,
             self.group,
             self.accumulated_basis if self._whole else "first",
+            self.model,
         )
         return self._subspace
 
@@ -118,10 +121,22 @@ class AGZO(ZeroOrderOptimizer):
     def _captures(self, step: int) -> bool:
         return takes_bases(step, self.refresh_every)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict; the bases are ``["state"]["zo"]["bases"]``."""
-        state = super().state_dict()
-        state["state"]["zo"] = {**state["state"]["zo"], "bases": dict(self._subspace.bases)}
+    def _check(self, closure: Joint) -> None:
+        super()._check(closure)
+        several = [name for name, each in self._subspace.calls.items() if each.several]
+        if several and not isinstance(self._weights, Resident):
+            raise ValueError(
+                f"{several[0]}: a forward calls it several times, and the evaluations of streamed "
+                "layers run side by side, so that its basis is there too late; allowed are "
+                "resident weights, or params= without it"
+            )
+
+    def live_state(self) -> dict[str, Any]:
+        """Return torch's state dict, to write at once; the bases are in its entry "zo"."""
+        state = super().live_state()
+        entry = {**state["state"][ENTRY], "bases": dict(self._subspace.bases)}
+        calls = {name: astuple(each) for name, each in self._subspace.calls.items()}
+        state["state"][ENTRY] = {**entry, "calls": calls} if calls else entry
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -131,6 +146,8 @@ class AGZO(ZeroOrderOptimizer):
         # Column-major, as a decomposition leaves them: files keep no layout, and products round by
         # it.
         bases: dict[str, Tensor] = self._zo.pop("bases")
+        calls = self._zo.pop("calls", {})
+        self._subspace.calls = {name: Calls(*each) for name, each in calls.items()}
         rows = {name: basis.to(devices[name]).T for name, basis in bases.items()}
         layout = torch.contiguous_format
         self._subspace.bases = {n: each.clone(memory_format=layout).T for n, each in rows.items()}

@@ -267,6 +267,16 @@ class LowRank(Branch):
             super().add_to(weight, keep, scale, rounding)
 
 
+class Still(LowRank):
+    """The direction zero, of a matrix that the batch does not reach."""
+
+
+def still(shape: torch.Size, device: torch.device) -> Still:
+    """Return the direction zero of a matrix."""
+    height, width = (torch.zeros(n, 1, dtype=torch.float32, device=device) for n in shape)
+    return Still(height, width)
+
+
 @dataclass(frozen=True)
 class Sum(ByRows):
     """``sum(c * direction)`` of directions of one shape: several queries to be rounded once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,15 @@ def fits(x: Tensor, mask: Tensor | None) -> bool:
 def version(x: Tensor) -> int:
     """Return a number that a change in place changes; inference tensors keep no count."""
     return -1 if x.is_inference() else x._version
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
 
 
 class BySameTensor(Generic[T]):

@@ -10,13 +10,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from agzo.accumulated import AccumulatedCapture
 from agzo.activations import ActivationCapture
-from agzo.direction import Dense, Direction, LowRank
+from agzo.calls import Calls, LinearCalls
+from agzo.direction import Dense, Direction, LowRank, still
 from agzo.group import ALONE, Group
 from agzo.rng import Noise
 from agzo.select import Tuned
@@ -35,6 +38,10 @@ class DirectionSampler(Protocol):
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of an embedding table that is a head too, None where no basis is taken."""
+        ...
+
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Return what must be entered around a forward of the check before the first step."""
         ...
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
@@ -84,6 +91,10 @@ class Gaussian:
         """Return None: no basis is taken."""
         return None
 
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Need to know nothing."""
+        return nullcontext()
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no right factor."""
         return tuned.parameter.numel(), 0
@@ -92,7 +103,9 @@ class Gaussian:
 class ActivationSubspace(Gaussian):
     """AGZO's sampler: Delta = R A^T (Eq. 10), R ~ N(0, 1) of shape (d_out, r), unscaled.
 
-    E|Delta|^2 = d_out r, and the mean estimate of a gradient G is its projection G A A^T.
+    E|Delta|^2 = d_out r, and the mean estimate of a gradient G is its projection G A A^T. A weight
+    that no row of the batch enters, whose gradient is zero, has the direction zero until the next
+    bases are taken.
 
     Args:
         linear: the linear weights that get a basis, and the tables that get one where they are a
@@ -103,6 +116,7 @@ class ActivationSubspace(Gaussian):
         warm_start: begin each power iteration with the bases before, not with Omega.
         group: processes that share a batch.
         accumulated: how bases are taken from several micro-batches, see `agzo.accumulated`.
+        model: holds the weights; wanted by `learn`.
     """
 
     def __init__(
@@ -115,6 +129,7 @@ class ActivationSubspace(Gaussian):
         warm_start: bool = False,
         group: Group = ALONE,
         accumulated: str = "first",
+        model: nn.Module | None = None,
     ) -> None:
         if not linear:
             raise ValueError(
@@ -127,6 +142,7 @@ class ActivationSubspace(Gaussian):
                     f"rank={rank}: layer {tuned.name} has an input width of {width}; "
                     f"allowed are ranks from 1 to {width}"
                 )
+        self._model = nn.Module() if model is None else model
         self._linear = linear
         self._rank = rank
         self._power_steps = power_steps
@@ -136,6 +152,10 @@ class ActivationSubspace(Gaussian):
         self._group = group
         self._accumulated = accumulated
         self.bases: dict[str, Tensor] = {}
+        self.calls: dict[str, Calls] = {}
+        """How the weights are called that are not simply called once in a forward."""
+        self._met: set[str] = set()  # weights that a linear layer was seen to use
+        self._used_otherwise: set[str] = set()  # by other calls, while bases were taken last
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
         """Return a capture that fills `bases`, None where no new ones are due.
@@ -144,25 +164,63 @@ class ActivationSubspace(Gaussian):
         """
         if self.bases and not takes_bases(noise.step, self._refresh_every):
             return None
-        mask = None if self._include_padding else token_mask
-        start = self.bases if self._warm_start else None
-        kind = ActivationCapture if self._accumulated == "first" else AccumulatedCapture
-        found = kind(self._linear, self._rank, self._power_steps, noise, mask, start, self._group)
-        self.bases = found.bases
+        whole = self._accumulated != "first"
+        in_parts = whole or any(each.several for each in self.calls.values())
+        kind = partial(AccumulatedCapture, whole) if in_parts else ActivationCapture
+        found = kind(
+            self._linear,
+            self._rank,
+            self._power_steps,
+            noise,
+            None if self._include_padding else token_mask,
+            self.bases if self._warm_start else None,
+            self._group,
+            calls=self.calls,
+            shape=token_mask,
+            model=self._model,
+            met=self._met,
+        )
+        self.bases, self._used_otherwise = found.bases, found.used_otherwise
         return found
+
+    @contextmanager
+    def learn(self, token_mask: Tensor | None) -> Iterator[None]:
+        """Learn from a forward how the weights are called."""
+        names = {id(each.parameter): each.name for each in self._linear}
+        watch = LinearCalls(self._model, names, token_mask)
+        with watch, watch.first_run:
+            yield
+        self.calls = watch.found()
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return R A^T for a linear weight, dense noise for the rest."""
         if tuned.role != "linear":
             return super().sample(tuned, noise)
-        if tuned.name not in self.bases:
+        right = self.bases.get(tuned.name)  # (d_in, r) orthonormal columns
+        if right is None:
+            self._refuse_without_basis(tuned)
+            return still(tuned.parameter.shape, tuned.device)
+        height, rank = tuned.parameter.shape[0], right.shape[1]
+        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
+
+    def _refuse_without_basis(self, tuned: Tuned) -> None:
+        """Raise ValueError unless no row of the batch entered the weight, which may be."""
+        if tuned.name in self._used_otherwise:
             raise ValueError(
                 f"no basis for {tuned.name}: torch.nn.functional.linear was not called with this "
                 "weight in the captured forward; exclude it with params="
             )
-        right = self.bases[tuned.name]  # (d_in, r) orthonormal columns
-        height, rank = tuned.parameter.shape[0], right.shape[1]
-        return LowRank(noise.columns(height, rank, right.device, tuned.name, "left"), right)
+        if self._refresh_every is None:
+            raise ValueError(
+                f"refresh_every=None: no token of the first batch reaches {tuned.name}, and its "
+                "bases are all there ever are; allowed are a number of steps, or params= without it"
+            )
+        if self._group.size > 1:
+            raise ValueError(
+                f"no basis for {tuned.name}: no token of this process's share reaches it; with "
+                f"{self._group.size} processes allowed are layers that all tokens come to: use one "
+                "process, or leave this weight out with params="
+            )
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of a table, A the basis of what enters it as a head; see `agzo.seen`."""

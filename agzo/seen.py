@@ -19,6 +19,7 @@ and one pass over the table for its update.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,10 @@ class SeenTokens(TorchFunctionMode):
         self.lookups = 0
         """Lookups of the forward that was watched last."""
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # a copy: its tables are others
+        self._tables = {id(each.parameter): each for each in self._tables.values()}
+
     def begin(self, mask: Tensor | None) -> None:
         """Forget the batch before; `mask` (batch, sequence) tells the next one's real tokens."""
         self._mask = mask
@@ -227,6 +232,10 @@ class OnSeenRows:
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return the inner sampler's."""
         return self._inner.head(tuned, noise)
+
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Return the inner sampler's."""
+        return self._inner.learn(token_mask)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""

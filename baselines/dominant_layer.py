@@ -92,7 +92,8 @@ class DominantLayer(ZeroOrderOptimizer):
                 "can use what another left; allowed is False"
             )
         check_choice("detector", detector, DETECTORS)
-        check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
+        minimum = 1 if layer is None else 0
+        scan_batches = check_count("scan_batches", scan_batches, minimum=minimum)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
                "refresh_every": refresh_every, "basis": basis,
                "warm_start": warm_start}  # fmt: skip
@@ -180,7 +181,7 @@ class DominantLayer(ZeroOrderOptimizer):
             f"{len(self._layers) - 1} (method.layer=... of a run)"
         )
 
-    def _check(self, closure: Closure) -> None:
+    def _check(self, closure: Joint) -> None:
         """Check as ever, and that reuse gives the loss of a perturbed layer: three evaluations."""
         super()._check(closure)
         if not self.reuse_prefix or self.layer is None:
@@ -206,9 +207,12 @@ class DominantLayer(ZeroOrderOptimizer):
         """Name the tuned layer as its parameters' names do."""
         return f"{self.layers_name}.{self.layer}".lstrip(".")
 
-    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+    def _enter(self) -> None:
         if self.layer is None:
             raise RuntimeError("layer=None: call study(batches) before the first step, or give it")
+        super()._enter()
+
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         with self._prefix:
             return super()._measure(batch, step)
 
