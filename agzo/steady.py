@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
 from agzo.inputs import tensors, version
 from agzo.select import Tuned
@@ -113,7 +112,7 @@ class Steady:
 
     def _named(self, module: nn.Module | None) -> str:
         if module is None:
-            return "the closure, outside of any module,"
+            return "the closure, outside of the model's modules,"
         name = next((name for name, each in self._modules if each is module), "")
         return f"module {name or '(the outermost)'} ({type(module).__name__})"
 
@@ -157,10 +156,10 @@ class Steady:
             drew = not torch.equal(states.pop(), torch.cat(self._generators()))
             calls.append(Call(module, _sum((args, kwargs)), _sum(output), drew))
 
-        handles = [
-            hooks.register_module_forward_pre_hook(enter),
-            hooks.register_module_forward_hook(leave, with_kwargs=True),
-        ]
+        handles: list[Any] = []
+        for _, module in self._modules:
+            handles.append(module.register_forward_pre_hook(enter))
+            handles.append(module.register_forward_hook(leave, with_kwargs=True))
         try:
             return closure(), calls
         finally:
@@ -188,9 +187,17 @@ def _sum(value: Any) -> float:
 
 @contextmanager
 def backward_refused(tuned: Sequence[Tuned]) -> Iterator[None]:
-    """Raise ValueError where what runs meanwhile leaves gradients in tuned parameters."""
+    """Raise ValueError where what runs meanwhile is made for a backward pass.
+
+    It leaves gradients in tuned parameters, or wants to where none is recorded.
+    """
     before = [_gradient(each.parameter) for each in tuned]
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise ValueError(_BACKWARD.format("no gradient is recorded in a step")) from error
     touched = [
         each for each, old in zip(tuned, before, strict=True) if _gradient(each.parameter) != old
     ]
@@ -198,11 +205,14 @@ def backward_refused(tuned: Sequence[Tuned]) -> Iterator[None]:
         return
     for each in touched:
         each.parameter.grad = None
-    raise ValueError(
-        f"the closure ran a backward pass: it left gradients in {len(touched)} tuned parameter(s), "
-        f"{touched[0].name} among them. Allowed is a closure that returns the loss and no more (in "
-        "Lightning automatic_optimization=False, with optimizer.step(closure) in training_step)"
-    )
+    said = f"it left gradients in {len(touched)} tuned parameter(s), {touched[0].name} among them"
+    raise ValueError(_BACKWARD.format(said))
+
+
+_BACKWARD = (
+    "the closure ran a backward pass: {}. Allowed is a closure that returns the loss and no more "
+    "(in Lightning automatic_optimization=False, with optimizer.step(closure) in training_step)"
+)
 
 
 def _gradient(parameter: nn.Parameter) -> tuple[int, int]:

@@ -210,6 +210,21 @@ def test_a_closure_made_for_backward_is_an_error_and_leaves_no_gradient(within, 
     assert all(p.grad is None for p in model.parameters())
 
 
+@every_method
+def test_torchs_own_closure_is_an_error_of_one_line(method, options):
+    model = net(nn.Linear(8, 8))
+    optimizer = method(model, lr=1e-2, eps=1e-3, **options)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = closure_of(model)()
+        loss.backward()
+        return loss
+
+    with pytest.raises(ValueError, match=r"^the closure ran a backward pass: no gradient is rec"):
+        optimizer.step(closure)
+
+
 def test_gradients_with_respect_to_inputs_are_a_closures_own_affair():
     model = net(nn.Linear(8, 8))
 
