@@ -152,6 +152,7 @@ class _Layer:
                     module.inputs = inputs
             if perturbed is not None:
                 self._perturb(perturbed, undo)
+            undo.enter_context(torch.compiler.set_stance("default"))  # a step turns it off
             output = self._run(self._layer, args, kwargs)
             for number, x in inputs:
                 assert capture is not None

@@ -29,6 +29,7 @@ from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.seen import OnSeenRows, SeenTokens
 from agzo.select import Params, select
+from agzo.surroundings import apart, watched
 from agzo.update import ROUNDINGS, is_low_precision, move
 from agzo.weights import Resident, Weights, check_streamed
 
@@ -195,13 +196,14 @@ class ZeroOrderOptimizer(Progress):
         """Count the forward passes of step number `step`."""
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
+    @apart
     def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Look at `studies` batches, (closure, token mask) each, before the first step.
 
         For methods that choose once what to tune or where to look; most have no need.
         """
 
-    @torch.no_grad()
+    @apart
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Batch, token_mask: Tensor | None = None
     ) -> Tensor:
@@ -231,7 +233,7 @@ class ZeroOrderOptimizer(Progress):
         zo["step"] += 1
         return measurement.loss
 
-    @torch.no_grad()
+    @apart
     def retrace(self, projected_grad: Tensor) -> None:
         """Move as the step did that measured `projected_grad`, (queries,), without a forward.
 
@@ -247,7 +249,7 @@ class ZeroOrderOptimizer(Progress):
         )
         self._zo["step"] += 1
 
-    @torch.no_grad()
+    @apart
     def estimate(
         self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
     ) -> Measurement:
@@ -321,7 +323,8 @@ class ZeroOrderOptimizer(Progress):
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points
-        loss = closure()
+        with self.around.entered(), watched():
+            loss = closure()
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
