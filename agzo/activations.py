@@ -109,7 +109,7 @@ class ActivationCapture(Watch):
                     f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "
                     "it; allowed are plain inputs: leave this weight out with params="
                 )
-            with torch.no_grad(), exactly(x.device):
+            with exactly(x.device):
                 self._see(x, name)
 
     def _see(self, x: Tensor, name: str) -> None:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from agzo.direction import Direction, LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.perturb import Closure, Directions, Perturbed, SideBranch
+from agzo.perturb import Closure, SideBranch
+from agzo.perturbed import Directions, Perturbed
 from agzo.uses import ADDRESSES, holds
 
 REFUSED = re.compile(
@@ -82,7 +83,7 @@ class _Together(Perturbed):
             )
         return super().call(func, args, kwargs)
 
-    def _followed(self, *inputs: Tensor | None) -> bool:
+    def _followed(self, input: Tensor, bias: Tensor | None) -> bool:
         return False  # all that is done here can be differentiated and transformed
 
     def _moved(self, weight: Tensor, values: Tensor) -> Tensor:

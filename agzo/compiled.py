@@ -40,7 +40,8 @@ from agzo.activations import ActivationCapture
 from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
-from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.perturb import Closure
+from agzo.perturbed import Perturbed, perturbed_into
 from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
 from agzo.uses import Watch

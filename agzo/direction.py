@@ -7,6 +7,7 @@ U V^T) and holds its two thin factors. `Sum` is several queries' directions, add
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ class Dense(ByRows):
         else:
             super().add_to(weight, keep, scale, rounding)
 
-    @property
+    @functools.cached_property
     def _key(self) -> kernels.Key:
         return self.noise.key(self.name, "dense")
 

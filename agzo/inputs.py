@@ -25,13 +25,13 @@ def is_transformed(x: Tensor) -> bool:
 
     torch has no public name for this.
     """
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def version(x: Tensor) -> int:
     """Return a number that a change in place changes; inference tensors keep no count."""
     while is_transformed(x):  # what is inside keeps the count
-        x = torch._C._functorch.get_unwrapped(x)
+        x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
     return -1 if x.is_inference() else x._version
 
 

@@ -87,4 +87,5 @@ def apart(method: M) -> M:
         finally:
             self.around = outer
 
-    return cast(M, torch._disable_dynamo(run))  # a compiled training loop calls it as it is
+    as_it_is = torch._disable_dynamo(run)  # pyright: ignore[reportPrivateImportUsage]
+    return cast(M, as_it_is)  # also where a training loop is compiled

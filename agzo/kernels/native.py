@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agzo.inputs import is_transformed
-
 THIN = 4  # the largest rank that `add_thin` has code for
 KEY = (c_uint32, c_uint32)
 ARGUMENTS = {
@@ -47,17 +45,14 @@ library = _load()
 
 def usable(*tensors: Tensor | None) -> bool:
     """Tell whether the compiled functions can work on these: contiguous float32 on the CPU."""
-    return library is not None and all(
-        t is None
-        or (
-            t.dtype == torch.float32
-            and t.device.type == "cpu"
-            and t.is_contiguous()
-            and not is_transformed(t)
-            and not t.is_neg()
-        )
-        for t in tensors
-    )
+    if library is None:
+        return False
+    for t in tensors:
+        if t is not None and not (
+            t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() and not t.is_neg()
+        ):
+            return False
+    return True
 
 
 def normal(
@@ -66,7 +61,7 @@ def normal(
     """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out."""
     assert library is not None
     n = out.numel()
-    pointers = _floats("out", out, n), None if base is None else _floats("base", base, n)
+    pointers = _address("out", out, n), None if base is None else _address("base", base, n)
     library.agzo_normal(*pointers, n, start, *key, keep, scale, _threads())
 
 
@@ -78,9 +73,9 @@ def normal_rows(
     n, width = out.shape
     _check_rows(rows, None if base is None else base.numel() // max(1, width))
     pointers = (
-        _floats("out", out, n * width),
-        None if base is None else _floats("base", base, base.shape[0] * width),
-        _address("rows", rows, torch.int64, n),
+        _address("out", out, n * width),
+        None if base is None else _address("base", base, base.shape[0] * width),
+        _address("rows", rows, n, torch.int64),
     )
     library.agzo_normal_rows(*pointers, n, width, *key, scale, _threads())
 
@@ -89,7 +84,7 @@ def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     assert library is not None
     examples, columns, positions = out.shape
-    pointer = _floats("out", out, out.numel())
+    pointer = _address("out", out, out.numel())
     library.agzo_normal_table(pointer, examples, columns, positions, *key, _threads())
 
 
@@ -97,7 +92,7 @@ def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, contiguous int32 on the CPU, to uniform numbers in [0, 2^16)."""
     assert library is not None
     n = out.numel()
-    library.agzo_bits(_address("out", out, torch.int32, n), n, start, *key, _threads())
+    library.agzo_bits(_address("out", out, n, torch.int32), n, start, *key, _threads())
 
 
 def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
@@ -107,7 +102,7 @@ def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
     if not 1 <= r <= THIN:
         raise ValueError(f"left: {tuple(left.shape)}; allowed are 1 to {THIN} rows")
     pointers = (
-        _floats("y", y, m * n), _floats("left", left, r * m), _floats("right", right, r * n)
+        _address("y", y, m * n), _address("left", left, r * m), _address("right", right, r * n)
     )  # fmt: skip
     library.agzo_add_thin(*pointers, m, n, r, _threads())
 
@@ -117,26 +112,21 @@ def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
     assert library is not None
     (tokens, d), r = x.shape, q.shape[0]
     pointers = (
-        _floats("y", y, r * d),
-        _floats("x", x, tokens * d),
-        _floats("q", q, r * d),
-        None if keep is None else _address("keep", keep, torch.bool, tokens),
+        _address("y", y, r * d),
+        _address("x", x, tokens * d),
+        _address("q", q, r * d),
+        None if keep is None else _address("keep", keep, tokens, torch.bool),
     )
     library.agzo_gram(*pointers, tokens, d, r, _threads())
 
 
-def _floats(name: str, tensor: Tensor, count: int) -> int:
-    return _address(name, tensor, torch.float32, count)
-
-
-def _address(name: str, tensor: Tensor, dtype: torch.dtype, count: int) -> int:
+def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> int:
     """Return where the values of a tensor are; raise ValueError unless they lie as is said."""
     if (
         tensor.dtype == dtype
         and tensor.numel() == count
-        and tensor.device.type == "cpu"
+        and tensor.is_cpu
         and tensor.is_contiguous()
-        and not tensor.is_neg()
     ):
         return tensor.data_ptr()
     found = f"{tensor.dtype}, {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.device}"
