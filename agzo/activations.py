@@ -24,10 +24,10 @@ from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
 from agzo.surroundings import exactly
-from agzo.uses import Watch
+from agzo.uses import TorchCalls
 
 
-class ActivationCapture(Watch):
+class ActivationCapture(TorchCalls):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:

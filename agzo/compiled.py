@@ -44,7 +44,7 @@ from agzo.perturb import Closure
 from agzo.perturbed import Perturbed, perturbed_into
 from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
-from agzo.uses import Watch
+from agzo.uses import TorchCalls
 
 VARIANTS = 512  # of a compiled layer: what is done with it x shapes; torch's own limit is 8
 
@@ -224,7 +224,7 @@ def _known(
             capture = mode
         elif isinstance(mode, SeenTokens) and mode.tables.isdisjoint(own):
             continue  # it has nothing to see here
-        elif type(mode) is not Watch and not isinstance(mode, DeviceContext):
+        elif type(mode) is not TorchCalls and not isinstance(mode, DeviceContext):
             # those two change nothing: torch.compile knows a default device
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "

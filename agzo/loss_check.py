@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.select import Tuned
-from agzo.uses import ADDRESSES, Watch, among, used
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 Dropouts = list[tuple[str, Any]]  # name, module
 
@@ -59,7 +59,7 @@ def check_loss(forward: Callable[[], Tensor], tuned: list[Tuned], must_see: bool
         )
 
 
-class Uses(Watch):
+class Uses(TorchCalls):
     """Notes the ids of tuned parameters whose values torch calls use."""
 
     def __init__(self, tuned: list[Tuned]) -> None:

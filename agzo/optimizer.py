@@ -75,6 +75,7 @@ class ZeroOrderOptimizer(Progress):
     forwards_once: int = 2  # the check that the loss is a function
     needs_data: str | None = None  # why directions cannot be made without the batches
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
+    _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
         *("update", "momentum", "beta2"),
@@ -266,7 +267,7 @@ class ZeroOrderOptimizer(Progress):
         finally:
             self._zo["forwards"] = forwards
 
-    @torch.no_grad()
+    @apart
     def directions(
         self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
     ) -> tuple[list[Directions], Tensor]:
@@ -277,7 +278,8 @@ class ZeroOrderOptimizer(Progress):
         refuse_dropout(self._dropouts)
         batch = joint(closure, token_mask, 1, ALONE)
         capture, watch = self._looking(batch, step)
-        loss = batch() if watch is None else watch(batch)
+        run = partial(self._run, batch)
+        loss = run() if watch is None else watch(run)
         if capture is not None:
             capture.finite()  # checks the mask's use
         found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
@@ -285,20 +287,22 @@ class ZeroOrderOptimizer(Progress):
             list(each.values())  # sampled now: the next batch has other bases
         return found, loss
 
-    @torch.no_grad()
+    @apart
     def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
         """Return the losses at W + scale * direction, (scales,); they are not counted.
 
         The closure may be of another batch than that of the directions. Weights stay as they are.
         """
-        found = [self._execution.evaluate(closure, directions, scale) for scale in scales]
+        run = partial(self._run, closure)
+        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
         return torch.stack(found)
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
         capture, watch = self._looking(batch, step)
         if self._seen is not None and capture is None and self.estimator == "two_sided":
-            self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+            with self.around.entered():
+                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
         measurement = measure(
             self.estimator,
@@ -323,12 +327,16 @@ class ZeroOrderOptimizer(Progress):
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points
-        with self.around.entered(), watched():
-            loss = closure()
+        loss = self._run(closure)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
         return loss
+
+    def _run(self, closure: Closure) -> Tensor:
+        """Evaluate a closure: every evaluation of a method comes by here."""
+        with self.around.entered(), watched():
+            return closure()
 
     def _directions(self, noise: Noise) -> Directions:
         return Sampled(self.tuned, lambda each: self._look.sample(each, noise))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from agzo.direction import Branch, Direction
 from agzo.inputs import is_transformed, storage, version
 from agzo.rng import CHUNK
-from agzo.uses import ADDRESSES, Watch, holds, used
+from agzo.uses import ADDRESSES, TorchCalls, holds, used
 
 Directions = Mapping[nn.Parameter, Direction]
 
@@ -54,7 +54,7 @@ def perturbed_into(out: Tensor, parameter: Tensor, direction: Direction, scale: 
         del rows  # before the next block is made
 
 
-class Perturbed(Watch):
+class Perturbed(TorchCalls):
     """Answers torch calls as if each parameter in `directions` were perturbed."""
 
     def __init__(self, directions: Directions, scale: float) -> None:

@@ -36,7 +36,7 @@ from agzo.pieces import Joint, mask_now
 from agzo.rng import Noise
 from agzo.sampler import DirectionSampler
 from agzo.select import Tuned
-from agzo.uses import ADDRESSES, Watch, among, used
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class SeenRows(Branch):
         weight.index_copy_(0, ids, new.to(weight.dtype))  # repeated ids write the same values
 
 
-class SeenTokens(Watch):
+class SeenTokens(TorchCalls):
     """Collects the rows of each table that a batch looks up.
 
         tokens.watch(closure)     sees a forward that is made anyway

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agzo.perturb import Closure
 from agzo.select import Tuned
-from agzo.uses import Watch
+from agzo.uses import TorchCalls
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def spectrum(x: Tensor) -> Spectrum:
     return Spectrum(values, right.T, left)
 
 
-class Inputs(Watch):
+class Inputs(TorchCalls):
     """Collects ``inputs[name]``, the whole input of each wanted linear weight, at its first use.
 
     Layers fed by one tensor get that one object. Holds every activation: for probes only.

@@ -10,7 +10,7 @@ torch keeps settings beside a call's arguments. For each there is one rule:
                      is not seen by the modes that perturb and look. `agzo.compiled` turns it on
                      for its own layers
     function modes   one is active in each evaluation: torch itself chooses by that, see
-                     `agzo.uses.Watch`
+                     `agzo.uses.TorchCalls`
     gradients        not recorded, unless the closure says so
 """
 
@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from agzo.uses import Watch
+from agzo.uses import TorchCalls
 
 KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "maia", "xla", "ipu", "privateuseone")
 """Devices that have an autocast of their own."""
@@ -62,7 +62,7 @@ class Surroundings:
 
 def watched() -> AbstractContextManager[Any]:
     """Return a context in which a function mode is active: an idle one, if there is no other."""
-    return nullcontext() if torch._C._len_torch_function_stack() else Watch()
+    return nullcontext() if torch._C._len_torch_function_stack() else TorchCalls()
 
 
 def exactly(device: torch.device) -> AbstractContextManager[Any]:

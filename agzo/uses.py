@@ -131,7 +131,7 @@ def _is_of_higher_order(kind: type) -> bool:
     return issubclass(kind, HigherOrderOperator)
 
 
-class Watch(TorchFunctionMode):
+class TorchCalls(TorchFunctionMode):
     """Sees torch's calls: `call` answers each, here as if nobody watched.
 
     Torch takes a mode off while the mode answers. A function that torch is given to run, such as a
