@@ -15,18 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from agzo.group import ALONE, Group
-from agzo.inputs import BySameTensor, fits
+from agzo.inputs import BySameTensor, fits, is_transformed
 from agzo.perturb import Closure
 from agzo.pieces import mask_now, running
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
+from agzo.surroundings import exactly
+from agzo.uses import TorchCalls
 
 
-class ActivationCapture(TorchFunctionMode):
+class ActivationCapture(TorchCalls):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:
@@ -86,8 +87,8 @@ class ActivationCapture(TorchFunctionMode):
         with self:
             return closure()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         if func is F.linear:
             x = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -103,7 +104,13 @@ class ActivationCapture(TorchFunctionMode):
         """Look at what enters the layer with this weight, if it is wanted."""
         name = self._names.get(id(weight))
         if name is not None:
-            self._see(x, name)
+            if x.is_nested or is_transformed(x):
+                raise ValueError(
+                    f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "
+                    "it; allowed are plain inputs: leave this weight out with params="
+                )
+            with exactly(x.device):
+                self._see(x, name)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""
@@ -193,7 +200,8 @@ class ActivationCapture(TorchFunctionMode):
         """
         if self._rank <= self._group.size:
             return self._rank
-        own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
+        tokens = flat.shape[0] if keep is None else int(torch.count_nonzero(keep))
+        own = torch.tensor(tokens, dtype=torch.int64, device="cpu")
         return min(self._rank, int(self._group.sum(own)))
 
 

@@ -29,6 +29,7 @@ from agzo.rng import STREAM, Noise
 from agzo.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.seen import OnSeenRows, SeenTokens
 from agzo.select import Params, select
+from agzo.surroundings import apart, watched
 from agzo.update import ROUNDINGS, is_low_precision, move
 from agzo.weights import Resident, Weights, check_streamed
 
@@ -74,6 +75,7 @@ class ZeroOrderOptimizer(Progress):
     forwards_once: int = 2  # the check that the loss is a function
     needs_data: str | None = None  # why directions cannot be made without the batches
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
+    _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
         *("update", "momentum", "beta2"),
@@ -196,13 +198,14 @@ class ZeroOrderOptimizer(Progress):
         """Count the forward passes of step number `step`."""
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
+    @apart
     def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Look at `studies` batches, (closure, token mask) each, before the first step.
 
         For methods that choose once what to tune or where to look; most have no need.
         """
 
-    @torch.no_grad()
+    @apart
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Batch, token_mask: Tensor | None = None
     ) -> Tensor:
@@ -232,7 +235,7 @@ class ZeroOrderOptimizer(Progress):
         zo["step"] += 1
         return measurement.loss
 
-    @torch.no_grad()
+    @apart
     def retrace(self, projected_grad: Tensor) -> None:
         """Move as the step did that measured `projected_grad`, (queries,), without a forward.
 
@@ -248,7 +251,7 @@ class ZeroOrderOptimizer(Progress):
         )
         self._zo["step"] += 1
 
-    @torch.no_grad()
+    @apart
     def estimate(
         self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
     ) -> Measurement:
@@ -265,7 +268,7 @@ class ZeroOrderOptimizer(Progress):
         finally:
             self._zo["forwards"] = forwards
 
-    @torch.no_grad()
+    @apart
     def directions(
         self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
     ) -> tuple[list[Directions], Tensor]:
@@ -276,7 +279,8 @@ class ZeroOrderOptimizer(Progress):
         refuse_dropout(self._dropouts)
         batch = joint(closure, token_mask, 1, ALONE)
         capture, watch = self._looking(batch, step)
-        loss = batch() if watch is None else watch(batch)
+        run = partial(self._run, batch)
+        loss = run() if watch is None else watch(run)
         if capture is not None:
             capture.finite()  # checks the mask's use
         found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
@@ -284,20 +288,22 @@ class ZeroOrderOptimizer(Progress):
             list(each.values())  # sampled now: the next batch has other bases
         return found, loss
 
-    @torch.no_grad()
+    @apart
     def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
         """Return the losses at W + scale * direction, (scales,); they are not counted.
 
         The closure may be of another batch than that of the directions. Weights stay as they are.
         """
-        found = [self._execution.evaluate(closure, directions, scale) for scale in scales]
+        run = partial(self._run, closure)
+        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
         return torch.stack(found)
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
         capture, watch = self._looking(batch, step)
         if self._seen is not None and capture is None and self.estimator == "two_sided":
-            self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+            with self.around.entered():
+                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
         measurement = measure(
             self.estimator,
@@ -322,11 +328,16 @@ class ZeroOrderOptimizer(Progress):
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points
-        loss = closure()
+        loss = self._run(closure)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
         return loss
+
+    def _run(self, closure: Closure) -> Tensor:
+        """Evaluate a closure: every evaluation of a method comes by here."""
+        with self.around.entered(), watched():
+            return closure()
 
     def _directions(self, noise: Noise) -> Directions:
         return Sampled(self.tuned, lambda each: self._look.sample(each, noise))

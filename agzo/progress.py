@@ -11,11 +11,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from agzo.surroundings import Surroundings
+
 
 class Progress(torch.optim.Optimizer):
     """Base of every method's optimizer class; call `_begin_progress` after torch's __init__."""
 
     forwards_once: int = 0  # forward passes before the first step
+    around: Surroundings = Surroundings()  # what is around the call of a method that runs
 
     def _begin_progress(self, device: torch.device, **entries: Any) -> None:
         alive = torch.ones((), dtype=torch.bool, device=device)
