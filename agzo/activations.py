@@ -20,19 +20,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.calls import Calls, Constants, FirstRun
 from agzo.group import ALONE, Group
-from agzo.inputs import BySameTensor, fits
-from agzo.perturb import Closure, only_reads, uses
+from agzo.inputs import BySameTensor, fits, is_transformed
+from agzo.perturb import Closure
 from agzo.pieces import mask_now, running
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
+from agzo.surroundings import exactly
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
-class ActivationCapture(TorchFunctionMode):
+class ActivationCapture(TorchCalls):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:
@@ -111,8 +112,8 @@ class ActivationCapture(TorchFunctionMode):
         with self, nullcontext() if self._first_run is None else self._first_run:
             return closure()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         if func is F.linear:
             x = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
@@ -121,8 +122,9 @@ class ActivationCapture(TorchFunctionMode):
         result = func(*args, **kwargs)
         if self._constants is not None:
             self._constants.take_in(func, args, kwargs, result)
-        if self._unmet and func is not F.linear and uses(self._unmet, args, kwargs):
-            self._note_use(func, args, kwargs, result)
+        if self._unmet and func is not F.linear and func not in ADDRESSES:
+            other = among(self._unmet, used(func, args, kwargs))
+            self.used_otherwise.update(self._names[key] for key in other)
         return result
 
     def wants(self, weight: Tensor) -> bool:
@@ -136,8 +138,14 @@ class ActivationCapture(TorchFunctionMode):
             return
         self._unmet.discard(id(weight))
         self._met.add(name)
+        if x.is_nested or is_transformed(x):
+            raise ValueError(
+                f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "
+                "it; allowed are plain inputs: leave this weight out with params="
+            )
         if x.numel() > 0 and (name not in self._calls or self._counts(x, self._calls[name])):
-            self._see(x, name)
+            with exactly(x.device):
+                self._see(x, name)
 
     def _counts(self, x: Tensor, calls: Calls) -> bool:
         """Tell whether an input is one of those that the basis is of."""
@@ -147,12 +155,6 @@ class ActivationCapture(TorchFunctionMode):
             mask = mask_now(self._shape)
             return mask is None or fits(x, mask)
         return calls.rule == "all" or self._constants is None or self._constants.carries(x)
-
-    def _note_use(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Note which unmet weights a call used that is not of a linear layer."""
-        if not only_reads(func, result):
-            used = {key for key in self._unmet if uses({key}, args, kwargs)}
-            self.used_otherwise.update(self._names[key] for key in used)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""
@@ -242,7 +244,8 @@ class ActivationCapture(TorchFunctionMode):
         """
         if self._rank <= self._group.size:
             return self._rank
-        own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
+        tokens = flat.shape[0] if keep is None else int(torch.count_nonzero(keep))
+        own = torch.tensor(tokens, dtype=torch.int64, device="cpu")
         return min(self._rank, int(self._group.sum(own)))
 
 

@@ -22,10 +22,10 @@ from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.inputs import fits, tensors
 from agzo.pieces import mask_now, running
+from agzo.uses import TorchCalls
 
 Rule = Literal["masked", "carrying", "all"]
 
@@ -84,7 +84,7 @@ class Constants:
                 self._made.pop(id(each), None)
 
 
-class LinearCalls(TorchFunctionMode):
+class LinearCalls(TorchCalls):
     """Watches a forward, and tells of each linear weight how it is called.
 
     Args:
@@ -101,8 +101,8 @@ class LinearCalls(TorchFunctionMode):
         self._names, self._mask = names, mask
         self._seen: dict[str, list[tuple[bool, bool]]] = {}  # (fits, carries) of each call
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         result = func(*args, **kwargs)
         if func is F.linear:
             x, weight = (*args, *(kwargs.get(key) for key in ("input", "weight")[len(args) :]))[:2]

@@ -40,8 +40,11 @@ from agzo.activations import ActivationCapture
 from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
-from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.perturb import Closure
+from agzo.perturbed import Perturbed, perturbed_into
+from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
+from agzo.uses import TorchCalls
 
 VARIANTS = 512  # of a compiled layer: what is done with it x shapes; torch's own limit is 8
 
@@ -125,6 +128,7 @@ class _Layer:
         self._eager = layer.forward
         self._slotted = give_slots(layer)
         self._modules = list(layer.named_modules())
+        self._parameters = set(layer.parameters())
         layer.forward = self
 
     def remove(self) -> None:
@@ -140,7 +144,7 @@ class _Layer:
             if isinstance(mode, Uses):
                 with every_use_checked(self._modules, self._slotted, mode.tuned):
                     return self._eager(*args, **kwargs)
-        perturbed, capture = _known(modes)
+        perturbed, capture = _known(modes, self._parameters)
         inputs: list[tuple[int, Tensor]] = []
         with ExitStack() as undo, torch._C.DisableTorchFunction():  # copies are made without, too
             for module in self._slotted:
@@ -149,6 +153,7 @@ class _Layer:
                     module.inputs = inputs
             if perturbed is not None:
                 self._perturb(perturbed, undo)
+            undo.enter_context(torch.compiler.set_stance("default"))  # a step turns it off
             output = self._run(self._layer, args, kwargs)
             for number, x in inputs:
                 assert capture is not None
@@ -206,8 +211,10 @@ def _refuse_shared(layers: list[nn.Module]) -> None:
         known.update(own.values())
 
 
-def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, ActivationCapture | None]:
-    """Return what the modes around a call do; those of others cannot be compiled in."""
+def _known(
+    modes: list[TorchFunctionMode], own: set[nn.Parameter]
+) -> tuple[Perturbed | None, ActivationCapture | None]:
+    """Return what the modes around a layer of these parameters do; others cannot be compiled in."""
     perturbed: Perturbed | None = None
     capture: ActivationCapture | None = None
     for mode in modes:
@@ -215,7 +222,10 @@ def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, Activation
             perturbed = mode
         elif isinstance(mode, ActivationCapture) and capture is None:
             capture = mode
-        elif not isinstance(mode, DeviceContext):  # a default device: torch.compile knows it
+        elif isinstance(mode, SeenTokens) and mode.tables.isdisjoint(own):
+            continue  # it has nothing to see here
+        elif type(mode) is not TorchCalls and not isinstance(mode, DeviceContext):
+            # those two change nothing: torch.compile knows a default device
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "
                 "execution='side_branch'"

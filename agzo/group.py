@@ -165,11 +165,11 @@ class Processes(Group):
 
     def share(self, weight: float) -> float:
         """Return this process's weight as a share of all weights."""
-        return weight / self.sum(torch.tensor(weight, dtype=torch.float64)).item()
+        return weight / self.sum(_here(weight, torch.float64)).item()
 
     def any(self, flag: bool) -> bool:
         """Tell whether the flag is up on some process."""
-        up = torch.tensor(int(flag))
+        up = _here(int(flag))
         with self._together():
             dist.all_reduce(up, dist.ReduceOp.MAX)
         return bool(up)
@@ -196,9 +196,9 @@ class Processes(Group):
     def _tell(self, value: Any) -> Any:
         """Send a JSON value from process 0 to all; return it there as it is."""
         text = json.dumps(value).encode() if self.rank == 0 else b""
-        while (length := self._from_0(torch.tensor(len(text))).item()) == BUSY:
+        while (length := self._from_0(_here(len(text))).item()) == BUSY:
             pass
-        content = torch.zeros(int(length), dtype=torch.uint8)
+        content = torch.zeros(int(length), dtype=torch.uint8, device="cpu")
         if self.rank == 0:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(self._from_0(content).tolist()))
@@ -207,7 +207,7 @@ class Processes(Group):
         """Let the others know, ten times within the time-out, that process 0 is at work."""
         if self.rank == 0 and time.monotonic() > self._heard + self._timeout / 10:
             self._heard = time.monotonic()
-            self._from_0(torch.tensor(BUSY))
+            self._from_0(_here(BUSY))
 
     def _from_0(self, values: Tensor) -> Tensor:
         """Fill values in place with those of process 0."""
@@ -249,6 +249,11 @@ class Processes(Group):
                 f"process {self.rank} of {self.size}: another process "
                 f"{what if silent else 'is gone'} ({reason})"
             ) from error
+
+
+def _here(number: float, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Return a number as a 0-dim tensor on the host."""
+    return torch.tensor(number, dtype=dtype, device="cpu")
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:

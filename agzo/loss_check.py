@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from agzo.perturb import only_reads, uses
 from agzo.reached import passed_by
 from agzo.select import Tuned
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 Dropouts = list[tuple[str, Any]]  # name, module
 
@@ -77,21 +76,16 @@ def check_loss(
     return waiting
 
 
-class Uses(TorchFunctionMode):
-    """Notes the ids of tuned parameters that occur in torch calls."""
+class Uses(TorchCalls):
+    """Notes the ids of tuned parameters whose values torch calls use."""
 
     def __init__(self, tuned: list[Tuned]) -> None:
         super().__init__()
         self.tuned = {id(each.parameter): each.name for each in tuned}
-        self._unseen = set(self.tuned)
         self.seen: set[int] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if only_reads(func, result):
-            return result
-        for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
-            self._unseen.discard(key)
-            self.seen.add(key)
-        return result
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
+        if func not in ADDRESSES:
+            self.seen.update(among(self.tuned, used(func, args, kwargs)))
+        return func(*args, **kwargs)

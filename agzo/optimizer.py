@@ -38,6 +38,7 @@ from agzo.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.seen import OnSeenRows, SeenTokens
 from agzo.select import Params, Tuned, select
 from agzo.steady import Steady, backward_refused
+from agzo.surroundings import apart, watched
 from agzo.update import ROUNDINGS, is_low_precision, move
 from agzo.weights import Resident, Weights, check_streamed
 
@@ -86,6 +87,7 @@ class ZeroOrderOptimizer(Progress):
     forwards_once: int = 2  # the check that the loss is a function
     needs_data: str | None = None  # why directions cannot be made without the batches
     fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
+    _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
         *("update", "momentum", "beta2"),
@@ -132,7 +134,6 @@ class ZeroOrderOptimizer(Progress):
         self.model = model
         self.estimator = estimator
         self.embeddings = embeddings
-        self._seen: SeenTokens | None = None
         if embeddings == "seen":
             if update != "sgd":
                 raise ValueError(
@@ -209,13 +210,14 @@ class ZeroOrderOptimizer(Progress):
         """Count the forward passes of step number `step`."""
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
+    @apart
     def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Look at `studies` batches, (closure, token mask) each, before the first step.
 
         For methods that choose once what to tune or where to look; most have no need.
         """
 
-    @torch.no_grad()
+    @apart
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, closure: Batch | None = None, token_mask: Tensor | None = None
     ) -> Tensor:
@@ -255,7 +257,7 @@ class ZeroOrderOptimizer(Progress):
         self._look_later()
         return measurement.loss
 
-    @torch.no_grad()
+    @apart
     def retrace(self, projected_grad: Tensor) -> None:
         """Move as the step did that measured `projected_grad`, (queries,), without a forward.
 
@@ -271,7 +273,7 @@ class ZeroOrderOptimizer(Progress):
         )
         self._zo["step"] += 1
 
-    @torch.no_grad()
+    @apart
     def estimate(
         self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
     ) -> Measurement:
@@ -288,7 +290,7 @@ class ZeroOrderOptimizer(Progress):
         finally:
             self._zo["forwards"] = forwards
 
-    @torch.no_grad()
+    @apart
     def directions(
         self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
     ) -> tuple[list[Directions], Tensor]:
@@ -299,7 +301,8 @@ class ZeroOrderOptimizer(Progress):
         self._enter()
         batch = joint(closure, token_mask, 1, ALONE)
         capture, watch = self._looking(batch, step)
-        loss = batch() if watch is None else watch(batch)
+        run = partial(self._run, batch)
+        loss = run() if watch is None else watch(run)
         if capture is not None:
             capture.finite()  # checks the mask's use
         found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
@@ -307,13 +310,14 @@ class ZeroOrderOptimizer(Progress):
             list(each.values())  # sampled now: the next batch has other bases
         return found, loss
 
-    @torch.no_grad()
+    @apart
     def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
         """Return the losses at W + scale * direction, (scales,); they are not counted.
 
         The closure may be of another batch than that of the directions. Weights stay as they are.
         """
-        found = [self._execution.evaluate(closure, directions, scale) for scale in scales]
+        run = partial(self._run, closure)
+        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
         return torch.stack(found)
 
     def _enter(self) -> None:
@@ -329,7 +333,8 @@ class ZeroOrderOptimizer(Progress):
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
         capture, watch = self._looking(batch, step)
         if self._seen is not None and capture is None and self.estimator == "two_sided":
-            self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+            with self.around.entered():
+                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
         self._steady.begin()
         measurement = measure(
@@ -359,15 +364,20 @@ class ZeroOrderOptimizer(Progress):
         waiting = self._zo.get("waiting")
         if waiting:
             with Uses([each for each in self.tuned if each.name in waiting]) as watch:
-                loss = closure()
+                loss = self._run(closure)
             self._reached |= {watch.tuned[key] for key in watch.seen}
         else:
-            loss = closure()
+            loss = self._run(closure)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
         self._steady.evaluated()
         return loss
+
+    def _run(self, closure: Closure) -> Tensor:
+        """Evaluate a closure: every evaluation of a method comes by here."""
+        with self.around.entered(), watched():
+            return closure()
 
     def _directions(self, noise: Noise) -> Directions:
         return Sampled(self._active, lambda each: self._look.sample(each, noise))

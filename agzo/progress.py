@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.late import LateLook
+from agzo.surroundings import Surroundings
 
 ENTRY = "zo"
 
@@ -42,6 +43,7 @@ class Progress(torch.optim.Optimizer):
     """Base of every method's optimizer class; call `_begin_progress` after torch's __init__."""
 
     forwards_once: int = 0  # forward passes before the first step
+    around: Surroundings = Surroundings()  # what is around the call of a method that runs
 
     def _begin_progress(self, device: torch.device, **entries: Any) -> None:
         alive = torch.ones((), dtype=torch.bool, device=device)

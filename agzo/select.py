@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from agzo.linears import is_quantised
+from agzo.linears import is_quantised, plain_name
 
 Role = Literal["linear", "embedding", "other"]
 ParameterFilter = Callable[[str, nn.Parameter], bool]
@@ -92,7 +92,7 @@ def select(
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"embeddings={embeddings!r}: allowed are {', '.join(EMBEDDINGS)}")
     check_model(model)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
     role = roles(model)
     plain = [p for p in names if not is_quantised(p)]
     chosen = params is None and not all(p.requires_grad for p in plain)  # what is frozen, is so
@@ -155,7 +155,8 @@ def _groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:
     if params is None:
         return [{"params": list(model.parameters())}]
     if callable(params):
-        return [{"params": [p for n, p in model.named_parameters() if params(n, p)]}]
+        named = model.named_parameters()
+        return [{"params": [p for name, p in named if params(plain_name(name), p)]}]
     if isinstance(params, Tensor | str):
         return [{"params": [params]}]
     items: list[Any] = list(params)

@@ -17,6 +17,7 @@ from agzo.group import UNSAID, Group
 from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.select import Params, Tuned, select
+from agzo.surroundings import Surroundings
 
 EMBEDDINGS = ("tuned", "frozen")  # a gradient has the rows seen alone in any case
 
@@ -60,9 +61,13 @@ class _Backprop(Progress):
         says `Progress.refuse_not_finite`.
         """
         self.refuse_not_finite()
+        self.around = Surroundings()
+        with self.around.left():
+            return self._step(joint(closure, token_mask, self.accumulation, self.group))
+
+    def _step(self, batch: Joint) -> Tensor:
         zo = self._zo
         parameters = [p for p in (each.parameter for each in self.tuned) if p.requires_grad]
-        batch = joint(closure, token_mask, self.accumulation, self.group)
         loss, gradients = self._shared(batch, *self._gradients(batch, parameters))
         used = [gradient for gradient in gradients if gradient is not None]
         zo["alive"] &= torch.isfinite(loss.detach())
@@ -70,7 +75,8 @@ class _Backprop(Progress):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient.masked_fill_(~zo["alive"], 0.0)
-        super().step()
+        with torch.device("cpu"):  # torch makes its counters of steps on the default device
+            super().step()
         self.zero_grad(set_to_none=True)
         zo["step"] += 1
         zo["forwards"] += self.forwards_per_step
@@ -85,7 +91,8 @@ class _Backprop(Progress):
         sums: list[Tensor | None] = [None] * len(parameters)
         for index, piece in enumerate(batch.pieces):
             with torch.enable_grad(), batch.entered(index):
-                loss = piece.closure()
+                with self.around.entered():
+                    loss = piece.closure()
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             if len(batch.pieces) == 1:
                 return loss.detach(), list(found)

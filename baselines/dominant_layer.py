@@ -30,6 +30,7 @@ from agzo.pieces import Joint
 from agzo.prefix import Prefix
 from agzo.rng import Noise
 from agzo.sampler import Gaussian
+from agzo.surroundings import apart
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
@@ -134,7 +135,7 @@ class DominantLayer(ZeroOrderOptimizer):
         self._zo["settings"]["layer"] = self.layer
         super()._ready()
 
-    @torch.no_grad()
+    @apart
     def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Score every layer on these batches; choose the layer where none was given.
 

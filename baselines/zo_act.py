@@ -28,6 +28,7 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
 from agzo.rng import Noise
 from agzo.select import ParameterFilter, check_model
+from agzo.surroundings import apart
 from agzo.weights import Weights
 from baselines.branch import NAME, Branch, refuse_merge
 
@@ -109,6 +110,7 @@ class ZOAct(ZeroOrderOptimizer):
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
+    @apart
     def study(self, batches: Batches) -> None:
         """Find the basis of each layer from batches, (closure, token mask) each."""
         bases = leading_inputs(
@@ -166,6 +168,7 @@ class ZOAct(ZeroOrderOptimizer):
             for name, layer in self._layers.items()
         }  # pyright: ignore[reportReturnType]
 
+    @apart
     def merge(self) -> None:
         """Set W to W + C V^T in its own dtype and take the branches away; no step may follow.
 
