@@ -1,8 +1,11 @@
 """Turn each linear layer's input into its basis during a forward, and keep nothing of the input.
 
 The capture watches products of inputs and weights (`agzo.products`) while the closure runs. At the
-first call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced
-weakly. Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
+first call with a wanted weight (of those that carry the batch, see `agzo.calls`) it runs
+SubspaceExtract at once; the activation is only referenced weakly. Layers fed by one tensor (the
+same object: q/k/v, gate/up) share one basis computation. A weight that no row enters, an expert
+that no token chose, gets no basis. Of a weight with several calls that count the basis is that of
+all their rows, see `agzo.accumulated`.
 
 Memory: the bases, (d_in, r) float32 for each distinct input.
 """
@@ -10,23 +13,27 @@ Memory: the bases, (d_in, r) float32 for each distinct input.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
+from agzo.calls import Calls, Constants, FirstRun
 from agzo.group import ALONE, Group
-from agzo.inputs import BySameTensor, fits
+from agzo.inputs import BySameTensor, fits, is_transformed
 from agzo.perturb import Closure
 from agzo.pieces import mask_now, running
-from agzo.products import Matrices, Role, product
+from agzo.products import TURNS, Matrices, Role, product
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
+from agzo.surroundings import exactly
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
-class ActivationCapture(TorchFunctionMode):
+class ActivationCapture(TorchCalls):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:
@@ -41,6 +48,11 @@ class ActivationCapture(TorchFunctionMode):
         group: processes that share the batch; the bases are those of all their rows. Each must
             reach the wanted layers in the same order, so an input that some tokens alone come to
             (an expert's) is an error.
+        calls: which calls count, of the weights that are not simply called once.
+        shape: the token mask by which calls are told apart, where token_mask is None on purpose.
+        model: whose parameters and buffers carry nothing of a batch; wanted with `calls`.
+        met: names of the weights of which a call of this kind is known; those of this forward are
+            added.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
@@ -54,6 +66,10 @@ class ActivationCapture(TorchFunctionMode):
         token_mask: Tensor | None,
         start: Mapping[str, Tensor] | None = None,
         group: Group = ALONE,
+        calls: Mapping[str, Calls] = MappingProxyType({}),
+        shape: Tensor | None = None,
+        model: nn.Module | None = None,
+        met: set[str] | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -66,6 +82,14 @@ class ActivationCapture(TorchFunctionMode):
         self._mask = token_mask
         self._start = start or {}
         self._group = group
+        self._calls, self._shape = calls, token_mask if shape is None else shape
+        tracked = any(each.rule == "carrying" for each in calls.values())
+        self._constants = Constants(model) if tracked and model is not None else None
+        self._first_run = FirstRun(model) if calls and model is not None else None
+        self._met: set[str] = set() if met is None else met
+        self._unmet = {key for key, name in self._names.items() if name not in self._met}
+        self.used_otherwise: set[str] = set()
+        """Names of the weights that were not met yet and that another call used."""
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -84,23 +108,30 @@ class ActivationCapture(TorchFunctionMode):
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
                 "allowed is (batch, sequence) of the batch that the closure evaluates"
             )
+        if not self._finite:
+            return torch.ones((), dtype=torch.bool, device="cpu")
         return torch.stack([each.to(self._finite[0].device) for each in self._finite]).all()
 
     def watch(self, closure: Closure) -> Tensor:
         """Return the closure's loss, and have the bases of what it ran on."""
-        with self:
+        with self, nullcontext() if self._first_run is None else self._first_run:
             return closure()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         any_layer = product(func, args, kwargs)
         if any_layer is not None:  # of a layer that is not wanted too
             self._mask_used |= fits(any_layer.x, mask_now(self._mask))
         found = self._matrices.times(func, args, kwargs)
         if found is not None and self._roles[id(found.weight)] == found.role:
             self.see(found.x, found.weight)
+        elif self._unmet and func not in ADDRESSES and func not in TURNS:
+            other = among(self._unmet, used(func, args, kwargs))
+            self.used_otherwise.update(self._names[key] for key in other)
         result = func(*args, **kwargs)
         self._matrices.follow(func, args, result)
+        if self._constants is not None:
+            self._constants.take_in(func, args, kwargs, result)
         return result
 
     def wants(self, weight: Tensor) -> bool:
@@ -110,8 +141,27 @@ class ActivationCapture(TorchFunctionMode):
     def see(self, x: Tensor, weight: Tensor) -> None:
         """Look at what enters the layer with this weight, if it is wanted."""
         name = self._names.get(id(weight))
-        if name is not None:
-            self._see(x, name)
+        if name is None:
+            return
+        self._unmet.discard(id(weight))
+        self._met.add(name)
+        if x.is_nested or is_transformed(x):
+            raise ValueError(
+                f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "
+                "it; allowed are plain inputs: leave this weight out with params="
+            )
+        if x.numel() > 0 and (name not in self._calls or self._counts(x, self._calls[name])):
+            with exactly(x.device):
+                self._see(x, name)
+
+    def _counts(self, x: Tensor, calls: Calls) -> bool:
+        """Tell whether an input is one of those that the basis is of."""
+        if self._first_run is not None and not self._first_run.now():
+            return False
+        if calls.rule == "masked":
+            mask = mask_now(self._shape)
+            return mask is None or fits(x, mask)
+        return calls.rule == "all" or self._constants is None or self._constants.carries(x)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""
@@ -202,7 +252,8 @@ class ActivationCapture(TorchFunctionMode):
         """
         if rank <= self._group.size:
             return rank
-        own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
+        tokens = flat.shape[0] if keep is None else int(torch.count_nonzero(keep))
+        own = torch.tensor(tokens, dtype=torch.int64, device="cpu")
         return min(rank, int(self._group.sum(own)))
 
 

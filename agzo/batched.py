@@ -11,6 +11,7 @@ steps run as with "side_branch", whose numbers these are up to rounding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,8 +21,14 @@ from torch import Tensor
 
 from agzo.direction import Branch, Direction, LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.perturb import Closure, Directions, Perturbed, SideBranch
+from agzo.perturb import Closure, SideBranch
+from agzo.perturbed import Directions, Perturbed
 from agzo.uses import ADDRESSES, holds
+
+REFUSED = re.compile(
+    "vmap|Vmap|functorch|[Bb]atching rule|BatchedTensor|transformed by|have storage|NestedTensor"
+)
+"""What torch says of a call that cannot be made for several points at once."""
 
 
 class Batched(SideBranch):
@@ -41,8 +48,8 @@ class Batched(SideBranch):
         self.points = len(scales)
         try:
             return torch.func.vmap(at)(torch.tensor(scales, dtype=torch.float64, device=device))
-        except RuntimeError as error:
-            if "vmap" not in str(error):
+        except (RuntimeError, ValueError, KeyError) as error:
+            if "execution='batched'" in str(error) or not REFUSED.search(str(error)):
                 raise
             raise ValueError(
                 "execution='batched': the closure does what cannot be done for several weights at "

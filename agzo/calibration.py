@@ -30,6 +30,7 @@ from agzo.perturb import Closure
 from agzo.pieces import mask_now
 from agzo.rng import Noise
 from agzo.subspace import COPY
+from agzo.surroundings import exactly
 
 OVERSAMPLING = 8  # columns beside the r wanted (Halko, Martinsson and Tropp 2011: 5 to 10)
 
@@ -110,7 +111,8 @@ class _Inputs:
         """Take in what enters the layer `name`: a forward pre-hook."""
         x: Tensor = args[0] if args else kwargs["input"]
         if self._leaders.leads(x, name):
-            self._add(name, x)
+            with exactly(x.device):
+                self._add(name, x)
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)

@@ -41,11 +41,12 @@ from agzo.activations import ActivationCapture
 from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
-from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.perturb import Closure
+from agzo.perturbed import Perturbed, perturbed_into
 from agzo.roles import Usage
 from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
-from agzo.uses import Watch
+from agzo.uses import TorchCalls
 
 VARIANTS = 512  # of a compiled layer: what is done with it x shapes; torch's own limit is 8
 
@@ -165,6 +166,7 @@ class _Layer:
                     module.inputs = inputs
             if perturbed is not None:
                 self._perturb(perturbed, undo)
+            undo.enter_context(torch.compiler.set_stance("default"))  # a step turns it off
             output = self._run(self._layer, args, kwargs)
             for number, x in inputs:
                 assert capture is not None
@@ -241,7 +243,7 @@ def _known(
             capture = mode
         elif isinstance(mode, SeenTokens) and mode.tables.isdisjoint(own):
             continue  # it has nothing to see here
-        elif type(mode) is not Watch and not isinstance(mode, DeviceContext):
+        elif type(mode) is not TorchCalls and not isinstance(mode, DeviceContext):
             # those two change nothing: torch.compile knows a default device
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "

@@ -7,6 +7,7 @@ U V^T) and holds its two thin factors. `Sum` is several queries' directions, add
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from agzo import kernels
 from agzo.kernels import thin
 from agzo.rng import Noise, chunks
+from agzo.surroundings import exactly
 
 
 class Direction(Protocol):
@@ -104,7 +106,8 @@ class ByRows:
 
         Goes over the direction's blocks without a host synchronisation.
         """
-        gathered = torch.zeros(ids.shape[0], self.shape[1], device=ids.device)
+        size = (ids.shape[0], self.shape[1])
+        gathered = torch.zeros(size, dtype=torch.float32, device=ids.device)
         for start, stop, values in self.rows():
             inside = (ids >= start) & (ids < stop)
             local = (ids - start).clamp_(0, stop - start - 1)
@@ -203,7 +206,7 @@ class Dense(ByRows):
         else:
             super().add_to(weight, keep, scale, rounding)
 
-    @property
+    @functools.cached_property
     def _key(self) -> kernels.Key:
         return self.noise.key(self.name, "dense")
 
@@ -262,11 +265,15 @@ class LowRank(Branch):
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the product in blocks of rows."""
         for start, stop in chunks(self.shape):
-            yield start, stop, self.left[start:stop] @ self.right.T
+            yield start, stop, self._on(self.left[start:stop])
 
     def take(self, ids: Tensor) -> Tensor:
         """Return some rows of the product; see `Direction.take`."""
-        return self.left[ids] @ self.right.T
+        return self._on(self.left[ids])
+
+    def _on(self, left: Tensor) -> Tensor:
+        with exactly(left.device):
+            return left @ self.right.T
 
     def add_linear(self, y: Tensor, x: Tensor, scale: float) -> None:
         """Set y to ``y + scale * (x right) left^T``; see `Branch.add_linear`."""
@@ -288,6 +295,16 @@ class LowRank(Branch):
             thin.add_product(weight, left, thin.rows(self.right).to(weight.dtype))
         else:
             super().add_to(weight, keep, scale, rounding)
+
+
+class Still(LowRank):
+    """The direction zero, of a matrix that the batch does not reach."""
+
+
+def still(shape: torch.Size, device: torch.device) -> Still:
+    """Return the direction zero of a matrix."""
+    height, width = (torch.zeros(n, 1, dtype=torch.float32, device=device) for n in shape)
+    return Still(height, width)
 
 
 @dataclass(frozen=True)

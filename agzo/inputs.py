@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,14 +25,23 @@ def is_transformed(x: Tensor) -> bool:
 
     torch has no public name for this.
     """
-    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
 
 
 def version(x: Tensor) -> int:
     """Return a number that a change in place changes; inference tensors keep no count."""
     while is_transformed(x):  # what is inside keeps the count
-        x = torch._C._functorch.get_unwrapped(x)
+        x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
     return -1 if x.is_inference() else x._version
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
 
 
 def storage(x: Tensor) -> int | None:

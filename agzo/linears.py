@@ -30,13 +30,21 @@ def body_linears(model: nn.Module) -> dict[str, nn.Module]:
     told = getattr(model, "get_output_embeddings", lambda: None)()
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
-        name: module
+        plain_name(name): module
         for name, module in model.named_modules()
         if weight_inputs(module) is not None
         and module is not told
         and id(getattr(module, "weight", None)) not in tables
         and name.rpartition(".")[2] not in HEADS
     }
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a module or parameter without what torch.compile puts in it.
+
+    Noise is addressed by names, and a compiled model's is that of the model.
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def weight_inputs(module: nn.Module) -> int | None:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.direction import ByRows, Direction, LowRank
+from agzo.direction import ByRows, Direction, LowRank, Still
 from agzo.rng import chunks
 
 UPDATES = ("sgd", "momentum", "adam")
@@ -106,6 +106,11 @@ class Moments:
             return Held(state["mean"], state.get("square"), rule)
         inputs = queries[0][0].inputs
         drawn, right = coordinates(queries)
+        if isinstance(queries[0][0], Still):  # an estimate of zero, in the coordinates there are
+            if first:
+                return queries[0][0]
+            drawn, right = torch.zeros_like(state["mean"]), state["right"]
+            refreshed = False
         if first:
             self._begin(state, drawn)
         elif refreshed:

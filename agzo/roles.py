@@ -22,7 +22,7 @@ from torch import nn
 
 from agzo.linears import weight_inputs
 from agzo.products import INPUTS, Matrices, Role
-from agzo.uses import ADDRESSES, Watch, among, used
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
 def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
@@ -45,7 +45,7 @@ def roles(model: nn.Module) -> dict[nn.Parameter, Role]:
     return found
 
 
-class Usage(Watch):
+class Usage(TorchCalls):
     """Notes how parameters are used in the torch calls of a forward."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -13,14 +13,17 @@ side is shorter than the rank has the rank of that side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from agzo.accumulated import AccumulatedCapture
 from agzo.activations import ActivationCapture
+from agzo.calls import Calls, LinearCalls
 from agzo.coordinates import Moved
-from agzo.direction import Dense, Direction, LowRank
+from agzo.direction import Dense, Direction, LowRank, still
 from agzo.group import ALONE, Group
 from agzo.rng import Noise
 from agzo.select import Tuned
@@ -39,6 +42,10 @@ class DirectionSampler(Protocol):
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of an embedding table that is a head too, None where no basis is taken."""
+        ...
+
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Return what must be entered around a forward of the check before the first step."""
         ...
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
@@ -92,6 +99,10 @@ class Gaussian:
         """Return None: no basis is taken."""
         return None
 
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Need to know nothing."""
+        return nullcontext()
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no known factor."""
         return tuned.parameter.numel(), 0
@@ -104,7 +115,9 @@ class Gaussian:
 class ActivationSubspace(Gaussian):
     """AGZO's sampler: Delta = R A^T (Eq. 10), R ~ N(0, 1) of shape (d_out, r), unscaled.
 
-    E|Delta|^2 = d_out r, and the mean estimate of a gradient G is its projection G A A^T.
+    E|Delta|^2 = d_out r, and the mean estimate of a gradient G is its projection G A A^T. A weight
+    that no row of the batch enters, whose gradient is zero, has the direction zero until the next
+    bases are taken.
 
     Args:
         linear: the linear weights that get a basis, and the tables that get one where they are a
@@ -115,6 +128,7 @@ class ActivationSubspace(Gaussian):
         warm_start: begin each power iteration with the bases before, not with Omega.
         group: processes that share a batch.
         accumulated: how bases are taken from several micro-batches, see `agzo.accumulated`.
+        model: holds the weights; wanted by `learn`.
     """
 
     def __init__(
@@ -127,8 +141,10 @@ class ActivationSubspace(Gaussian):
         warm_start: bool = False,
         group: Group = ALONE,
         accumulated: str = "first",
+        model: nn.Module | None = None,
     ) -> None:
         check_rank(rank, {each.name: width_of(each) for each in linear}, "input of a linear layer")
+        self._model = nn.Module() if model is None else model
         self._linear = linear
         self._rank = rank
         self._power_steps = power_steps
@@ -138,6 +154,16 @@ class ActivationSubspace(Gaussian):
         self._group = group
         self._accumulated = accumulated
         self.bases: dict[str, Tensor] = {}
+        self.learnt: dict[str, Calls] = {}
+        """How matrices are called that are not simply called once in a forward."""
+        self._met: set[str] = set()  # weights that a linear layer was seen to use
+        self._used_otherwise: set[str] = set()  # by other calls, while bases were taken last
+
+    @property
+    def calls(self) -> dict[str, Calls]:
+        """How the weights that get a basis are called, where not simply once in a forward."""
+        names = {each.name for each in self._linear}
+        return {name: each for name, each in self.learnt.items() if name in names}
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
         """Return a capture that fills `bases`, None where no new ones are due.
@@ -146,23 +172,61 @@ class ActivationSubspace(Gaussian):
         """
         if self.bases and not takes_bases(noise.step, self._refresh_every):
             return None
-        mask = None if self._include_padding else token_mask
-        start = self.bases if self._warm_start else None
-        kind = ActivationCapture if self._accumulated == "first" else AccumulatedCapture
-        found = kind(self._linear, self._rank, self._power_steps, noise, mask, start, self._group)
-        self.bases = found.bases
+        whole = self._accumulated != "first"
+        calls = self.calls
+        in_parts = whole or any(each.several for each in calls.values())
+        kind = partial(AccumulatedCapture, whole) if in_parts else ActivationCapture
+        found = kind(
+            self._linear,
+            self._rank,
+            self._power_steps,
+            noise,
+            None if self._include_padding else token_mask,
+            self.bases if self._warm_start else None,
+            self._group,
+            calls=calls,
+            shape=token_mask,
+            model=self._model,
+            met=self._met,
+        )
+        self.bases, self._used_otherwise = found.bases, found.used_otherwise
         return found
+
+    @contextmanager
+    def learn(self, token_mask: Tensor | None) -> Iterator[None]:
+        """Learn from a forward how matrices are called, as a weight or not."""
+        watch = LinearCalls(self._model, token_mask)
+        with watch, watch.first_run:
+            yield
+        self.learnt = watch.found()
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return R A^T for a linear weight, dense noise for the rest."""
         if tuned.inputs is None:
             return super().sample(tuned, noise)
         if tuned.name not in self.bases:
+            self._refuse_without_basis(tuned)
+            return still(tuned.parameter.shape, tuned.device)
+        return self._inside(tuned, noise)
+
+    def _refuse_without_basis(self, tuned: Tuned) -> None:
+        """Raise ValueError unless no row of the batch entered the weight, which may be."""
+        if tuned.name in self._used_otherwise:
             raise ValueError(
                 f"no basis for {tuned.name}: no product of an input with this weight was seen in "
                 "the captured forward; exclude it with params="
             )
-        return self._inside(tuned, noise)
+        if self._refresh_every is None:
+            raise ValueError(
+                f"refresh_every=None: no token of the first batch reaches {tuned.name}, and its "
+                "bases are all there ever are; allowed are a number of steps, or params= without it"
+            )
+        if self._group.size > 1:
+            raise ValueError(
+                f"no basis for {tuned.name}: no token of this process's share reaches it; with "
+                f"{self._group.size} processes allowed are layers that all tokens come to: use one "
+                "process, or leave this weight out with params="
+            )
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of a table, A the basis of what enters it as a head; see `agzo.seen`."""

@@ -19,6 +19,7 @@ and one pass over the table for its update.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ from agzo.pieces import Joint, mask_now
 from agzo.rng import Noise
 from agzo.sampler import DirectionSampler
 from agzo.select import Tuned
-from agzo.uses import ADDRESSES, Watch, among, used
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class SeenRows(Branch):
         weight.index_copy_(0, ids, new.to(weight.dtype))  # repeated ids write the same values
 
 
-class SeenTokens(Watch):
+class SeenTokens(TorchCalls):
     """Collects the rows of each table that a batch looks up.
 
         tokens.watch(closure)     sees a forward that is made anyway
@@ -125,6 +126,10 @@ class SeenTokens(Watch):
         self._last: int | None = None  # the lookup after which a closure need not go on
         self.lookups = 0
         """Lookups of the forward that was watched last."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # a copy: its tables are others
+        self._tables = {id(each.parameter): each for each in self._tables.values()}
 
     @property
     def tables(self) -> set[nn.Parameter]:
@@ -234,6 +239,10 @@ class OnSeenRows:
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return the inner sampler's."""
         return self._inner.head(tuned, noise)
+
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Return the inner sampler's."""
+        return self._inner.learn(token_mask)
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from agzo.direction import LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.uses import Watch, among, used
+from agzo.uses import TorchCalls, among, used
 
 
 class Slotted(nn.Linear):
@@ -92,7 +92,7 @@ def every_use_checked(
             module.clear()
 
 
-class _EveryUse(Watch):
+class _EveryUse(TorchCalls):
     def __init__(
         self,
         modules: Sequence[tuple[str, nn.Module]],

@@ -14,6 +14,7 @@ number.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 from typing import Any
@@ -89,6 +90,9 @@ _CALLS_BACK = frozenset([F.triplet_margin_with_distance_loss, *_named(Tensor, "a
 """Calls of torch that run a function of the caller's, beside those of higher order."""
 
 
+_NESTED = (list, tuple, dict)
+
+
 def used(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
     """Return the arguments of a torch call whose values it uses; an address leads to them."""
     if func in _READS or (func is Tensor.type and len(args) == 1 and not kwargs):
@@ -104,29 +108,30 @@ def used(func: Any, args: Any, kwargs: Any) -> tuple[Any, ...]:
 def among(wanted: Mapping[int, Any] | Set[int], arguments: Iterable[Any]) -> Iterator[int]:
     """Yield the ids in `wanted` of what call arguments hold (lists, tuples and dicts included)."""
     for value in arguments:
-        if isinstance(value, (list, tuple)):
-            yield from among(wanted, value)
-        elif isinstance(value, dict):
-            yield from among(wanted, value.values())
-        elif id(value) in wanted:
+        if id(value) in wanted:
             yield id(value)
+        elif isinstance(value, _NESTED):
+            yield from among(wanted, value.values() if isinstance(value, dict) else value)
 
 
 def holds(wanted: Mapping[int, Any] | Set[int], arguments: Iterable[Any]) -> bool:
     """Tell whether call arguments hold one whose id is in `wanted`, as `among` finds them."""
     for value in arguments:
-        if isinstance(value, (list, tuple)):
-            if holds(wanted, value):
-                return True
-        elif isinstance(value, dict):
-            if value and holds(wanted, value.values()):
-                return True
-        elif id(value) in wanted:
+        if id(value) in wanted:
             return True
+        if isinstance(value, _NESTED):
+            inside = value.values() if isinstance(value, dict) else value
+            if inside and holds(wanted, inside):
+                return True
     return False
 
 
-class Watch(TorchFunctionMode):
+@functools.cache
+def _is_of_higher_order(kind: type) -> bool:
+    return issubclass(kind, HigherOrderOperator)
+
+
+class TorchCalls(TorchFunctionMode):
     """Sees torch's calls: `call` answers each, here as if nobody watched.
 
     Torch takes a mode off while the mode answers. A function that torch is given to run, such as a
@@ -137,20 +142,20 @@ class Watch(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _CALLS_BACK or isinstance(func, HigherOrderOperator):
-            args, kwargs = self._watched(args), self._watched(kwargs)
+        if func in _CALLS_BACK or _is_of_higher_order(type(func)):
+            args, kwargs = self._run_under(args), self._run_under(kwargs)
         return self.call(func, args, kwargs or {})
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Answer a call."""
         return func(*args, **kwargs)
 
-    def _watched(self, value: Any) -> Any:
+    def _run_under(self, value: Any) -> Any:
         """Have the functions among a call's arguments run under this mode."""
         if isinstance(value, dict):
-            return {key: self._watched(item) for key, item in value.items()}
+            return {key: self._run_under(item) for key, item in value.items()}
         if type(value) in (list, tuple):
-            return type(value)(self._watched(item) for item in value)
+            return type(value)(self._run_under(item) for item in value)
         return partial(self._again, value) if callable(value) else value
 
     def _again(self, function: Any, *args: Any, **kwargs: Any) -> Any:

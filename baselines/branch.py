@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from agzo.batched import runs_over_points
 from agzo.linears import held, is_quantised, sizes, weight_inputs
 from agzo.subspace import COPY
+from agzo.surroundings import exactly
 
 NAME = "zo_act"
 
@@ -39,15 +40,19 @@ class Branch(nn.Module):
         self.inputs = weight_inputs(layer)
         like = held(layer)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        zeros = {"dtype": dtype, "device": device or like.device}
-        self.coefficients = nn.Parameter(torch.zeros(d_out, rank, **zeros))
-        self.register_buffer("basis", torch.zeros(d_in, rank, **zeros))
+        where = device or like.device
+        self.coefficients = nn.Parameter(torch.zeros(d_out, rank, dtype=dtype, device=where))
+        self.register_buffer("basis", torch.zeros(d_in, rank, dtype=dtype, device=where))
         layer.add_module(NAME, self)
         self._hook = layer.register_forward_hook(self.add, with_kwargs=True)
 
     def add(self, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """Return ``output + (x V) C^T``."""
         x: Tensor = args[0] if args else kwargs["input"]
+        with exactly(x.device):
+            return self._added(x, output)
+
+    def _added(self, x: Tensor, output: Tensor) -> Tensor:
         turned = self.coefficients.T  # the one use of C in a call: a perturbation is drawn once
         inner = x.reshape(-1, x.shape[-1]) @ self.basis.to(x.dtype)  # (tokens, r)
         y = output.reshape(-1, output.shape[-1])  # (tokens, d_out)

@@ -24,14 +24,14 @@ from agzo.calibration import Batches, leading_inputs
 from agzo.check import check_count
 from agzo.coordinates import Moved
 from agzo.direction import LowRank
-from agzo.estimator import Measurement
 from agzo.linears import body_linears, held, is_quantised, sizes
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
-from agzo.pieces import Joint
+from agzo.places import Places
 from agzo.rng import Noise
 from agzo.sampler import check_rank
-from agzo.select import ParameterFilter
+from agzo.select import ParameterFilter, check_model
+from agzo.surroundings import apart
 from agzo.weights import Weights
 from baselines.branch import NAME, Branch, refuse_merge
 
@@ -77,17 +77,17 @@ class ZOAct(ZeroOrderOptimizer):
         stream: Weights | None = None,
         **shared: Any,
     ) -> None:
-        check_count("rank", rank)
-        check_count("calibration_batches", calibration_batches)
-        check_count("calibration_passes", calibration_passes)
+        rank = check_count("rank", rank)
+        calibration_batches = check_count("calibration_batches", calibration_batches)
         if embeddings != "frozen":
             raise ValueError(
                 f"embeddings={embeddings!r}: allowed is 'frozen'; ZO-Act tunes linear layers alone"
             )
         self.rank = rank
         self.calibration_batches = self.studies = calibration_batches
-        self.calibration_passes = calibration_passes
-        self.forwards_once = type(self).forwards_once + calibration_batches * calibration_passes
+        self.calibration_passes = check_count("calibration_passes", calibration_passes)
+        calibration = self.calibration_batches * self.calibration_passes
+        self.forwards_once = type(self).forwards_once + calibration
         self._layers = _layers(model, rank, params)
         device = None if stream is None else stream.device
         self._branches = {name: Branch(layer, rank, device) for name, layer in self._layers.items()}
@@ -121,6 +121,7 @@ class ZOAct(ZeroOrderOptimizer):
             found.append(Moved(f"{name}.weight", d_out * d_in, True, rank, self.rank))
         return found
 
+    @apart
     def study(self, batches: Batches) -> None:
         """Find the basis of each layer from batches, (closure, token mask) each.
 
@@ -143,6 +144,7 @@ class ZOAct(ZeroOrderOptimizer):
             self.tuned = [each for each in self.tuned if id(each.parameter) in left]
             for group in self.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) in left]
+            self._places = Places(self.model, self.tuned)
             listed = ", ".join(unreached[:3])
             self.studied = {
                 "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
@@ -163,12 +165,12 @@ class ZOAct(ZeroOrderOptimizer):
             branch.basis = basis
         self._zo["studied"] = True
 
-    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+    def _enter(self) -> None:
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
             raise RuntimeError("no bases yet; call study(batches) before the first step")
-        return super()._measure(batch, step)
+        super()._enter()
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return (A, B) for each layer, W + B A: a LoRA adapter of alpha = r.
@@ -196,6 +198,7 @@ class ZOAct(ZeroOrderOptimizer):
             for name, layer in self._layers.items()
         }  # pyright: ignore[reportReturnType]
 
+    @apart
     def merge(self) -> None:
         """Set W to W + C V^T in its own dtype and take the branches away; no step may follow.
 
@@ -241,6 +244,7 @@ def _free(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module
 
 def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict[str, nn.Module]:
     """Choose the layers that get a branch; raise ValueError where that cannot be done."""
+    check_model(model)
     if params is not None and not callable(params):
         raise ValueError("params: allowed is None or a filter (name, weight) -> bool")
     if any(hasattr(module, "peft_config") for module in model.modules()):

@@ -189,13 +189,16 @@ def test_non_finite_activations_freeze_the_weights(method: Method, dtype):
     optimizer = method.make(net, weight_decay=0.1)
     optimizer.step(lambda: model(x).square().mean())
     before = weights(model)
-    for bad in (float("nan"), float("inf"), 0.0):
+    saved = optimizer.state_dict()
+    for bad in (float("nan"), float("inf")):
         broken = x.clone()
         broken[3, 2] = bad
         optimizer.step(lambda broken=broken: model(broken).square().mean())
-        assert not optimizer.finite
+        assert not optimizer.finite or bad == math.inf  # whose tanh is 1
         for name, parameter in model.named_parameters():
-            assert parameter.equal(before[name]), name
+            assert optimizer.finite or parameter.equal(before[name]), name
+        model.load_state_dict(before, strict=False)  # its buffers stay
+        optimizer.load_state_dict(saved)
 
 
 @every_method
@@ -203,12 +206,20 @@ def test_non_finite_loss_freezes_the_weights(method: Method):
     net = qwen3()
     optimizer = method.make(net, weight_decay=0.1)
     optimizer.step(net.closure, net.token_mask)
-    before = weights(net.model)
-    for factor in (float("nan"), 1.0, float("inf"), 1.0):
-        optimizer.step(lambda factor=factor: net.closure() * factor, net.token_mask)
+    before, saved = weights(net.model), optimizer.state_dict()
+    for factor in (float("nan"), float("inf")):
+        loss = optimizer.step(lambda factor=factor: net.closure() * factor, net.token_mask)
+        assert not loss.isfinite()
         assert not optimizer.finite
+        for _ in range(2):  # who does not ask is told in the next step, and in each after it
+            with pytest.raises(FloatingPointError, match=r"of step 2, or of one before it"):
+                optimizer.step(net.closure, net.token_mask)
         for name, parameter in net.model.named_parameters():
             assert parameter.equal(before[name])
+        optimizer.load_state_dict(saved)
+    optimizer.step(net.closure, net.token_mask)
+    assert optimizer.finite
+    assert any(not p.equal(before[name]) for name, p in net.model.named_parameters())
 
 
 @pytest.mark.parametrize("optimizer", [SGD, AdamW])
