@@ -51,8 +51,6 @@ class ActivationCapture(TorchCalls):
         calls: which calls count, of the weights that are not simply called once.
         shape: the token mask by which calls are told apart, where token_mask is None on purpose.
         model: whose parameters and buffers carry nothing of a batch; wanted with `calls`.
-        met: names of the weights of which a call of this kind is known; those of this forward are
-            added.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
@@ -69,7 +67,6 @@ class ActivationCapture(TorchCalls):
         calls: Mapping[str, Calls] = MappingProxyType({}),
         shape: Tensor | None = None,
         model: nn.Module | None = None,
-        met: set[str] | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
@@ -86,10 +83,9 @@ class ActivationCapture(TorchCalls):
         tracked = any(each.rule == "carrying" for each in calls.values())
         self._constants = Constants(model) if tracked and model is not None else None
         self._first_run = FirstRun(model) if calls and model is not None else None
-        self._met: set[str] = set() if met is None else met
-        self._unmet = {key for key, name in self._names.items() if name not in self._met}
+        self._unmet = set(self._names)
         self.used_otherwise: set[str] = set()
-        """Names of the weights that were not met yet and that another call used."""
+        """Names of the weights that another call used before any linear layer did."""
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -144,7 +140,6 @@ class ActivationCapture(TorchCalls):
         if name is None:
             return
         self._unmet.discard(id(weight))
-        self._met.add(name)
         if x.is_nested or is_transformed(x):
             raise ValueError(
                 f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "

@@ -156,7 +156,6 @@ class ActivationSubspace(Gaussian):
         self.bases: dict[str, Tensor] = {}
         self.learnt: dict[str, Calls] = {}
         """How matrices are called that are not simply called once in a forward."""
-        self._met: set[str] = set()  # weights that a linear layer was seen to use
         self._used_otherwise: set[str] = set()  # by other calls, while bases were taken last
 
     @property
@@ -187,7 +186,6 @@ class ActivationSubspace(Gaussian):
             calls=calls,
             shape=token_mask,
             model=self._model,
-            met=self._met,
         )
         self.bases, self._used_otherwise = found.bases, found.used_otherwise
         return found

@@ -153,16 +153,21 @@ def test_a_weight_that_another_call_uses_is_still_an_error_of_agzo():
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x @ self.experts[0].weight.T)
 
-    class Never(MoE):
+    class Changing(MoE):
+        multiplies = True
+
         def forward(self, x: Tensor) -> Tensor:
-            return self.outer(x @ self.inner.weight + self.inner.bias)
+            inner = x @ self.inner.weight if self.multiplies else x * self.inner.weight.sum()
+            return self.outer(inner + self.inner.bias)
 
     model = Transposed(skips=True)
     optimizer = AGZO(model, lr=1e-3, eps=1e-3)
     optimizer.step(loss_of(model, BOTH))
     optimizer.step(loss_of(model, FIRST))
-    model = Never(skips=True)
+    model = Changing(skips=True)
     optimizer = AGZO(model, lr=1e-3, eps=1e-3, params=lambda name, _: "experts" not in name)
+    optimizer.step(loss_of(model, BOTH))
+    model.multiplies = False
     with pytest.raises(ValueError, match=r"no basis for inner\.weight"):
         optimizer.step(loss_of(model, BOTH))
 
