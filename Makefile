@@ -19,7 +19,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
   agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
-  types bench bench-scaling bench-figure pocket-model test-slow test-gpu clean
+  types bench bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
@@ -160,6 +160,24 @@ types: $(READY) ## basedpyright
 test-slow: $(READY) ## the tests that take minutes
 	@$(BIN)/python -m pytest -q -m "slow and not gpu" $(ARGS)
 
+# The library's tests; in an environment of its own with the oldest torch that pyproject.toml promises, whose wheel
+# comes with CUDA's libraries (3 GB).
+LIBRARY := accumulation alignment batched calls compiled dominant_layer experts gram group kernels moments optimizer \
+  optimizer_object precision rng rules seen slots spectrum steady stream subspace variants zo_act
+OLDEST  := .venv-oldest
+FLOOR   := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+
+test-oldest: $(OLDEST)/.ready ## the library's tests on the oldest torch that is promised
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q $(LIBRARY:%=tests/test_%.py) $(ARGS)
+
+$(OLDEST)/.ready: requirements.lock pyproject.toml
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@echo "installing torch $(FLOOR) and the rest of requirements.lock into $(OLDEST)"
+	@grep -v '^torch==' requirements.lock | $(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r /dev/stdin "torch==$(FLOOR)"
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
@@ -184,4 +202,4 @@ pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (ab
 	@$(BIN)/python -m experiments.pocket.pretrain $(ARGS)
 
 clean: ## remove .venv and caches; results stay
-	rm -rf $(VENV) .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(OLDEST) .ruff_cache .import_linter_cache .hypothesis *.egg-info

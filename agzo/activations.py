@@ -1,8 +1,11 @@
 """Turn each linear layer's input into its basis during a forward, and keep nothing of the input.
 
-The capture watches calls of ``torch.nn.functional.linear`` while the closure runs. At the first
-call with a wanted weight it runs SubspaceExtract at once; the activation is only referenced weakly.
-Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation.
+The capture watches products of inputs and weights (`agzo.products`) while the closure runs. At the
+first call with a wanted weight (of those that carry the batch, see `agzo.calls`) it runs
+SubspaceExtract at once; the activation is only referenced weakly. Layers fed by one tensor (the
+same object: q/k/v, gate/up) share one basis computation. A weight that no row enters, an expert
+that no token chose, gets no basis. Of a weight with several calls that count the basis is that of
+all their rows, see `agzo.accumulated`.
 
 Memory: the bases, (d_in, r) float32 for each distinct input.
 """
@@ -10,28 +13,32 @@ Memory: the bases, (d_in, r) float32 for each distinct input.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
+from agzo.calls import Calls, Constants, FirstRun
 from agzo.group import ALONE, Group
-from agzo.inputs import BySameTensor, fits
+from agzo.inputs import BySameTensor, fits, is_transformed
 from agzo.perturb import Closure
 from agzo.pieces import mask_now, running
+from agzo.products import TURNS, Matrices, Role, product
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.subspace import leading, subspace_extract
+from agzo.surroundings import exactly
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
-class ActivationCapture(TorchFunctionMode):
+class ActivationCapture(TorchCalls):
     """Collects ``bases[name]``, (d_in, r) float32, for each wanted linear weight that is used.
 
     Args:
-        wanted: the linear weights.
-        rank: r; fewer tokens than r cap it.
+        wanted: the weights of linear layers.
+        rank: r; fewer tokens than r, and an input narrower than r, cap it.
         power_steps: K of Algorithm 1; None takes the exact leading directions instead.
         start: bases to begin the iteration from, by name; where there is none Omega begins it.
         noise: address of the test matrix Omega (completed by input and example).
@@ -41,6 +48,9 @@ class ActivationCapture(TorchFunctionMode):
         group: processes that share the batch; the bases are those of all their rows. Each must
             reach the wanted layers in the same order, so an input that some tokens alone come to
             (an expert's) is an error.
+        calls: which calls count, of the weights that are not simply called once.
+        shape: the token mask by which calls are told apart, where token_mask is None on purpose.
+        model: whose parameters and buffers carry nothing of a batch; wanted with `calls`.
 
     Of a batch in pieces (`agzo.pieces`) it looks at the first.
     """
@@ -54,15 +64,28 @@ class ActivationCapture(TorchFunctionMode):
         token_mask: Tensor | None,
         start: Mapping[str, Tensor] | None = None,
         group: Group = ALONE,
+        calls: Mapping[str, Calls] = MappingProxyType({}),
+        shape: Tensor | None = None,
+        model: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._names = {id(t.parameter): t.name for t in wanted}
+        self._matrices = Matrices(t.parameter for t in wanted)
+        as_head: Role = "linear"  # a table that is the head too
+        self._roles = {id(t.parameter): t.role if t.inputs is not None else as_head for t in wanted}
         self._rank = rank
         self._power_steps = power_steps
         self._noise = noise
         self._mask = token_mask
         self._start = start or {}
         self._group = group
+        self._calls, self._shape = calls, token_mask if shape is None else shape
+        tracked = any(each.rule == "carrying" for each in calls.values())
+        self._constants = Constants(model) if tracked and model is not None else None
+        self._first_run = FirstRun(model) if calls and model is not None else None
+        self._unmet = set(self._names)
+        self.used_otherwise: set[str] = set()
+        """Names of the weights that another call used before any linear layer did."""
         self._by_input: BySameTensor[Tensor] = BySameTensor()
         self._mask_used = False
         self._finite: list[Tensor] = []
@@ -74,26 +97,38 @@ class ActivationCapture(TorchFunctionMode):
         Raises:
             ValueError: no input had the mask's shape.
         """
+        if not self._names:
+            return torch.ones((), dtype=torch.bool, device="cpu")
         if self._mask is not None and not self._mask_used:
             raise ValueError(
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
                 "allowed is (batch, sequence) of the batch that the closure evaluates"
             )
+        if not self._finite:
+            return torch.ones((), dtype=torch.bool, device="cpu")
         return torch.stack([each.to(self._finite[0].device) for each in self._finite]).all()
 
     def watch(self, closure: Closure) -> Tensor:
         """Return the closure's loss, and have the bases of what it ran on."""
-        with self:
+        with self, nullcontext() if self._first_run is None else self._first_run:
             return closure()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear:
-            x = args[0] if args else kwargs["input"]
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            self._mask_used |= fits(x, mask_now(self._mask))  # of a layer that is not wanted too
-            self.see(x, weight)
-        return func(*args, **kwargs)
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
+        any_layer = product(func, args, kwargs)
+        if any_layer is not None:  # of a layer that is not wanted too
+            self._mask_used |= fits(any_layer.x, mask_now(self._mask))
+        found = self._matrices.times(func, args, kwargs)
+        if found is not None and self._roles[id(found.weight)] == found.role:
+            self.see(found.x, found.weight)
+        elif self._unmet and func not in ADDRESSES and func not in TURNS:
+            other = among(self._unmet, used(func, args, kwargs))
+            self.used_otherwise.update(self._names[key] for key in other)
+        result = func(*args, **kwargs)
+        self._matrices.follow(func, args, result)
+        if self._constants is not None:
+            self._constants.take_in(func, args, kwargs, result)
+        return result
 
     def wants(self, weight: Tensor) -> bool:
         """Tell whether what enters the layer with this weight is looked at."""
@@ -102,8 +137,26 @@ class ActivationCapture(TorchFunctionMode):
     def see(self, x: Tensor, weight: Tensor) -> None:
         """Look at what enters the layer with this weight, if it is wanted."""
         name = self._names.get(id(weight))
-        if name is not None:
-            self._see(x, name)
+        if name is None:
+            return
+        self._unmet.discard(id(weight))
+        if x.is_nested or is_transformed(x):
+            raise ValueError(
+                f"{name}: its input is a nested tensor, or torch.func (vmap, grad) runs around "
+                "it; allowed are plain inputs: leave this weight out with params="
+            )
+        if x.numel() > 0 and (name not in self._calls or self._counts(x, self._calls[name])):
+            with exactly(x.device):
+                self._see(x, name)
+
+    def _counts(self, x: Tensor, calls: Calls) -> bool:
+        """Tell whether an input is one of those that the basis is of."""
+        if self._first_run is not None and not self._first_run.now():
+            return False
+        if calls.rule == "masked":
+            mask = mask_now(self._shape)
+            return mask is None or fits(x, mask)
+        return calls.rule == "all" or self._constants is None or self._constants.carries(x)
 
     def _see(self, x: Tensor, name: str) -> None:
         """Look at what enters a wanted layer."""
@@ -116,10 +169,11 @@ class ActivationCapture(TorchFunctionMode):
         if known is not None:
             return known
         flat, keep, examples, positions = self._rows(x, name)
+        rank = min(self._rank, flat.shape[1])
         if self._group.size == 1:
-            rank = min(self._rank, _token_count(flat, keep, examples, self._rank))
+            rank = min(rank, _token_count(flat, keep, examples, rank))
         else:
-            rank = self._shared_rank(flat, keep)
+            rank = self._shared_rank(rank, flat, keep)
         if self._power_steps is None:
             basis = leading(flat, rank, keep)
         else:
@@ -186,15 +240,16 @@ class ActivationCapture(TorchFunctionMode):
         self._finite.append(finite.all())
         return torch.where(finite, basis, 0.0)
 
-    def _shared_rank(self, flat: Tensor, keep: Tensor | None) -> int:
-        """Return r, or the number of all processes' tokens if it is less.
+    def _shared_rank(self, rank: int, flat: Tensor, keep: Tensor | None) -> int:
+        """Return a rank, or the number of all processes' tokens if it is less.
 
         Each process has at least one, so up to one direction a process nobody need ask.
         """
-        if self._rank <= self._group.size:
-            return self._rank
-        own = torch.tensor(flat.shape[0]) if keep is None else torch.count_nonzero(keep)
-        return min(self._rank, int(self._group.sum(own)))
+        if rank <= self._group.size:
+            return rank
+        tokens = flat.shape[0] if keep is None else int(torch.count_nonzero(keep))
+        own = torch.tensor(tokens, dtype=torch.int64, device="cpu")
+        return min(rank, int(self._group.sum(own)))
 
 
 def _token_count(flat: Tensor, keep: Tensor | None, examples: int, rank: int) -> int:

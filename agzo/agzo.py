@@ -15,16 +15,25 @@ over distinct layer inputs, and the factors R of one step.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agzo.accumulated import ACCUMULATED
-from agzo.check import check_choice, check_count
+from agzo.activations import ActivationCapture
+from agzo.calls import Calls
+from agzo.check import check_choice, check_count, check_count_or_none
+from agzo.estimator import Watch
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.pieces import Joint
+from agzo.products import Role
+from agzo.progress import ENTRY
+from agzo.roles import Usage
 from agzo.sampler import ActivationSubspace, takes_bases
 from agzo.select import Tuned
+from agzo.weights import Resident
 
 BASES = ("power", "exact")
 
@@ -32,10 +41,13 @@ BASES = ("power", "exact")
 class AGZO(ZeroOrderOptimizer):
     """Perturb each linear layer inside the leading directions of its input.
 
+    A linear layer's weight is one that the model multiplies with an input, x W^T or x W; the first
+    step sees which are (`agzo.roles`).
+
     Args:
         model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
             smaller than MeZO's, so lr and eps must be tuned apart from MeZO's.
-        rank: r, directions per layer input; above a layer's width is an error.
+        rank: r, directions per layer input; a narrower layer has as many as its width.
         power_steps: K, power iterations of basis="power".
         refresh_every: steps between new bases; 1 is the paper; None keeps the first step's.
         estimator: "one_sided" (the paper; 2 forwards) or "two_sided" (the author's prototype: a
@@ -74,10 +86,7 @@ class AGZO(ZeroOrderOptimizer):
         accumulated_basis: str = "gram",
         **shared: Any,
     ) -> None:
-        check_count("rank", rank)
         check_choice("basis", basis, BASES)
-        check_count("power_steps", power_steps, minimum=0)
-        check_count("refresh_every", refresh_every, none="one-shot")
         if warm_start and basis == "exact":
             raise ValueError("warm_start=True: allowed is False with basis='exact'")
         check_choice("accumulated_basis", accumulated_basis, ACCUMULATED)
@@ -89,19 +98,27 @@ class AGZO(ZeroOrderOptimizer):
             )
         whole = shared.get("accumulation", 1) > 1 and accumulated_basis != "first"
         _check_shared(basis, shared, accumulated_basis if whole else None)
-        self.rank = rank
+        self.rank = check_count("rank", rank)
         self.basis = basis
-        self.power_steps = power_steps
-        self.refresh_every = refresh_every
+        self.power_steps = check_count("power_steps", power_steps, minimum=0)
+        self.refresh_every = check_count_or_none("refresh_every", refresh_every, "one-shot")
         self.include_padding = include_padding
         self.warm_start = warm_start
         self.accumulated_basis = accumulated_basis
         self._whole = whole  # bases of several micro-batches
+        self._settled = False  # whether a forward has shown what the tuned parameters are
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _sampler(self) -> ActivationSubspace:
+        linear = [e for e in self.tuned if e.inputs is not None or self._is_seen_table(e)]
+        unknown = [e for e in self.tuned if e.role == "other" and e.parameter.dim() == 2]
+        if not linear and not unknown and not self._settled:
+            raise ValueError(
+                "no weight of an nn.Linear is tuned, nor another matrix that could be one of a "
+                "linear layer's, which alone have a basis; needed is at least one"
+            )
         self._subspace = ActivationSubspace(
-            [each for each in self.tuned if each.role == "linear" or self._is_seen_table(each)],
+            linear,
             self.rank,
             self.power_steps if self.basis == "power" else None,
             self.refresh_every,
@@ -109,28 +126,71 @@ class AGZO(ZeroOrderOptimizer):
             self.warm_start,
             self.group,
             self.accumulated_basis if self._whole else "first",
+            self.model,
         )
         return self._subspace
 
     def _is_seen_table(self, tuned: Tuned) -> bool:
         return self.embeddings == "seen" and tuned.role == "embedding"
 
+    def settle(self, usage: Usage) -> None:
+        """Take each tuned parameter for what a forward has shown it to be, see `agzo.roles`.
+
+        The first step does so with its own batch; a run does before, to say what it will move.
+        """
+        self._settle({each.name: usage.role(each.parameter, each.role) for each in self.tuned})
+
+    def _settle(self, roles: Mapping[str, Role]) -> None:
+        before, self._settled = self.tuned, True
+        self.tuned = [replace(each, role=roles.get(each.name, each.role)) for each in before]
+        if [each.role for each in before] != [each.role for each in self.tuned]:
+            learnt = self._subspace.learnt
+            self._aim()
+            self._subspace.learnt = learnt
+
+    def _check(self, closure: Joint) -> None:
+        with Usage(each.parameter for each in self.tuned) as usage:
+            super()._check(closure)
+        if not self._settled:
+            self.settle(usage)
+        several = [name for name, each in self._subspace.calls.items() if each.several]
+        if several and not isinstance(self._weights, Resident):
+            raise ValueError(
+                f"{several[0]}: a forward calls it several times, and the evaluations of streamed "
+                "layers run side by side, so that its basis is there too late; allowed are "
+                "resident weights, or params= without it"
+            )
+
+    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
+        if not self._settled:  # nor was there a first step: it is a look at the method
+            usage = Usage(each.parameter for each in self.tuned)
+            with usage, self._subspace.learn(batch.pieces[0].token_mask):
+                self._run(batch)
+            self.settle(usage)
+        return super()._looking(batch, step)
+
     def _captures(self, step: int) -> bool:
         return takes_bases(step, self.refresh_every)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict; the bases are ``["state"]["zo"]["bases"]``."""
-        state = super().state_dict()
-        state["state"]["zo"] = {**state["state"]["zo"], "bases": dict(self._subspace.bases)}
+    def live_state(self) -> dict[str, Any]:
+        """Return torch's state dict, to write at once; the bases are in its entry "zo"."""
+        state = super().live_state()
+        roles = {each.name: each.role for each in self.tuned}
+        entry = {**state["state"][ENTRY], "bases": dict(self._subspace.bases), "roles": roles}
+        calls = {name: astuple(each) for name, each in self._subspace.calls.items()}
+        state["state"][ENTRY] = {**entry, "calls": calls} if calls else entry
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
+        self._settle(self._zo.pop("roles", {}))
         devices = {each.name: each.device for each in self.tuned}
         # Column-major, as a decomposition leaves them: files keep no layout, and products round by
         # it.
         bases: dict[str, Tensor] = self._zo.pop("bases")
+        calls = self._zo.pop("calls", {})
+        self._subspace.learnt = {name: Calls(*each) for name, each in calls.items()}
         rows = {name: basis.to(devices[name]).T for name, basis in bases.items()}
         layout = torch.contiguous_format
         self._subspace.bases = {n: each.clone(memory_format=layout).T for n, each in rows.items()}

@@ -102,9 +102,10 @@ class _Part(NamedTuple):
 def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
     g = gradient.double()
     if isinstance(direction, LowRank):
-        right, height = direction.right.double(), direction.left.shape[0]
-        length = right.square().sum() * height
-        yield _Part(direction.left.numel(), (g @ right).square().sum(), length)
+        known, height = direction.known.double(), direction.drawn.shape[0]
+        length = known.square().sum() * height
+        turned = g if direction.inputs else g.T  # (d_out, d_in)
+        yield _Part(direction.drawn.numel(), (turned @ known).square().sum(), length)
     elif isinstance(direction, SeenRows):
         rows = direction.seen.member.nonzero().view(-1)
         source = direction.source

@@ -11,6 +11,7 @@ steps run as with "side_branch", whose numbers these are up to rounding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agzo.direction import Direction, LowRank, at_least_float32
+from agzo.direction import Branch, Direction, LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.perturb import Closure, Directions, Perturbed, SideBranch
+from agzo.perturb import Closure, SideBranch
+from agzo.perturbed import Directions, Perturbed
+from agzo.uses import ADDRESSES, holds
+
+REFUSED = re.compile(
+    "vmap|Vmap|functorch|[Bb]atching rule|BatchedTensor|transformed by|have storage|NestedTensor"
+)
+"""What torch says of a call that cannot be made for several points at once."""
 
 
 class Batched(SideBranch):
@@ -40,8 +48,8 @@ class Batched(SideBranch):
         self.points = len(scales)
         try:
             return torch.func.vmap(at)(torch.tensor(scales, dtype=torch.float64, device=device))
-        except RuntimeError as error:
-            if "vmap" not in str(error):
+        except (RuntimeError, ValueError, KeyError) as error:
+            if "execution='batched'" in str(error) or not REFUSED.search(str(error)):
                 raise
             raise ValueError(
                 "execution='batched': the closure does what cannot be done for several weights at "
@@ -66,38 +74,47 @@ class _Together(Perturbed):
         super().__init__(directions, 1.0)
         self._point = scale
 
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
+        if func in ADDRESSES and holds(self._parameters, args):
+            raise ValueError(
+                "execution='batched': the closure takes the address of a tuned parameter, which "
+                "has several values at once; allowed is side_branch"
+            )
+        return super().call(func, args, kwargs)
+
+    def _followed(self, *inputs: Tensor | None) -> bool:
+        return False  # all that is done here can be differentiated and transformed
+
     def _moved(self, weight: Tensor, values: Tensor) -> Tensor:
         """Return weight + scale * values in the weight's dtype, computed in at least float32."""
         exact = at_least_float32(weight.dtype)
         change = values.to(exact) * self._point.to(exact)
         return (weight.to(exact) + change).to(weight.dtype)
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if bias is not None:
-            bias = self._substitute(bias)
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         direction = self.direction(weight)
-        if direction is None:
-            return F.linear(input, weight, bias)
+        assert direction is not None
         if isinstance(direction, LowRank):
-            y = F.linear(input, weight, bias)
-            inner = input @ direction.right.to(input.dtype)  # (..., r)
-            exact = at_least_float32(y.dtype)
-            left = (thin.rows(direction.left).to(exact) * self._point.to(exact)).to(y.dtype)
-            return y + inner @ left
+            return self._with_branch(F.linear(x, weight, bias), x, direction)
         blocks = [
-            F.linear(input, self._moved(weight[start:stop], values))
+            F.linear(x, self._moved(weight[start:stop], values))
             for start, stop, values in direction.rows()
         ]
         y = torch.cat(blocks, -1)
         return y if bias is None else y + bias
 
-    def _embedding(self, input: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) > 1 or kwargs.get("max_norm") is not None:  # max_norm rewrites the weight
-            return F.embedding(input, self._substitute(weight), *args, **kwargs)
+    def _with_branch(self, y: Tensor, x: Tensor, direction: Branch, times: float = 1.0) -> Tensor:
+        assert isinstance(direction, LowRank)
+        inner = x @ direction.right.to(x.dtype)  # (..., r)
+        exact = at_least_float32(y.dtype)
+        left = (thin.rows(direction.left).to(exact) * (self._point * times).to(exact)).to(y.dtype)
+        return y + inner.to(y.dtype) @ left
+
+    def _rows(self, weight: Tensor, ids: Tensor) -> Tensor:
         direction = self.direction(weight)
         assert direction is not None
-        values = direction.take(input.reshape(-1))
-        return self._moved(weight[input], values.view(*input.shape, weight.shape[1]))
+        return self._moved(weight[ids], direction.take(ids))
 
     def _copy(self, parameter: Tensor, direction: Direction) -> Tensor:
         return self._moved(parameter, direction.dense())

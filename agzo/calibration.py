@@ -30,6 +30,7 @@ from agzo.perturb import Closure
 from agzo.pieces import mask_now
 from agzo.rng import Noise
 from agzo.subspace import COPY
+from agzo.surroundings import exactly
 
 OVERSAMPLING = 8  # columns beside the r wanted (Halko, Martinsson and Tropp 2011: 5 to 10)
 
@@ -45,9 +46,10 @@ def leading_inputs(
     noise: Noise,
     forward: Callable[[Closure], Any],
 ) -> dict[str, Tensor]:
-    """Return V (d_in, rank), float32 orthonormal columns, for each layer.
+    """Return V (d_in, rank), float32 orthonormal columns, for each layer that a batch reaches.
 
-    Layers fed by one tensor (the same object: q/k/v, gate/up) get one and the same V.
+    A layer narrower than `rank` gets as many columns as it has inputs. Layers fed by one tensor
+    (the same object: q/k/v, gate/up) get one and the same V.
 
     Args:
         layers: linear layers by name.
@@ -57,8 +59,8 @@ def leading_inputs(
         forward: runs a closure.
 
     Raises:
-        ValueError: no batches, fewer tokens than `rank`, a layer that no batch reaches, a mask that
-            fits no input, an input that is not finite.
+        ValueError: no batches, fewer tokens than `rank`, no layer that a batch reaches, a mask
+            that fits no input, an input that is not finite.
     """
     if not batches:
         raise ValueError("calibration: no batches; allowed is at least one")
@@ -109,7 +111,8 @@ class _Inputs:
         """Take in what enters the layer `name`: a forward pre-hook."""
         x: Tensor = args[0] if args else kwargs["input"]
         if self._leaders.leads(x, name):
-            self._add(name, x)
+            with exactly(x.device):
+                self._add(name, x)
 
     def _add(self, name: str, x: Tensor) -> None:
         flat = x.detach().reshape(-1, x.shape[-1])  # (tokens, d_in)
@@ -137,14 +140,14 @@ class _Inputs:
                 "calibration: the token mask fits no layer's input; allowed is (batch, sequence) "
                 "of the batch that the closure evaluates"
             )
-        for name in self._layers:
-            if name not in self._leaders.of:
-                raise ValueError(
-                    f"calibration: no batch reaches layer {name}; allowed are more batches, or "
-                    "params= without its weight"
-                )
+        if not self._leaders.of:
+            raise ValueError(
+                f"calibration: no batch reaches any of {len(self._layers)} layers; needed are "
+                "batches that run the model"
+            )
+        for name in self._reached() or self._leaders.of:
             sketch = self._sketches[self._leaders.of[name]]
-            if sketch.tokens < self._rank:
+            if sketch.tokens < min(self._rank, sketch.q.shape[0]):
                 raise ValueError(
                     f"rank={self._rank}: the calibration batches hold {sketch.tokens} tokens for "
                     f"layer {name}; allowed are at least as many as rank, padding not counted"
@@ -155,15 +158,19 @@ class _Inputs:
                     "float32; allowed are finite activations"
                 )
 
+    def _reached(self) -> list[str]:
+        """Name the layers that a token came to: an expert may have been called with none."""
+        return [name for name, leader in self._leaders.of.items() if self._sketches[leader].tokens]
+
     def turn(self) -> None:
         """End a pass: the next one begins from the span that this one found."""
         for sketch in self._sketches.values():
             sketch.q, sketch.y = orthonormal(sketch.y), torch.zeros_like(sketch.y)
 
     def bases(self) -> dict[str, Tensor]:
-        """Return V of each layer; layers with one input get one tensor."""
+        """Return V of each layer that was reached; layers with one input get one tensor."""
         found = {}
         for name, sketch in self._sketches.items():
             left = torch.linalg.svd(sketch.y.double(), full_matrices=False).U
             found[name] = left[:, : self._rank].float().contiguous()
-        return {name: found[self._leaders.of[name]] for name in self._layers}
+        return {name: found[self._leaders.of[name]] for name in self._reached()}

@@ -11,7 +11,8 @@ the layer up and runs the compiled code without them:
 
     linear, low rank     y = x W^T + (x right) (eps left)^T, the factors in two slots of the module
     any other parameter  perturbed copy, in memory that layers share: of one layer's size at most
-    inputs               handed out of the layer and looked at behind it, then dropped
+    inputs               handed out of the layer and looked at behind it, then dropped; so only the
+                         weights of `nn.Linear` modules have a basis here
 
 Embeddings, last norm, head and loss stay eager. So do calls that need a gradient, and the first
 step's check of the loss, which watches every call, here also for what the above would not perturb
@@ -40,8 +41,12 @@ from agzo.activations import ActivationCapture
 from agzo.direction import LowRank
 from agzo.layers import decoder_layers
 from agzo.loss_check import Uses
-from agzo.perturb import Closure, Perturbed, perturbed_into
+from agzo.perturb import Closure
+from agzo.perturbed import Perturbed, perturbed_into
+from agzo.roles import Usage
+from agzo.seen import SeenTokens
 from agzo.slotted import Slotted, every_use_checked, give_slots, take_slots
+from agzo.uses import TorchCalls
 
 VARIANTS = 512  # of a compiled layer: what is done with it x shapes; torch's own limit is 8
 
@@ -109,6 +114,10 @@ class CompiledLayers:
 
         return compiled
 
+    def without_slots(self) -> list[nn.Parameter]:
+        """List the layers' parameters whose inputs are not looked at."""
+        return [parameter for layer in self._layers for parameter in layer.without_slots()]
+
     @property
     def on(self) -> bool:
         """Whether calls of the layers are to run compiled now."""
@@ -125,6 +134,7 @@ class _Layer:
         self._eager = layer.forward
         self._slotted = give_slots(layer)
         self._modules = list(layer.named_modules())
+        self._parameters = set(layer.parameters())
         layer.forward = self
 
     def remove(self) -> None:
@@ -136,11 +146,18 @@ class _Layer:
         if not self._layers.on:
             return self._eager(*args, **kwargs)
         modes = _get_current_function_mode_stack()
+        watching = False
+        for mode in modes:
+            if isinstance(mode, Usage):
+                mode.no_basis(self.without_slots())
+                watching = True
         for mode in modes:
             if isinstance(mode, Uses):
                 with every_use_checked(self._modules, self._slotted, mode.tuned):
                     return self._eager(*args, **kwargs)
-        perturbed, capture = _known(modes)
+        if watching:
+            return self._eager(*args, **kwargs)
+        perturbed, capture = _known(modes, self._parameters)
         inputs: list[tuple[int, Tensor]] = []
         with ExitStack() as undo, torch._C.DisableTorchFunction():  # copies are made without, too
             for module in self._slotted:
@@ -149,11 +166,18 @@ class _Layer:
                     module.inputs = inputs
             if perturbed is not None:
                 self._perturb(perturbed, undo)
+            undo.enter_context(torch.compiler.set_stance("default"))  # a step turns it off
             output = self._run(self._layer, args, kwargs)
             for number, x in inputs:
                 assert capture is not None
                 capture.see(x, self._slotted[number].weight)
         return output
+
+    def without_slots(self) -> list[nn.Parameter]:
+        """List the layer's parameters that are no weights of linear layers with slots."""
+        slots = {id(module.weight) for module in self._slotted}
+        own = [parameter for _, module in self._modules for parameter in module.parameters(False)]
+        return [parameter for parameter in own if id(parameter) not in slots]
 
     def _perturb(self, mode: Perturbed, undo: ExitStack) -> None:
         """Have the parameters as a mode perturbs them, until `undo`."""
@@ -206,8 +230,10 @@ def _refuse_shared(layers: list[nn.Module]) -> None:
         known.update(own.values())
 
 
-def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, ActivationCapture | None]:
-    """Return what the modes around a call do; those of others cannot be compiled in."""
+def _known(
+    modes: list[TorchFunctionMode], own: set[nn.Parameter]
+) -> tuple[Perturbed | None, ActivationCapture | None]:
+    """Return what the modes around a layer of these parameters do; others cannot be compiled in."""
     perturbed: Perturbed | None = None
     capture: ActivationCapture | None = None
     for mode in modes:
@@ -215,7 +241,10 @@ def _known(modes: list[TorchFunctionMode]) -> tuple[Perturbed | None, Activation
             perturbed = mode
         elif isinstance(mode, ActivationCapture) and capture is None:
             capture = mode
-        elif not isinstance(mode, DeviceContext):  # a default device: torch.compile knows it
+        elif isinstance(mode, SeenTokens) and mode.tables.isdisjoint(own):
+            continue  # it has nothing to see here
+        elif type(mode) is not TorchCalls and not isinstance(mode, DeviceContext):
+            # those two change nothing: torch.compile knows a default device
             raise ValueError(
                 f"compiled layers run under {type(mode).__name__}; allowed are the modes of "
                 "execution='side_branch'"

@@ -97,10 +97,14 @@ def summary(bends: Sequence[Bend], seed: int = 0) -> dict[str, Interval]:
     """
     if len(bends) < 2:
         raise ValueError(f"{len(bends)} samples: allowed are two or more, for an interval")
-    values = torch.tensor([[b.g, b.c, b.g_other, b.c_other] for b in bends], dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    count = len(bends)
-    draws = torch.randint(count, (RESAMPLES, count), generator=generator)
+    rows, count = [[b.g, b.c, b.g_other, b.c_other] for b in bends], len(bends)
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    draws = torch.randint(
+        *(count, (RESAMPLES, count)),
+        generator=torch.Generator("cpu").manual_seed(seed),
+        dtype=torch.int64,
+        device="cpu",
+    )
     resampled = _statistics(values[draws])  # key -> (RESAMPLES,)
     found = {}
     for key, value in _statistics(values[None]).items():

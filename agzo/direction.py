@@ -7,6 +7,7 @@ U V^T) and holds its two thin factors. `Sum` is several queries' directions, add
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from agzo import kernels
 from agzo.kernels import thin
 from agzo.rng import Noise, chunks
+from agzo.surroundings import exactly
 
 
 class Direction(Protocol):
@@ -104,7 +106,8 @@ class ByRows:
 
         Goes over the direction's blocks without a host synchronisation.
         """
-        gathered = torch.zeros(ids.shape[0], self.shape[1], device=ids.device)
+        size = (ids.shape[0], self.shape[1])
+        gathered = torch.zeros(size, dtype=torch.float32, device=ids.device)
         for start, stop, values in self.rows():
             inside = (ids >= start) & (ids < stop)
             local = (ids - start).clamp_(0, stop - start - 1)
@@ -203,7 +206,7 @@ class Dense(ByRows):
         else:
             super().add_to(weight, keep, scale, rounding)
 
-    @property
+    @functools.cached_property
     def _key(self) -> kernels.Key:
         return self.noise.key(self.name, "dense")
 
@@ -223,27 +226,54 @@ class Branch(ByRows):
 
 @dataclass(frozen=True)
 class LowRank(Branch):
-    """``left @ right.T`` with left (d_out, r) and right (d_in, r), both float32.
+    """``left @ right.T`` with left (rows, r) and right (columns, r), both float32.
 
+    One factor is `drawn` for the step, (d_out, r), and one is `known`, (d_in, r): the right one of
+    a weight (d_out, d_in), the left one where `inputs` is 0, of a weight (d_in, d_out).
     Either layout will do; with contiguous columns no copy is made, see `agzo.kernels.thin`.
     """
 
     left: Tensor
     right: Tensor
+    inputs: int = 1
+
+    @staticmethod
+    def of(drawn: Tensor, known: Tensor, inputs: int | None) -> LowRank:
+        """Return the direction of a weight whose input comes in by this dimension."""
+        return LowRank(known, drawn, 0) if inputs == 0 else LowRank(drawn, known)
+
+    @property
+    def drawn(self) -> Tensor:
+        """The factor that is drawn."""
+        return self.left if self.inputs else self.right
+
+    @property
+    def known(self) -> Tensor:
+        """The factor that is known beside it: a basis, or LOZO's V."""
+        return self.right if self.inputs else self.left
+
+    @property
+    def turned(self) -> LowRank:
+        """The direction of the transposed weight."""
+        return LowRank(self.right, self.left, 1 - self.inputs)
 
     @property
     def shape(self) -> torch.Size:
-        """Shape (d_out, d_in) of the product."""
+        """Shape of the product, and of the weight."""
         return torch.Size((self.left.shape[0], self.right.shape[0]))
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the product in blocks of rows."""
         for start, stop in chunks(self.shape):
-            yield start, stop, self.left[start:stop] @ self.right.T
+            yield start, stop, self._on(self.left[start:stop])
 
     def take(self, ids: Tensor) -> Tensor:
         """Return some rows of the product; see `Direction.take`."""
-        return self.left[ids] @ self.right.T
+        return self._on(self.left[ids])
+
+    def _on(self, left: Tensor) -> Tensor:
+        with exactly(left.device):
+            return left @ self.right.T
 
     def add_linear(self, y: Tensor, x: Tensor, scale: float) -> None:
         """Set y to ``y + scale * (x right) left^T``; see `Branch.add_linear`."""
@@ -265,6 +295,16 @@ class LowRank(Branch):
             thin.add_product(weight, left, thin.rows(self.right).to(weight.dtype))
         else:
             super().add_to(weight, keep, scale, rounding)
+
+
+class Still(LowRank):
+    """The direction zero, of a matrix that the batch does not reach."""
+
+
+def still(shape: torch.Size, device: torch.device) -> Still:
+    """Return the direction zero of a matrix."""
+    height, width = (torch.zeros(n, 1, dtype=torch.float32, device=device) for n in shape)
+    return Still(height, width)
 
 
 @dataclass(frozen=True)

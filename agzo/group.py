@@ -81,6 +81,9 @@ class Group:
     def check_same(self, values: Tensor, what: str) -> None:
         """Raise `Drifted` unless values (n,) float64 have the same bits on every process."""
 
+    def check(self) -> None:
+        """Raise ValueError where a step cannot be taken with this group; called before each."""
+
     def leave(self) -> None:
         """Part from the others."""
 
@@ -88,8 +91,29 @@ class Group:
 ALONE = Group()
 
 
+class _Unsaid(Group):
+    """One process, which nobody said is alone."""
+
+    def check(self) -> None:
+        """Refuse a step beside other processes: each would move its replica elsewhere."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise ValueError(
+                f"group=None: torch.distributed runs {dist.get_world_size()} processes, and "
+                "replicas that are measured apart drift apart; allowed are "
+                "group=agzo.group.Processes(), each step with a list of one agzo.pieces.Piece, the "
+                "process's share of the batch, or group=agzo.group.ALONE for a process that has "
+                "nothing to do with the others"
+            )
+
+
+UNSAID = _Unsaid()
+"""The group of an optimizer that was given none."""
+
+
 class Processes(Group):
     """The processes that torchrun (or anything that sets torch's environment variables) started.
+
+    Where torch.distributed is initialised already, its processes; `leave` leaves it as it is then.
 
     Args:
         cuda: reduce CUDA tensors too; each process has the device of its LOCAL_RANK.
@@ -98,18 +122,32 @@ class Processes(Group):
 
     Raises:
         ProcessLost: here and in every exchange, where another process does not take part.
+        ValueError: torch.distributed is initialised without a backend for the CPU.
     """
 
     def __init__(self, cuda: bool = False, peer_timeout: float = PEER_TIMEOUT) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))  # torch itself says which of them is missing
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.reduced_bytes = 0
         self._timeout = peer_timeout
-        with self._together():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=peer_timeout)
-            )
+        self._guest = dist.is_initialized()
+        if self._guest:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            self._check_backend()
+        else:
+            self.rank = int(os.environ.get("RANK", "0"))  # torch says which of them is missing
+            self.size = int(os.environ.get("WORLD_SIZE", "1"))
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            with self._together():
+                dist.init_process_group(backend, timeout=timedelta(seconds=peer_timeout))
         self._heard = time.monotonic()  # when process 0 last told the others anything
+
+    def _check_backend(self) -> None:
+        """Refuse a backend of others that cannot send what lies on the CPU."""
+        backend = dist.get_backend_config()
+        if "cpu:" not in backend:
+            raise ValueError(
+                f"torch.distributed is initialised with backend {backend!r}; allowed is one for "
+                "the CPU too, 'cpu:gloo,cuda:nccl'"
+            )
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over processes, the same bits on each."""
@@ -127,11 +165,11 @@ class Processes(Group):
 
     def share(self, weight: float) -> float:
         """Return this process's weight as a share of all weights."""
-        return weight / self.sum(torch.tensor(weight, dtype=torch.float64)).item()
+        return weight / self.sum(_here(weight, torch.float64)).item()
 
     def any(self, flag: bool) -> bool:
         """Tell whether the flag is up on some process."""
-        up = torch.tensor(int(flag))
+        up = _here(int(flag))
         with self._together():
             dist.all_reduce(up, dist.ReduceOp.MAX)
         return bool(up)
@@ -158,9 +196,9 @@ class Processes(Group):
     def _tell(self, value: Any) -> Any:
         """Send a JSON value from process 0 to all; return it there as it is."""
         text = json.dumps(value).encode() if self.rank == 0 else b""
-        while (length := self._from_0(torch.tensor(len(text))).item()) == BUSY:
+        while (length := self._from_0(_here(len(text))).item()) == BUSY:
             pass
-        content = torch.zeros(int(length), dtype=torch.uint8)
+        content = torch.zeros(int(length), dtype=torch.uint8, device="cpu")
         if self.rank == 0:
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         return json.loads(bytes(self._from_0(content).tolist()))
@@ -169,7 +207,7 @@ class Processes(Group):
         """Let the others know, ten times within the time-out, that process 0 is at work."""
         if self.rank == 0 and time.monotonic() > self._heard + self._timeout / 10:
             self._heard = time.monotonic()
-            self._from_0(torch.tensor(BUSY))
+            self._from_0(_here(BUSY))
 
     def _from_0(self, values: Tensor) -> Tensor:
         """Fill values in place with those of process 0."""
@@ -193,7 +231,8 @@ class Processes(Group):
 
     def leave(self) -> None:
         """Part from the others."""
-        dist.destroy_process_group()
+        if not self._guest:
+            dist.destroy_process_group()
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -210,6 +249,11 @@ class Processes(Group):
                 f"process {self.rank} of {self.size}: another process "
                 f"{what if silent else 'is gone'} ({reason})"
             ) from error
+
+
+def _here(number: float, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Return a number as a 0-dim tensor on the host."""
+    return torch.tensor(number, dtype=dtype, device="cpu")
 
 
 def checksum(tensors: Iterable[Tensor]) -> Tensor:

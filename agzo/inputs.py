@@ -1,10 +1,11 @@
-"""What a layer's input is: which of its rows are real tokens, and whether it was seen before."""
+"""What a tensor is: which of its rows are real tokens, whether it was seen before, where it is."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -19,9 +20,34 @@ def fits(x: Tensor, mask: Tensor | None) -> bool:
     return mask is not None and x.shape[:-1] in (mask.shape, (mask.numel(),))
 
 
+def is_transformed(x: Tensor) -> bool:
+    """Tell whether `torch.func` stands around a tensor (vmap, grad): it has no memory of its own.
+
+    torch has no public name for this.
+    """
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore
+
+
 def version(x: Tensor) -> int:
     """Return a number that a change in place changes; inference tensors keep no count."""
+    while is_transformed(x):  # what is inside keeps the count
+        x = torch._C._functorch.get_unwrapped(x)  # pyright: ignore
     return -1 if x.is_inference() else x._version
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [t for item in value for t in tensors(item)] if isinstance(value, list | tuple) else []
+
+
+def storage(x: Tensor) -> int | None:
+    """Return where a tensor's memory begins, None of one without."""
+    plain = x.layout is torch.strided and not is_transformed(x)
+    return x.untyped_storage().data_ptr() if plain else None
 
 
 class BySameTensor(Generic[T]):

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.select import check_model
 from agzo.update import is_low_precision
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, list[nn.Module]]:
     """Return the name of the list that holds the decoder layers, and the layers in order."""
+    check_model(model)
     lists = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)}
     outer = {
         name: list(members)

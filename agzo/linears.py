@@ -15,39 +15,61 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 HEADS = ("lm_head", "embed_out", "output_projection")  # names, where the model does not tell
 
+# What modules call their sizes, d_in and d_out, by the dimension that the input comes in by.
+_SIZES = {1: ("in_features", "out_features"), 0: ("nx", "nf")}
+
 
 def body_linears(model: nn.Module) -> dict[str, nn.Module]:
     """Name the linear layers of a model, its head left out, in the order of `named_modules`.
 
-    Linear is an `nn.Linear`, plain or quantised, or a module without children that has
-    `in_features` and `out_features`. The head is what `get_output_embeddings()` returns, a layer
-    that shares its weight with an `nn.Embedding`, or one of a name in `HEADS`.
+    Linear is an `nn.Linear`, plain or quantised, or a module that has `in_features` and
+    `out_features`, or `nx` and `nf` as transformers' Conv1D has, and wraps no other. The head is
+    what `get_output_embeddings()` returns, a layer that shares its weight with an `nn.Embedding`,
+    or one of a name in `HEADS`.
     """
     told = getattr(model, "get_output_embeddings", lambda: None)()
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     return {
-        name: module
+        plain_name(name): module
         for name, module in model.named_modules()
-        if _is_linear(module)
+        if weight_inputs(module) is not None
         and module is not told
         and id(getattr(module, "weight", None)) not in tables
         and name.rpartition(".")[2] not in HEADS
     }
 
 
-def _is_linear(module: nn.Module) -> bool:
+def plain_name(name: str) -> str:
+    """Return the name of a module or parameter without what torch.compile puts in it.
+
+    Noise is addressed by names, and a compiled model's is that of the model.
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def weight_inputs(module: nn.Module) -> int | None:
+    """Return the dimension of a linear layer's weight that its input comes in by.
+
+    1 for x W^T, 0 for x W; None where the module is no linear layer.
+    """
     if isinstance(module, NonDynamicallyQuantizableLinear):
-        return False  # nn.MultiheadAttention reads its weight and never calls it
+        return None  # nn.MultiheadAttention reads its weight and never calls it
     if isinstance(module, nn.Linear):
-        return True
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return all(isinstance(size, int) for size in sizes) and not any(module.children())
+        return 1
+    if any(module.children()) and "weight" not in module._parameters:
+        return None  # a wrapper of one, such as an adapter's
+    for dimension, names in _SIZES.items():
+        if all(isinstance(getattr(module, name, None), int) for name in names):
+            return dimension
+    return None
 
 
 def sizes(layer: nn.Module) -> tuple[int, int]:
     """Return (d_in, d_out) of a linear layer."""
-    found: Any = layer
-    return found.in_features, found.out_features
+    dimension = weight_inputs(layer)
+    assert dimension is not None
+    d_in, d_out = (getattr(layer, name) for name in _SIZES[dimension])
+    return d_in, d_out
 
 
 def held(layer: nn.Module) -> Tensor:

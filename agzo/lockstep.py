@@ -18,8 +18,11 @@ from contextlib import ExitStack
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from agzo.perturb import Closure
+from agzo.surroundings import Surroundings
 
 
 class Abandoned(BaseException):
@@ -144,16 +147,15 @@ class _Evaluation:
 def _thread_setting() -> Callable[[], ExitStack]:
     """Take what torch keeps for each thread here; the result sets it in another thread.
 
-    Taken are recording of gradients, autocast, the number of CPU threads, and the CUDA stream.
-    Torch modes that are active around a step are not: they see none of its evaluations.
+    Taken are recording of gradients, autocast, a default device, the number of CPU threads, and the
+    CUDA stream. Other torch modes that are active around a step are not: they see none of its
+    evaluations.
     """
     grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-    casts = [
-        (kind, torch.get_autocast_dtype(kind), torch.is_autocast_cache_enabled())
-        for kind in ("cpu", "cuda")
-        if torch.is_autocast_enabled(kind)
-    ]
+    around = Surroundings()
+    chosen = any(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
+    device = torch.get_default_device() if chosen else None
 
     def make() -> ExitStack:
         torch.set_num_threads(threads)
@@ -161,8 +163,9 @@ def _thread_setting() -> Callable[[], ExitStack]:
         stack.enter_context(torch.set_grad_enabled(grad))
         if stream is not None:
             stack.enter_context(torch.cuda.stream(stream))
-        for kind, dtype, cache in casts:
-            stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=cache))
+        if device is not None:
+            stack.enter_context(device)
+        stack.enter_context(around.entered())
         return stack
 
     return make

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from agzo.perturb import only_reads, uses
+from agzo.reached import passed_by
 from agzo.select import Tuned
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 Dropouts = list[tuple[str, Any]]  # name, module
 
@@ -35,17 +35,31 @@ def refuse_dropout(found: Dropouts) -> None:
             )
 
 
-def check_loss(forward: Callable[[], Tensor], tuned: list[Tuned], must_see: bool) -> None:
+def check_loss(
+    forward: Callable[[], Tensor],
+    tuned: list[Tuned],
+    must_see: bool,
+    model: nn.Module,
+    refuse_noise: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Evaluate the loss twice; raise ValueError if it differs, or if a tuned use was not seen.
 
     Args:
         forward: returns the loss, 0-dim.
         tuned: the parameters whose use is looked for.
-        must_see: a use that is not seen is an error.
+        must_see: a use that is not seen is an error, but of what the batch passes by.
+        model: whose parameters they are.
+        refuse_noise: called where it differs; raises what names the module.
+
+    Returns:
+        The names of the parameters that this batch passes by, see `agzo.reached`.
     """
     with Uses(tuned) as watch:
         first, second = forward(), forward()
+    used = [each.name for each in tuned if id(each.parameter) in watch.seen]
     unused = [each.name for each in tuned if id(each.parameter) not in watch.seen]
+    waiting = passed_by(model, unused, used)
+    unused = [name for name in unused if name not in waiting]
     if unused and must_see:
         raise ValueError(
             f"the closure does not use {len(unused)} tuned parameter(s): "
@@ -53,28 +67,25 @@ def check_loss(forward: Callable[[], Tensor], tuned: list[Tuned], must_see: bool
             "or requires_grad=False (or, for a scripted module, use execution='in_place')"
         )
     if not torch.equal(torch.nan_to_num(first), torch.nan_to_num(second)):
+        refuse_noise()
         raise ValueError(
             f"the closure gave {first.item():.9g} and then {second.item():.9g} for the same "
             "weights; allowed is a deterministic loss (one fixed batch, no active dropout): "
             "its noise would drown a finite difference"
         )
+    return waiting
 
 
-class Uses(TorchFunctionMode):
-    """Notes the ids of tuned parameters that occur in torch calls."""
+class Uses(TorchCalls):
+    """Notes the ids of tuned parameters whose values torch calls use."""
 
     def __init__(self, tuned: list[Tuned]) -> None:
         super().__init__()
         self.tuned = {id(each.parameter): each.name for each in tuned}
-        self._unseen = set(self.tuned)
         self.seen: set[int] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if only_reads(func, result):
-            return result
-        for key in [key for key in self._unseen if uses({key}, args, kwargs)]:
-            self._unseen.discard(key)
-            self.seen.add(key)
-        return result
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
+        if func not in ADDRESSES:
+            self.seen.update(among(self.tuned, used(func, args, kwargs)))
+        return func(*args, **kwargs)

@@ -30,13 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.direction import ByRows, Direction, LowRank
+from agzo.direction import ByRows, Direction, LowRank, Still
 from agzo.rng import chunks
 
 UPDATES = ("sgd", "momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
 TINY = 1e-8
 LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
+SMALL = 2**24  # values, 64 MiB: what no memory is too small for
 
 Estimates = Sequence[tuple[Direction, Tensor]]  # (direction, projected_grad), one for each query
 
@@ -103,14 +104,20 @@ class Moments:
         if not isinstance(queries[0][0], LowRank):
             self._take_dense(queries, state, first)
             return Held(state["mean"], state.get("square"), rule)
+        inputs = queries[0][0].inputs
         drawn, right = coordinates(queries)
+        if isinstance(queries[0][0], Still):  # an estimate of zero, in the coordinates there are
+            if first:
+                return queries[0][0]
+            drawn, right = torch.zeros_like(state["mean"]), state["right"]
+            refreshed = False
         if first:
             self._begin(state, drawn)
         elif refreshed:
             self._turn(state, right)
         state["right"] = right
         self._take(drawn, state["mean"], state.get("square"), first)
-        return LowRank(rule(state["mean"], state.get("square")), right)
+        return LowRank.of(rule(state["mean"], state.get("square")), right, inputs)
 
     def _begin(self, state: MutableMapping[str, Any], like: Tensor) -> None:
         state["mean"] = torch.zeros_like(like)
@@ -157,7 +164,7 @@ def coordinates(queries: Estimates) -> tuple[Tensor, Tensor]:
     right: Tensor | None = None
     for direction, g in queries:
         assert isinstance(direction, LowRank)
-        one, right = direction.left * (g.float() / len(queries)), direction.right
+        one, right = direction.drawn * (g.float() / len(queries)), direction.known
         total = one if total is None else total.add_(one)
     assert total is not None
     assert right is not None
@@ -175,7 +182,7 @@ def turned(mean: Tensor, old: Tensor, new: Tensor) -> Tensor:
 def refuse_large_state(
     moments: Moments, factors: Mapping[str, tuple[int, int]], whole: int
 ) -> None:
-    """Moments are meant to be small: refuse those that would be a good part of the model.
+    """Moments are meant to be small: refuse those that would be a good part of a large model.
 
     Args:
         moments: how they are kept.
@@ -184,12 +191,13 @@ def refuse_large_state(
     """
     sizes = {name: moments.size(drawn, right) for name, (drawn, right) in factors.items()}
     values = sum(sizes.values())
-    if values > LARGE * whole:
+    allowed = max(SMALL, LARGE * whole)
+    if values > allowed:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ValueError(
             f"update={moments.update!r}: its state would take {_gib(values)} in float32, for a "
             f"model of {whole:,} values ({_gib(sizes[largest])} of it for {largest} alone); "
-            f"allowed are up to {_gib(LARGE * whole)} (low-rank directions, "
+            f"allowed are up to {_gib(allowed)} (low-rank directions, "
             "embeddings='frozen', fewer params), update='sgd', or large_state=True"
         )
 

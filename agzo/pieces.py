@@ -100,8 +100,15 @@ class Joint:
 Batch = Closure | Sequence[Piece]  # what a step takes: the whole loss, or pieces of it
 
 
-def joint(batch: Batch, token_mask: Tensor | None, accumulation: int, group: Group) -> Joint:
+def joint(batch: Batch | None, token_mask: Tensor | None, accumulation: int, group: Group) -> Joint:
     """Return the pieces of a step that a method was given, checked."""
+    group.check()
+    if batch is None:
+        raise ValueError(
+            "closure=None: a step evaluates the loss itself, at several weights; allowed is a "
+            "function that returns the loss, optimizer.step(lambda: model(x).loss), or a list of "
+            "agzo.pieces.Piece"
+        )
     if callable(batch):
         if accumulation > 1 or group.size > 1:
             raise ValueError(
@@ -110,7 +117,13 @@ def joint(batch: Batch, token_mask: Tensor | None, accumulation: int, group: Gro
             )
         pieces = [Piece(batch, token_mask)]
     else:
-        pieces = list(batch)
+        pieces = list(batch) if isinstance(batch, Sequence) else [batch]
+        for piece in pieces:
+            if not isinstance(piece, Piece):
+                raise ValueError(
+                    f"closure: a {type(piece).__name__}; allowed is a function that returns the "
+                    "loss, or a list of agzo.pieces.Piece"
+                )
     if len(pieces) != accumulation:
         raise ValueError(f"{len(pieces)} pieces: allowed is accumulation={accumulation}")
     for piece in pieces:

@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from agzo.inputs import version
+from agzo.inputs import tensors, version
 
 
 class Prefix:
@@ -60,7 +60,7 @@ class Prefix:
     def _answer(self, index: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
         if index == 0:
             self._call += 1
-        shape = _tensors((args, kwargs))[0].shape
+        shape = tensors((args, kwargs))[0].shape
         if self._call >= len(self._kept):
             output = forward(*args, **kwargs)
             if index == len(self._layers) - 1:
@@ -76,14 +76,5 @@ class Prefix:
         return output
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """List the tensors in nested lists, tuples and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
-
-
 def _versions(output: Any) -> list[int]:
-    return [version(t) for t in _tensors(output)]
+    return [version(t) for t in tensors(output)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ class Noise:
         self, shape: torch.Size | tuple[int, ...], device: torch.device, parameter: str, role: str
     ) -> Tensor:
         """Make a whole tensor of `shape`, float32, standard normal."""
-        return kernels.normal_(torch.empty(shape, device=device), self.key(parameter, role))
+        return _normal(shape, device, self.key(parameter, role))
 
     def columns(
         self, height: int, count: int, device: torch.device, parameter: str, role: str
@@ -81,7 +81,7 @@ class Noise:
         key, width = self.key(parameter, role), math.prod(shape[1:])
         for start, stop in chunks(shape):
             own = (stop - start, *shape[1:]) if shape else ()
-            yield start, stop, kernels.normal_(torch.empty(own, device=device), key, start * width)
+            yield start, stop, _normal(own, device, key, start * width)
 
     def table(
         self,
@@ -101,3 +101,7 @@ class Noise:
         example, position = first
         key, whole = self.key(parameter, "table"), (example + examples, position + positions)
         return kernels.normal_table(key, *whole, rank, device)[example:, position:]
+
+
+def _normal(shape: Sequence[int], device: torch.device, key: kernels.Key, start: int = 0) -> Tensor:
+    return kernels.normal_(torch.empty(shape, dtype=torch.float32, device=device), key, start)

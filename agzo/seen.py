@@ -19,24 +19,26 @@ and one pass over the table for its update.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from agzo.activations import ActivationCapture
+from agzo.coordinates import Moved
 from agzo.direction import Branch, Direction, LowRank, at_least_float32
 from agzo.estimator import Watch
 from agzo.group import ALONE, Group
 from agzo.kernels import Key
-from agzo.perturb import Closure, only_reads, uses
+from agzo.perturb import Closure
 from agzo.pieces import Joint, mask_now
 from agzo.rng import Noise
 from agzo.sampler import DirectionSampler
 from agzo.select import Tuned
+from agzo.uses import ADDRESSES, TorchCalls, among, used
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class SeenRows(Branch):
         weight.index_copy_(0, ids, new.to(weight.dtype))  # repeated ids write the same values
 
 
-class SeenTokens(TorchFunctionMode):
+class SeenTokens(TorchCalls):
     """Collects the rows of each table that a batch looks up.
 
         tokens.watch(closure)     sees a forward that is made anyway
@@ -124,6 +126,15 @@ class SeenTokens(TorchFunctionMode):
         self._last: int | None = None  # the lookup after which a closure need not go on
         self.lookups = 0
         """Lookups of the forward that was watched last."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)  # a copy: its tables are others
+        self._tables = {id(each.parameter): each for each in self._tables.values()}
+
+    @property
+    def tables(self) -> set[nn.Parameter]:
+        """The tables whose rows are looked for."""
+        return {each.parameter for each in self._tables.values()}
 
     def begin(self, mask: Tensor | None) -> None:
         """Forget the batch before; `mask` (batch, sequence) tells the next one's real tokens."""
@@ -172,23 +183,24 @@ class SeenTokens(TorchFunctionMode):
             ids = member.nonzero().view(-1)
         return Rows(ids, member)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         if func is F.embedding:
             ids, weight = (*args, kwargs.get("input"), kwargs.get("weight"))[:2]
             if id(weight) in self._tables:
                 self._see(ids, self._tables[id(weight)])
             return func(*args, **kwargs)
-        result = func(*args, **kwargs)
-        as_head = func is F.linear and not uses(self._tables, args[:1], kwargs.get("input"))
-        if not as_head and uses(self._tables, args, kwargs) and not only_reads(func, result):
-            found = next(t for key, t in self._tables.items() if uses({key}, args, kwargs))
+        given = used(func, args, kwargs)
+        if func is F.linear:  # as a head: its weight tells
+            given = (args[:1], args[2:], {k: v for k, v in kwargs.items() if k != "weight"})
+        found = next(among(self._tables, given), None)
+        if found is not None and func not in ADDRESSES:
             raise ValueError(
-                f"embeddings='seen': {found.name} is used by {getattr(func, '__name__', func)}, "
-                "which does not tell what rows it takes; allowed are embeddings='tuned' and "
-                "'frozen' for this model"
+                f"embeddings='seen': {self._tables[found].name} is used by "
+                f"{getattr(func, '__name__', func)}, which does not tell what rows it takes; "
+                "allowed are embeddings='tuned' and 'frozen' for this model"
             )
-        return result
+        return func(*args, **kwargs)
 
     def _see(self, ids: Tensor, table: Tuned) -> None:
         flat = ids.reshape(-1)
@@ -228,6 +240,16 @@ class OnSeenRows:
         """Return the inner sampler's."""
         return self._inner.head(tuned, noise)
 
+    def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
+        """Return the inner sampler's."""
+        return self._inner.learn(token_mask)
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""
         return self._inner.sizes(tuned)
+
+    def moved(self, tuned: Tuned) -> Moved:
+        """Say that a table moves inside the span of its inputs, the rows of tokens."""
+        if tuned.role != "embedding":
+            return self._inner.moved(tuned)
+        return Moved(tuned.name, tuned.parameter.numel(), inside=True)

@@ -16,11 +16,10 @@ from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.direction import LowRank, at_least_float32
 from agzo.kernels import thin
-from agzo.perturb import only_reads, uses
+from agzo.uses import TorchCalls, among, used
 
 
 class Slotted(nn.Linear):
@@ -93,7 +92,7 @@ def every_use_checked(
             module.clear()
 
 
-class _EveryUse(TorchFunctionMode):
+class _EveryUse(TorchCalls):
     def __init__(
         self,
         modules: Sequence[tuple[str, nn.Module]],
@@ -112,23 +111,19 @@ class _EveryUse(TorchFunctionMode):
         self._watched = self._foreign | self._weights.keys()
         self._entered = entered
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
-        if only_reads(func, result):
-            return result
-        if not uses(self._watched, args, kwargs):
-            return result
-        for key, name in self._tuned.items():
-            if key in self._foreign and uses({key}, args, kwargs):
+        for key in among(self._watched, used(func, args, kwargs)):
+            if key in self._foreign:
                 raise ValueError(
-                    f"{name}: a compiled layer uses it, and none of the modules that the layer had "
-                    "when it was compiled has it; allowed are parameters of its own"
+                    f"{self._tuned[key]}: a compiled layer uses it, and none of the modules that "
+                    "the layer had when it was compiled has it; allowed are parameters of its own"
                 )
-            if key in self._weights and uses({key}, args, kwargs) and not self._forward(func, args):
+            if not self._forward(func, args):
                 raise ValueError(
-                    f"{name}: a compiled layer uses this weight of an nn.Linear without calling "
-                    "the module, or the module's forward was replaced; allowed is nn.Linear's own"
+                    f"{self._tuned[key]}: a compiled layer uses this weight of an nn.Linear "
+                    "without calling the module, or the module's forward was replaced; allowed is "
+                    "nn.Linear's own"
                 )
         return result
 

@@ -10,14 +10,15 @@ Memory: a float64 copy of X.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from agzo.perturb import Closure
 from agzo.select import Tuned
+from agzo.uses import TorchCalls
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def spectrum(x: Tensor) -> Spectrum:
     return Spectrum(values, right.T, left)
 
 
-class Inputs(TorchFunctionMode):
+class Inputs(TorchCalls):
     """Collects ``inputs[name]``, the whole input of each wanted linear weight, at its first use.
 
     Layers fed by one tensor get that one object. Holds every activation: for probes only.
@@ -61,8 +62,8 @@ class Inputs(TorchFunctionMode):
         self._names = {id(each.parameter): each.name for each in wanted}
         self.inputs: dict[str, Tensor] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # pyright: ignore
-        kwargs = kwargs or {}
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
         if func is F.linear:
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             name = self._names.get(id(weight))

@@ -37,6 +37,7 @@ from agzo.linears import is_quantised
 from agzo.lockstep import Lockstep
 from agzo.perturb import Closure
 from agzo.slots import Slot, Slots
+from agzo.surroundings import Surroundings
 
 Coming = tuple[int, list[Tensor], Slot]  # layer, its tensors on the host, their slot
 
@@ -54,7 +55,7 @@ class StreamedLayers:
     """
 
     def __init__(self, model: nn.Module, device: torch.device | str) -> None:
-        here = torch.empty(0, device=device).device  # with its index
+        here = torch.empty(0, dtype=torch.uint8, device=device).device  # with its index
         self.device: torch.device | None = here
         name, self._layers = decoder_layers(model)
         paths = [f"{name}.{index}".lstrip(".") for index in range(len(self._layers))]
@@ -143,9 +144,11 @@ class StreamedLayers:
             with _unseen():
                 if ahead and index + 1 < len(self._layers):
                     self._fetch(index + 1)
-                for change in self._pending.get(index, []):
-                    change()
-                if self._pending.pop(index, None) is not None:
+                if index in self._pending:
+                    with Surroundings().left():
+                        for change in self._pending[index]:
+                            change()
+                    del self._pending[index]
                     self._slots.write_back(slot, homes)
             yield
         finally:

@@ -121,6 +121,17 @@ def leading(x: Tensor, rank: int, keep: Tensor | None = None) -> Tensor:
             h = part(start)
             gram.addmm_(h.T, h)
     finite = torch.isfinite(gram).all()
-    vectors = torch.linalg.eigh(torch.where(finite, gram, 0.0)).eigenvectors[:, -rank:].flip(1)
+    vectors = _top(gram, finite, rank)
     basis = orthonormal(h.T @ vectors) if tokens < width else vectors
     return torch.where(finite, basis, torch.nan).float()
+
+
+def leading_of_gram(gram: Tensor, rank: int) -> Tensor:
+    """Return `leading` of the X whose X^T X (d_in, d_in), float64, this is."""
+    finite = torch.isfinite(gram).all()
+    return torch.where(finite, _top(gram, finite, rank), torch.nan).float()
+
+
+def _top(gram: Tensor, finite: Tensor, rank: int) -> Tensor:
+    """Return the eigenvectors of the r largest eigenvalues, (n, r), the first one first."""
+    return torch.linalg.eigh(torch.where(finite, gram, 0.0)).eigenvectors[:, -rank:].flip(1)

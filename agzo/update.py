@@ -55,7 +55,7 @@ def move(
     low = is_low_precision(target.dtype)
     key = noise.key(name, "rounding") if low and rounding == "stochastic" else None
     if low and len(steps) > 1:
-        steps = [(Sum(steps), torch.ones((), device=target.device))]
+        steps = [(Sum(steps), torch.ones((), dtype=torch.float32, device=target.device))]
     for direction, coefficient in steps:
         direction.add_to(target, keep, coefficient, key)
         keep = None

@@ -7,16 +7,17 @@ several processes each sums its gradients with those of the others: 4 bytes a we
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from agzo.check import check_choice, check_count, check_number
-from agzo.group import ALONE, Group
+from agzo.check import check_choice, check_count, check_number, check_rates
+from agzo.group import UNSAID, Group
 from agzo.pieces import Batch, Joint, joint
 from agzo.progress import Progress
 from agzo.select import Params, Tuned, select
+from agzo.surroundings import Surroundings
 
 EMBEDDINGS = ("tuned", "frozen")  # a gradient has the rows seen alone in any case
 
@@ -34,17 +35,39 @@ class _Backprop(Progress):
     group: Group
     accumulation: int
 
+    def _select(
+        self,
+        model: nn.Module,
+        params: Params,
+        embeddings: str,
+        group: Group | None,
+        accumulation: int,
+    ) -> list[dict[str, Any]]:
+        """Take in what both methods are told, and return torch's parameter groups."""
+        check_choice("embeddings", embeddings, EMBEDDINGS)
+        self.tuned, groups = select(model, params, embeddings)
+        self.embeddings = embeddings
+        self.group = UNSAID if group is None else group
+        self.accumulation = check_count("accumulation", accumulation)
+        return groups
+
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, closure: Batch, token_mask: Tensor | None = None
+        self, closure: Batch | None = None, token_mask: Tensor | None = None
     ) -> Tensor:
         """Back-propagate the loss of a batch, move, and return the loss (0-dim, detached).
 
         From the first loss or gradient that is not finite on, gradients count as zero; momentum
-        and weight decay go on, so a caller goes back to weights saved before.
+        and weight decay go on, so a caller goes back to weights saved before. When a caller is told
+        says `Progress.refuse_not_finite`.
         """
+        self.refuse_not_finite()
+        self.around = Surroundings()
+        with self.around.left():
+            return self._step(joint(closure, token_mask, self.accumulation, self.group))
+
+    def _step(self, batch: Joint) -> Tensor:
         zo = self._zo
-        parameters = [each.parameter for each in self.tuned]
-        batch = joint(closure, token_mask, self.accumulation, self.group)
+        parameters = [p for p in (each.parameter for each in self.tuned) if p.requires_grad]
         loss, gradients = self._shared(batch, *self._gradients(batch, parameters))
         used = [gradient for gradient in gradients if gradient is not None]
         zo["alive"] &= torch.isfinite(loss.detach())
@@ -52,10 +75,12 @@ class _Backprop(Progress):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 parameter.grad = gradient.masked_fill_(~zo["alive"], 0.0)
-        super().step()
+        with torch.device("cpu"):  # torch makes its counters of steps on the default device
+            super().step()
         self.zero_grad(set_to_none=True)
         zo["step"] += 1
         zo["forwards"] += self.forwards_per_step
+        self._look_later()
         return loss
 
     def _gradients(
@@ -66,7 +91,8 @@ class _Backprop(Progress):
         sums: list[Tensor | None] = [None] * len(parameters)
         for index, piece in enumerate(batch.pieces):
             with torch.enable_grad(), batch.entered(index):
-                loss = piece.closure()
+                with self.around.entered():
+                    loss = piece.closure()
                 found = torch.autograd.grad(loss, parameters, allow_unused=True)
             if len(batch.pieces) == 1:
                 return loss.detach(), list(found)
@@ -115,15 +141,10 @@ class SGD(_Backprop, torch.optim.SGD):  # pyright: ignore[reportIncompatibleMeth
         group: Group | None = None,
         accumulation: int = 1,
     ) -> None:
-        check_count("accumulation", accumulation)
-        check_number("lr", lr, minimum=0.0)
-        check_number("momentum", momentum, minimum=0.0)
-        check_number("weight_decay", weight_decay, minimum=0.0)
-        check_choice("embeddings", embeddings, EMBEDDINGS)
-        self.tuned, groups = select(model, params, embeddings)
-        self.embeddings = embeddings
-        self.group, self.accumulation = group or ALONE, accumulation
-        super().__init__(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        momentum = check_number("momentum", momentum, minimum=0.0)
+        rates = check_rates(lr=lr, weight_decay=weight_decay)
+        groups = self._select(model, params, embeddings, group, accumulation)
+        super().__init__(groups, momentum=momentum, **rates)
         self._begin_progress(self.tuned[0].parameter.device)
 
 
@@ -142,16 +163,11 @@ class AdamW(_Backprop, torch.optim.AdamW):  # pyright: ignore[reportIncompatible
         group: Group | None = None,
         accumulation: int = 1,
     ) -> None:
-        check_count("accumulation", accumulation)
-        check_number("lr", lr, minimum=0.0)
         for beta in betas:
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"betas={betas}: allowed are two numbers >= 0 and < 1")
-        check_number("adam_eps", adam_eps, above=0.0)
-        check_number("weight_decay", weight_decay, minimum=0.0)
-        check_choice("embeddings", embeddings, EMBEDDINGS)
-        self.tuned, groups = select(model, params, embeddings)
-        self.embeddings = embeddings
-        self.group, self.accumulation = group or ALONE, accumulation
-        super().__init__(groups, lr=lr, betas=betas, eps=adam_eps, weight_decay=weight_decay)
+        adam_eps = check_number("adam_eps", adam_eps, above=0.0)
+        rates = check_rates(lr=lr, weight_decay=weight_decay)
+        groups = self._select(model, params, embeddings, group, accumulation)
+        super().__init__(groups, betas=betas, eps=adam_eps, **rates)
         self._begin_progress(self.tuned[0].parameter.device)

@@ -7,6 +7,9 @@ generation, with a quantised layer as well. C and V are a parameter and a buffer
 C is float32 (float64 beside float64 weights) and its product is added in that precision: beside a
 coefficient of .1 a perturbation of 1e-3 is 3 spacings of bfloat16. The sum is in the layer's dtype.
 
+The layer may hold its weight either way round, (d_out, d_in) or (d_in, d_out). A layer narrower
+than r has a V of its whole width.
+
 Memory: C (d_out, r), V (d_in, r), and 32 MiB during a call.
 """
 
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from agzo.batched import runs_over_points
-from agzo.linears import held, is_quantised, sizes
+from agzo.linears import held, is_quantised, sizes, weight_inputs
 from agzo.subspace import COPY
+from agzo.surroundings import exactly
 
 NAME = "zo_act"
 
@@ -32,17 +36,23 @@ class Branch(nn.Module):
     def __init__(self, layer: nn.Module, rank: int, device: torch.device | None = None) -> None:
         super().__init__()
         d_in, d_out = sizes(layer)
+        rank = min(rank, d_in)
+        self.inputs = weight_inputs(layer)
         like = held(layer)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        zeros = {"dtype": dtype, "device": device or like.device}
-        self.coefficients = nn.Parameter(torch.zeros(d_out, rank, **zeros))
-        self.register_buffer("basis", torch.zeros(d_in, rank, **zeros))
+        where = device or like.device
+        self.coefficients = nn.Parameter(torch.zeros(d_out, rank, dtype=dtype, device=where))
+        self.register_buffer("basis", torch.zeros(d_in, rank, dtype=dtype, device=where))
         layer.add_module(NAME, self)
         self._hook = layer.register_forward_hook(self.add, with_kwargs=True)
 
     def add(self, layer: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         """Return ``output + (x V) C^T``."""
         x: Tensor = args[0] if args else kwargs["input"]
+        with exactly(x.device):
+            return self._added(x, output)
+
+    def _added(self, x: Tensor, output: Tensor) -> Tensor:
         turned = self.coefficients.T  # the one use of C in a call: a perturbation is drawn once
         inner = x.reshape(-1, x.shape[-1]) @ self.basis.to(x.dtype)  # (tokens, r)
         y = output.reshape(-1, output.shape[-1])  # (tokens, d_out)
@@ -64,10 +74,13 @@ class Branch(nn.Module):
     def merge(self, layer: nn.Module) -> None:
         """Add C V^T to the layer's weight, summed in float32 and rounded once, by rows."""
         weight = held(layer)
+        left, right = self.coefficients, self.basis
+        if self.inputs == 0:
+            left, right = right, left
         size = max(1, COPY // weight.shape[1])
         for start in range(0, weight.shape[0], size):
             rows = slice(start, start + size)
-            added = (self.coefficients[rows] @ self.basis.T).to(weight.device)
+            added = (left[rows] @ right.T).to(weight.device)
             weight[rows] = (weight[rows] + added).to(weight.dtype)
 
 

@@ -30,6 +30,7 @@ from agzo.pieces import Joint
 from agzo.prefix import Prefix
 from agzo.rng import Noise
 from agzo.sampler import Gaussian
+from agzo.surroundings import apart
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
@@ -92,7 +93,8 @@ class DominantLayer(ZeroOrderOptimizer):
                 "can use what another left; allowed is False"
             )
         check_choice("detector", detector, DETECTORS)
-        check_count("scan_batches", scan_batches, minimum=1 if layer is None else 0)
+        minimum = 1 if layer is None else 0
+        scan_batches = check_count("scan_batches", scan_batches, minimum=minimum)
         own = {"estimator": estimator, "update": update, "rank": rank, "power_steps": power_steps,
                "refresh_every": refresh_every, "basis": basis,
                "warm_start": warm_start}  # fmt: skip
@@ -133,7 +135,7 @@ class DominantLayer(ZeroOrderOptimizer):
         self._zo["settings"]["layer"] = self.layer
         super()._ready()
 
-    @torch.no_grad()
+    @apart
     def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Score every layer on these batches; choose the layer where none was given.
 
@@ -180,7 +182,7 @@ class DominantLayer(ZeroOrderOptimizer):
             f"{len(self._layers) - 1} (method.layer=... of a run)"
         )
 
-    def _check(self, closure: Closure) -> None:
+    def _check(self, closure: Joint) -> None:
         """Check as ever, and that reuse gives the loss of a perturbed layer: three evaluations."""
         super()._check(closure)
         if not self.reuse_prefix or self.layer is None:
@@ -206,9 +208,12 @@ class DominantLayer(ZeroOrderOptimizer):
         """Name the tuned layer as its parameters' names do."""
         return f"{self.layers_name}.{self.layer}".lstrip(".")
 
-    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+    def _enter(self) -> None:
         if self.layer is None:
             raise RuntimeError("layer=None: call study(batches) before the first step, or give it")
+        super()._enter()
+
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         with self._prefix:
             return super()._measure(batch, step)
 

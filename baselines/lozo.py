@@ -45,10 +45,8 @@ class LOZO(ZeroOrderOptimizer):
         estimator: str = "two_sided",
         **shared: Any,
     ) -> None:
-        check_count("rank", rank)
-        check_count("refresh_every", refresh_every)
-        self.rank = rank
-        self.refresh_every = refresh_every
+        self.rank = check_count("rank", rank)
+        self.refresh_every = check_count("refresh_every", refresh_every)
         self.published_refresh = published_refresh
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 

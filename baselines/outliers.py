@@ -19,6 +19,7 @@ layer's output.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -85,7 +86,7 @@ class Scan:
             "super_weight": spike.tolist(),
             "first_token": [torch.cat(v).median().item() for v in self._first],
         }
-        if not torch.isfinite(torch.tensor(list(found.values()))).all():
+        if not all(math.isfinite(score) for scores in found.values() for score in scores):
             raise ValueError("the scan met an activation that is not finite; allowed are finite")
         return found
 

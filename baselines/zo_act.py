@@ -22,14 +22,16 @@ from torch import Tensor, nn
 
 from agzo.calibration import Batches, leading_inputs
 from agzo.check import check_count
+from agzo.coordinates import Moved
 from agzo.direction import LowRank
-from agzo.estimator import Measurement
-from agzo.linears import body_linears, held, sizes
+from agzo.linears import body_linears, held, is_quantised, sizes
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.perturb import Directions
-from agzo.pieces import Joint
+from agzo.places import Places
 from agzo.rng import Noise
-from agzo.select import ParameterFilter
+from agzo.sampler import check_rank
+from agzo.select import ParameterFilter, check_model
+from agzo.surroundings import apart
 from agzo.weights import Weights
 from baselines.branch import NAME, Branch, refuse_merge
 
@@ -41,7 +43,7 @@ class ZOAct(ZeroOrderOptimizer):
 
     Args:
         model, lr, eps, estimator, update, shared: see `ZeroOrderOptimizer`.
-        rank: r, columns of each basis; above a layer's width is an error.
+        rank: r, columns of each basis; a narrower layer has as many as its width.
         calibration_batches: training batches that `study` is shown.
         calibration_passes: times it reads them, see `agzo.calibration`.
         embeddings: "frozen" is all there is.
@@ -75,17 +77,17 @@ class ZOAct(ZeroOrderOptimizer):
         stream: Weights | None = None,
         **shared: Any,
     ) -> None:
-        check_count("rank", rank)
-        check_count("calibration_batches", calibration_batches)
-        check_count("calibration_passes", calibration_passes)
+        rank = check_count("rank", rank)
+        calibration_batches = check_count("calibration_batches", calibration_batches)
         if embeddings != "frozen":
             raise ValueError(
                 f"embeddings={embeddings!r}: allowed is 'frozen'; ZO-Act tunes linear layers alone"
             )
         self.rank = rank
         self.calibration_batches = self.studies = calibration_batches
-        self.calibration_passes = calibration_passes
-        self.forwards_once = type(self).forwards_once + calibration_batches * calibration_passes
+        self.calibration_passes = check_count("calibration_passes", calibration_passes)
+        calibration = self.calibration_batches * self.calibration_passes
+        self.forwards_once = type(self).forwards_once + calibration
         self._layers = _layers(model, rank, params)
         device = None if stream is None else stream.device
         self._branches = {name: Branch(layer, rank, device) for name, layer in self._layers.items()}
@@ -111,8 +113,21 @@ class ZOAct(ZeroOrderOptimizer):
         for parameter in self._frozen:
             parameter.requires_grad_(False)
 
+    def moved(self) -> list[Moved]:
+        """List the weights that move by their branches, see `agzo.coordinates`."""
+        found = []
+        for name, branch in self._branches.items():
+            (d_out, rank), d_in = branch.coefficients.shape, branch.basis.shape[0]
+            found.append(Moved(f"{name}.weight", d_out * d_in, True, rank, self.rank))
+        return found
+
+    @apart
     def study(self, batches: Batches) -> None:
-        """Find the basis of each layer from batches, (closure, token mask) each."""
+        """Find the basis of each layer from batches, (closure, token mask) each.
+
+        A layer that no batch reaches, or whose weight the model reads without calling it, is left
+        as it is.
+        """
         bases = leading_inputs(
             self._layers,
             batches,
@@ -121,6 +136,20 @@ class ZOAct(ZeroOrderOptimizer):
             Noise(self.seed, 0),
             self._forward,
         )
+        unreached = sorted(self._branches.keys() - bases.keys())
+        for name in unreached:
+            self._branches.pop(name).remove(self._layers.pop(name))
+        if unreached:
+            left = {id(branch.coefficients) for branch in self._branches.values()}
+            self.tuned = [each for each in self.tuned if id(each.parameter) in left]
+            for group in self.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) in left]
+            self._places = Places(self.model, self.tuned)
+            listed = ", ".join(unreached[:3])
+            self.studied = {
+                "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
+                "unreached": unreached,
+            }
         self.use(bases)
 
     @property
@@ -136,12 +165,12 @@ class ZOAct(ZeroOrderOptimizer):
             branch.basis = basis
         self._zo["studied"] = True
 
-    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+    def _enter(self) -> None:
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
             raise RuntimeError("no bases yet; call study(batches) before the first step")
-        return super()._measure(batch, step)
+        super()._enter()
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Return (A, B) for each layer, W + B A: a LoRA adapter of alpha = r.
@@ -154,20 +183,22 @@ class ZOAct(ZeroOrderOptimizer):
         }
 
     def on_weights(self, directions: Directions) -> Directions:
-        """Return directions of C as those of W that they are: Z V^T, (d_out, d_in), by weight.
+        """Return directions of C as those of W that they are: Z V^T or V Z^T, by weight.
 
         Raises:
             ValueError: a weight that two layers share, each with a C of its own.
         """
         self._refuse_shared("on_weights")
         return {
-            held(layer): LowRank(
+            held(layer): LowRank.of(
                 directions[self._branches[name].coefficients].dense(),
                 self._branches[name].basis.float(),
+                self._branches[name].inputs,
             )
             for name, layer in self._layers.items()
         }  # pyright: ignore[reportReturnType]
 
+    @apart
     def merge(self) -> None:
         """Set W to W + C V^T in its own dtype and take the branches away; no step may follow.
 
@@ -199,8 +230,21 @@ class ZOAct(ZeroOrderOptimizer):
             parameter.requires_grad_(True)
 
 
+def _free(model: nn.Module, layers: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Leave out layers that are frozen where others are not.
+
+    Of a model that is frozen altogether all are taken, and quantised ones always: their quantiser
+    froze them, which is no choice of the caller's.
+    """
+    if not any(p.requires_grad for p in model.parameters() if not is_quantised(p)):
+        return layers
+    weights = {name: held(layer) for name, layer in layers.items()}
+    return {n: layers[n] for n, w in weights.items() if w.requires_grad or is_quantised(w)}
+
+
 def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict[str, nn.Module]:
     """Choose the layers that get a branch; raise ValueError where that cannot be done."""
+    check_model(model)
     if params is not None and not callable(params):
         raise ValueError("params: allowed is None or a filter (name, weight) -> bool")
     if any(hasattr(module, "peft_config") for module in model.modules()):
@@ -209,6 +253,13 @@ def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict
             "allowed is a model without: merge_and_unload() it, or tune it by another method"
         )
     layers = body_linears(model)
+    for name, layer in layers.items():
+        if hasattr(layer, NAME):
+            raise ValueError(
+                f"model: layer {name} has a branch of ZO-Act already; allowed is one optimizer, or "
+                "merge() before the next"
+            )
+    layers = _free(model, layers)
     if params is not None:
         layers = {
             name: layer
@@ -217,18 +268,8 @@ def _layers(model: nn.Module, rank: int, params: ParameterFilter | None) -> dict
         }
     if not layers:
         raise ValueError(
-            "params: no linear layer beside the head is left; allowed are choices with one"
+            "no linear layer beside the head is tuned, and ZO-Act tunes these alone; needed is at "
+            "least one"
         )
-    for name, layer in layers.items():
-        width, _ = sizes(layer)
-        if rank > width:
-            raise ValueError(
-                f"rank={rank}: layer {name} has an input width of {width}; "
-                f"allowed are ranks from 1 to {width}"
-            )
-        if hasattr(layer, NAME):
-            raise ValueError(
-                f"model: layer {name} has a branch of ZO-Act already; allowed is one optimizer, or "
-                "merge() before the next"
-            )
+    check_rank(rank, {n: sizes(layer)[0] for n, layer in layers.items()}, "input of a linear layer")
     return layers

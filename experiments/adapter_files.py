@@ -12,6 +12,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from agzo.linears import weight_inputs
+
 Factors = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -23,17 +25,22 @@ def save_lora(model: nn.Module, factors: Factors, folder: Path) -> None:
         factors: (A, B) for each layer's name, A (r, d_in) and B (d_out, r), for W + B A.
         folder: is made where there is none.
     """
-    rank = next(iter(factors.values()))[0].shape[0]
+    ranks = {name: a.shape[0] for name, (a, _) in factors.items()}
+    rank = max(ranks.values())
+    others = {name: each for name, each in ranks.items() if each != rank}
+    turned = [weight_inputs(model.get_submodule(name)) == 0 for name in factors]
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": getattr(getattr(model, "config", None), "_name_or_path", None),
         "r": rank,
         "lora_alpha": rank,  # PEFT multiplies B A by alpha / r
+        "rank_pattern": others,
+        "alpha_pattern": others,
         "target_modules": _targets(model, set(factors)),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(turned),
         "inference_mode": True,
     }
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from experiments.config import AdapterConfig, BadInput
+from experiments.models import context
 from experiments.weight_files import Damaged, check_finite, check_weights
 
 
@@ -181,11 +182,11 @@ def _past(model: Any, tokens: int, seed: int) -> Any:
 
 def _refuse_lengths(config: Any, tokens: int) -> None:
     """Refuse a prefix that leaves a sequence less than a prompt's and an option's token."""
-    context: int | None = getattr(config, "max_position_embeddings", None)
-    if context is not None and tokens > context - 2:
+    room = context(config)
+    if room is not None and tokens > room - 2:
         raise BadInput(
-            f"adapter.tokens={tokens}: the model has room for {context} tokens in all; allowed are "
-            f"1 to {context - 2}"
+            f"adapter.tokens={tokens}: the model has room for {room} tokens in all; allowed are "
+            f"1 to {room - 2}"
         )
 
 

@@ -40,6 +40,8 @@ class Rows:
     target_mask: Tensor  # (R, L) bool, False left of a shorter option
     padded: bool
     layout: Layout | None = field(default=None, kw_only=True)
+    lengths: tuple[int, ...] | None = field(default=None, kw_only=True)
+    """Of the rows, where rows of different lengths are not run together, see `asking`."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the same rows on a device."""
@@ -106,8 +108,12 @@ def collate_rows(
     pad_id: int,
     device: torch.device | str = "cpu",
     multiple: int = 1,
+    one_length: bool = False,
 ) -> Rows:
-    """Pad rows on the left, see `pad_left`; `option_lengths` count each row's last tokens."""
+    """Pad rows on the left, see `pad_left`; `option_lengths` count each row's last tokens.
+
+    With `one_length` they are run length by length, none of them padded.
+    """
     if not ids:
         raise ValueError("a batch of 0 rows is not allowed, needed: at least one")
     input_ids, token_mask, position_ids = pad_left(ids, pad_id, multiple)
@@ -122,11 +128,16 @@ def collate_rows(
         input_ids[:, width - longest :, None].contiguous(),
         torch.arange(longest) >= skipped,
         padded=not bool(token_mask.all()),
+        lengths=tuple(map(len, ids)) if one_length else None,
     ).to(device)
 
 
 def collate_prompts(
-    encoded: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu", multiple: int = 1
+    encoded: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    multiple: int = 1,
+    one_length: bool = False,
 ) -> Rows:
     """Make one row of each example, its prompt; the options, as many tokens each, are targets."""
     prompts = [example.ids[0][:-1] for example in encoded]
@@ -140,6 +151,7 @@ def collate_prompts(
         torch.tensor([[[row[-1] for row in example.ids]] for example in encoded]),
         torch.ones(len(encoded), 1, dtype=torch.bool),
         padded=not bool(token_mask.all()),
+        lengths=tuple(map(len, prompts)) if one_length else None,
     ).to(device)
 
 
@@ -151,13 +163,14 @@ def collate(
     share: bool = True,
     pack_from: float | None = None,
     multiple: int = 1,
+    one_length: bool = False,
 ) -> Batch:
     """Make the training batch of these examples for the task's loss.
 
     `share`=False gives every option a row of its own even where one row could serve them all: the
     same loss, MeZO's own rows, the slower reference. A padded batch of which at least
     `pack_from` of the positions are padding is packed; None packs none. Its width is padded to
-    a `multiple`.
+    a `multiple`. With `one_length` rows of different lengths are not run together.
     """
     if task.loss == "classification":
         options = [list(range(len(example.ids))) for example in encoded]
@@ -169,12 +182,12 @@ def collate(
     most = max(counts)
     one_row = share and task.loss == "classification" and min(counts) == most > 1
     if one_row and all(example.one_token for example in encoded):
-        rows = collate_prompts(encoded, pad_id, multiple=multiple)
+        rows = collate_prompts(encoded, pad_id, multiple=multiple, one_length=one_length)
     else:
         pairs = [(e, option) for e, own in zip(encoded, options, strict=True) for option in own]
         ids = [example.ids[option] for example, option in pairs]
         lengths = [example.option_lengths[option] for example, option in pairs]
-        rows = collate_rows(ids, lengths, pad_id, multiple=multiple)
+        rows = collate_rows(ids, lengths, pad_id, multiple=multiple, one_length=one_length)
     firsts = np.cumsum([0, *counts[:-1]]).tolist()
     option_rows = [
         [first + option if option < count else -1 for option in range(most)]

@@ -32,7 +32,7 @@ from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
 from experiments.encode import Encoded
 from experiments.loss import label_logits, spread, wrapped
-from experiments.pack_choice import apart, short_rows
+from experiments.pack_choice import far_apart, short_rows
 from experiments.tasks.base import Task
 
 BUCKET = 32  # columns
@@ -68,10 +68,12 @@ def choose(
     encoded: list[Encoded],
     pad_id: int,
     steps: int,
+    apart: str | None = None,
 ) -> tuple[CompileChoice, CompiledLayers | None]:
     """Decide whether layers are compiled, and compile them.
 
-    BadInput where "layers" or "graphs" cannot be done.
+    BadInput where "layers" or "graphs" cannot be done. `apart` says why rows of different lengths
+    cannot be run together, as padding does.
     """
     asked = config.train.compile
     if asked == "never":
@@ -79,7 +81,8 @@ def choose(
     if not getattr(optimizer, "trains", True):
         return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
     device = next(model.parameters()).device
-    why = obstacle(config, model, optimizer, task, device) or many_shapes(config, task, encoded)
+    why = apart or obstacle(config, model, optimizer, task, device)
+    why = why or many_shapes(config, task, encoded)
     if why is None and asked == "auto":
         rows = config.train.batch_size * max(len(example.ids) for example in encoded)
         longest = max(len(ids) for example in encoded for ids in example.ids)
@@ -104,6 +107,11 @@ def obstacle(
     asked, name = config.train.compile, config.method["name"]
     if not isinstance(optimizer, ZeroOrderOptimizer):
         return f"method={name} computes gradients, and compiled layers are for forwards alone"
+    if hasattr(optimizer, "settle") and any(each.inputs == 0 for each in optimizer.tuned):
+        return (
+            f"{type(wrapped(model)).__name__} has weights W that it uses as x W, and compiled "
+            "layers have bases for nn.Linear alone"
+        )
     if config.method.get("execution") == "batched":
         return "method.execution=batched runs the layers for two points at once"
     if config.model.offload != "none":
@@ -178,7 +186,7 @@ def _tried(
             layers.remove()
             told = " ".join(str(error).split())[:300]
             return None, f"{type(model).__name__} cannot be compiled ({told})"
-    differ = apart(found, wanted)
+    differ = far_apart(found, wanted)
     if differ is None:
         return layers, None
     layers.remove()

@@ -67,20 +67,25 @@ class EncodedPrompt:
 class Encoder:
     """Turns examples into ids with one tokenizer and one length limit.
 
-    `pad_id` fills up rows of a batch; it is masked everywhere, so a tokenizer without one lends its
-    end-of-text id, or id 0. With `chat` the prompt is what the user says in the tokenizer's chat
-    template, and the option what the assistant answers; its opening words are never cut.
+    `vocabulary` is how many tokens the model has an embedding of; None: as many as it takes.
+    `pad_id` fills up rows of a batch; it is masked everywhere, so a tokenizer without one, or with
+    one that the model does not know, lends its end-of-text id, or id 0. With `chat` the prompt is
+    what the user says in the tokenizer's chat template, and the option what the assistant answers;
+    its opening words are never cut.
     """
 
     def __init__(
-        self, tokenizer: "PreTrainedTokenizerBase", max_length: int, chat: bool = False
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        max_length: int,
+        chat: bool = False,
+        vocabulary: int | None = None,
     ) -> None:
         if max_length < 2:
             raise EncodeError(f"train.max_length={max_length} is not allowed, needed: at least 2")
         self.tokenizer = tokenizer
         self.max_length = max_length
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad_id = int(next(pad for pad in pads if isinstance(pad, int)))
+        self.vocabulary = vocabulary
         self._unknown = tokenizer.unk_token_id
         self._frame = ChatFrame(tokenizer) if chat else None
         self._prefix_length = (
@@ -91,6 +96,12 @@ class Encoder:
     def chat_sha256(self) -> str | None:
         """What a chat template writes around every prompt, as a hash; None without one."""
         return self._frame.sha256 if self._frame else None
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills up rows."""
+        pads = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(pad for pad in pads if isinstance(pad, int) and self._known(pad))
 
     def encode(self, example: Example) -> Encoded:
         """Encode one example; see `encode_all`."""
@@ -215,7 +226,18 @@ class Encoder:
     def _tokenize(self, texts: list[str]) -> list[list[int]]:
         # verbose: the tokenizer would warn of rows longer than the model's context; we count them.
         specials = self._frame is None  # a chat template writes its own
-        return self.tokenizer(texts, add_special_tokens=specials, verbose=False)["input_ids"]  # pyright: ignore
+        rows = self.tokenizer(texts, add_special_tokens=specials, verbose=False)["input_ids"]
+        for row in rows:  # pyright: ignore[reportGeneralTypeIssues]
+            if (largest := max(row, default=0)) and not self._known(largest):
+                raise EncodeError(
+                    f"token {self.tokenizer.convert_ids_to_tokens(largest)!r} has id {largest}, "
+                    f"and the model embeds {self.vocabulary} tokens; needed: a tokenizer of this "
+                    "model, or a model with an embedding of that length (resize_token_embeddings)"
+                )
+        return rows  # pyright: ignore[reportReturnType]
+
+    def _known(self, token: int) -> bool:
+        return self.vocabulary is None or 0 <= token < self.vocabulary
 
 
 def _leading_specials(tokenizer: "PreTrainedTokenizerBase") -> int:

@@ -120,7 +120,9 @@ def _example_seconds(parts: Parts, batch_size: int) -> float:
         answers=some.answers[:EXAMPLES],
     )
     begin = _now(parts)
-    evaluate(parts.model, parts.encoder, parts.task, few, batch_size, parts.device)
+    evaluate(
+        parts.model, parts.encoder, parts.task, few, batch_size, parts.device, asking=parts.asking
+    )
     return (_now(parts) - begin) / len(few.encoded)
 
 

@@ -15,11 +15,12 @@ from typing import NotRequired, TypedDict
 import torch
 from torch import Tensor, nn
 
+from experiments.asking import Asking
 from experiments.batches import longest_first
 from experiments.encode import Encoded, Encoder
 from experiments.generate import generate
 from experiments.metrics import accuracy, best_f1
-from experiments.scoring import option_scores
+from experiments.scoring import known_asking, option_scores
 from experiments.tasks.base import DataError, Example, Task
 
 Progress = Callable[[int, int], None]  # called with (rows done, rows in all)
@@ -82,10 +83,11 @@ def evaluate(
     batch_size: int,
     device: torch.device | str,
     progress: Progress | None = None,
+    asking: Asking | None = None,
 ) -> Evaluation:
     """Evaluate a model, in eval mode and without gradients; its mode is put back.
 
-    `batch_size` bounds the rows of a forward pass.
+    `batch_size` bounds the rows of a forward pass; `asking` is as in `option_scores`.
     """
     if batch_size < 1:
         raise ValueError(f"eval batch_size={batch_size} is not allowed, needed: at least 1")
@@ -93,11 +95,14 @@ def evaluate(
     encoded, prompts = asked.encoded, asked.prompts
     report = _Counter(progress, sum(len(example.ids) for example in encoded) + len(prompts))
     with _evaluating(model):
-        scores = option_scores(model, encoded, encoder.pad_id, batch_size, device, report)
+        asking = asking or known_asking(model, encoded, encoder.pad_id)
+        scores = option_scores(
+            model, encoded, encoder.pad_id, batch_size, device, report, asking=asking
+        )
         texts = [""] * len(prompts)
         for chosen in longest_first(list(map(len, prompts)), batch_size):
             rows = [prompts[i] for i in chosen]
-            made = generate(model, encoder, rows, asked.max_new_tokens, device)
+            made = generate(model, encoder, rows, asked.max_new_tokens, device, asking)
             for index, text in zip(chosen, made, strict=True):
                 texts[index] = text
             report(len(chosen))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.asking import USUAL, Asking
 from experiments.batches import pad_left
 from experiments.encode import Encoder
 from experiments.loss import accepted_keywords
@@ -25,6 +26,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     device: torch.device | str = "cpu",
+    asking: Asking = USUAL,
 ) -> list[str]:
     """Continue one batch of prompts; return the stripped text up to the first newline or end.
 
@@ -37,6 +39,14 @@ def generate(
             f"{type(model).__name__}.forward takes no past_key_values; "
             "needed: a causal language model of transformers, for a generation task"
         )
+    if not asking.padded and len(lengths := {len(prompt) for prompt in prompts}) > 1:
+        made: dict[int, str] = {}
+        for length in sorted(lengths):
+            own = [i for i, prompt in enumerate(prompts) if len(prompt) == length]
+            same = [prompts[i] for i in own]
+            texts = generate(model, encoder, same, max_new_tokens, device)
+            made |= dict(zip(own, texts, strict=True))
+        return [made[i] for i in range(len(prompts))]
     ends = end_ids(model, encoder)
     ids, token_mask, positions = (t.to(device) for t in pad_left(prompts, encoder.pad_id))
     mask = token_mask.long()

@@ -10,7 +10,8 @@ of a packed batch (M, vocabulary), M the number of option tokens.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     model's defaults then; packed rows need a model with our attention (attention.py). The output
     is the logits tensor itself, or an object with `.logits`.
     """
+    if rows.padded and rows.lengths is not None:
+        return _by_length(model, rows, rows.lengths)
     accepted = accepted_keywords(model)
     kept = rows.label_positions.cpu() if spread(model) else rows.label_positions
     keywords: dict[str, Any] = {"logits_to_keep": kept, "use_cache": False}
@@ -94,6 +97,23 @@ def label_logits(model: nn.Module, rows: Rows) -> Tensor:
     if "logits_to_keep" not in accepted:
         logits = logits[:, rows.label_positions]
     return logits
+
+
+def _by_length(model: nn.Module, rows: Rows, lengths: Sequence[int]) -> Tensor:
+    """Run the rows of each length by themselves, without padding; return all logits in order."""
+    order: list[int] = []
+    found: list[Tensor] = []
+    for length in sorted(set(lengths)):
+        own = [row for row, each in enumerate(lengths) if each == length]
+        first = rows.input_ids.shape[1] - length
+        columns = ("input_ids", "attention_mask", "token_mask", "position_ids")
+        places = (rows.label_positions - first).clamp(min=0)  # before a row: of no option
+        cut = {name: getattr(rows, name)[own, first:] for name in columns}
+        part = replace(rows, **cut, label_positions=places, padded=False, lengths=None)
+        order += own
+        found.append(label_logits(model, part))
+    places = torch.tensor(order, device=found[0].device).argsort()
+    return torch.cat(found)[places]
 
 
 def spread(model: nn.Module) -> bool:

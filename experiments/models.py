@@ -26,6 +26,7 @@ from experiments.weight_files import Damaged, check_finite, check_folder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+CONTEXTS = ("max_position_embeddings", "max_seq_len", "n_positions")  # names in configurations
 # What transformers names where an architecture or a machine has no such attention.
 ATTENTION = re.compile(
     r"attn_implementation|scaled_dot_product_attention|Flash ?Attention|flash_attn"
@@ -116,6 +117,7 @@ def load_model(config: ModelConfig, dtype: str, device: torch.device) -> nn.Modu
     where = check_files(config)
     if not sys.stderr.isatty():
         disable_progress_bar()
+    default = torch.get_default_dtype()
     try:
         place, words = _source(config, where, weights=True)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -129,6 +131,8 @@ def load_model(config: ModelConfig, dtype: str, device: torch.device) -> nn.Modu
         )
     except Exception as error:  # transformers, safetensors and the hub client raise many kinds
         raise BadInput(_explain(config, where, error)) from error
+    finally:  # some of these leave their own behind
+        torch.set_default_dtype(default)
     model, info = loaded
     if _packed(config, where):
         model = gguf.plain(model)
@@ -174,6 +178,19 @@ def _device_map(config: ModelConfig, device: torch.device) -> str | None:
     if config.device_map == "none":
         return None
     return "auto" if device.type == "cuda" else device.type
+
+
+def context(config: Any) -> int | None:
+    """Return the longest sequence that a model's configuration allows, None if it does not say."""
+    text = getattr(config, "get_text_config", lambda: config)()  # of a multimodal model
+    found = (getattr(text, name, None) for name in CONTEXTS)
+    return next((length for length in found if isinstance(length, int)), None)
+
+
+def vocabulary(model: Any) -> int | None:
+    """Return how many tokens have a row in a model's embedding, None if it does not say."""
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    return None if weight is None else weight.shape[0]
 
 
 def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.asking import USUAL, Asking
 from experiments.batches import Batch, collate, pad_left
 from experiments.encode import Encoder
 from experiments.evaluate import Questions
@@ -46,8 +47,9 @@ def metric_objective(
     device: torch.device | str,
     pack_from: float | None = None,
     multiple: int = 1,
+    asking: Asking = USUAL,
 ) -> Objective:
-    """Return minus the task's metric on the chosen examples; the last two as in `collate`."""
+    """Return minus the task's metric on the chosen examples; `pack_from`, `multiple`: `collate`."""
     if task.kind == "generation":
         prompts = [asked.prompts[i] for i in chosen]
         answers = [asked.answers[i] for i in chosen]
@@ -55,14 +57,15 @@ def metric_objective(
         longest = asked.max_new_tokens
 
         def f1() -> Tensor:
-            return minus_f1(model, encoder, prompts, answers, longest, device)
+            return minus_f1(model, encoder, prompts, answers, longest, device, asking)
 
         return Objective(f1, mask)
     examples = [asked.encoded[i] for i in chosen]
     scored = replace(task, loss="classification")
     batch = collate(
-        examples, scored, encoder.pad_id, device, pack_from=pack_from, multiple=multiple
-    )
+        examples, scored, encoder.pad_id, device, pack_from=pack_from, multiple=multiple,
+        one_length=not asking.padded,
+    )  # fmt: skip
     options = range(batch.option_rows.shape[1])
     right = torch.tensor([[option in e.correct for option in options] for e in examples])
     right = right.to(device, non_blocking=True)
@@ -86,8 +89,9 @@ def minus_f1(
     answers: Sequence[Sequence[str]],
     max_new_tokens: int,
     device: torch.device | str,
+    asking: Asking = USUAL,
 ) -> Tensor:
     """Return minus the mean token F1 of the prompts' greedy continuations, 0-dim float32."""
-    texts = generate(model, encoder, prompts, max_new_tokens, device)
+    texts = generate(model, encoder, prompts, max_new_tokens, device, asking)
     mean = sum(map(best_f1, texts, answers)) / len(texts)
     return torch.tensor(-mean, dtype=torch.float32, device=device)

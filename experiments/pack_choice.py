@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from experiments.asking import said
 from experiments.batches import collate_rows
 from experiments.config import BadInput, RunConfig
 from experiments.encode import Encoded
@@ -50,10 +51,12 @@ def choose(
     encoded: list[Encoded],
     pad_id: int,
     compiled: bool = False,
+    apart: str | None = None,
 ) -> PackChoice:
     """Decide whether the batches of a run are packed; BadInput where "always" cannot be done.
 
-    Those of `compiled` layers are not.
+    Those of `compiled` layers are not; `apart` says why rows of different lengths cannot be run
+    together at all.
     """
     asked = config.train.packing
     if asked == "never":
@@ -62,7 +65,8 @@ def choose(
         return PackChoice(asked, None, f"method={config.method['name']} takes no steps")
     if compiled:
         return PackChoice(asked, None, f"train.compile={config.train.compile}: layers are compiled")
-    why = obstacle(config, model, optimizer, task) or disagreement(model, encoded, pad_id)
+    why = apart or obstacle(config, model, optimizer, task)
+    why = why or disagreement(model, encoded, pad_id)
     if why is None:
         if asked == "auto":
             return PackChoice(asked, LEAST, f"batches of which {LEAST:.0%} or more are padding")
@@ -104,11 +108,17 @@ def disagreement(model: nn.Module, encoded: list[Encoded], pad_id: int) -> str |
     """Run three short rows packed and padded; say how far the logits differ, None if they agree."""
     parts = short_rows(encoded)
     rows = collate_rows(parts, [1] * len(parts), pad_id, next(model.parameters()).device)
-    wanted, found = (label_logits(model, one).flatten(0, 1) for one in (rows, rows.pack()))
-    differ = apart(found, wanted)
+    wanted, name = label_logits(model, rows).flatten(0, 1), type(model).__name__
+    try:
+        found = label_logits(model, rows.pack()).flatten(0, 1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a model's own code raises what it will
+        return f"{name} cannot run a packed batch ({said(error)})"
+    differ = far_apart(found, wanted)
     if differ is None:
         return None
-    return f"{type(model).__name__} answers a packed batch otherwise than a padded one: {differ}"
+    return f"{name} answers a packed batch otherwise than a padded one: {differ}"
 
 
 def short_rows(encoded: list[Encoded]) -> list[Sequence[int]]:
@@ -117,7 +127,7 @@ def short_rows(encoded: list[Encoded]) -> list[Sequence[int]]:
     return [row[:TRIED], row[-TRIED // 3 :], row[-2:]]
 
 
-def apart(found: Tensor, wanted: Tensor) -> str | None:
+def far_apart(found: Tensor, wanted: Tensor) -> str | None:
     """Say how far logits are from others, None if no further than rounding takes them."""
     share = (found.double() - wanted.double()).abs().max() / wanted.double().abs().max()
     allowed = TOLERANCE.get(wanted.dtype, HALF_TOLERANCE)

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from agzo.compiled import CompiledLayers
+from agzo.coordinates import coordinates
 from agzo.group import ALONE, Group
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.pieces import Joint, Piece
 from agzo.progress import Progress
-from agzo.select import roles
+from agzo.roles import roles
 from agzo.stream import StreamedLayers
 from experiments import compile_choice, forgetting, models, pack_choice, registry
+from experiments.asking import USUAL, Asking
 from experiments.batches import Batch, collate, packs, sample_batch
 from experiments.config import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
@@ -31,8 +33,10 @@ from experiments.evaluate import Questions, questions
 from experiments.loss import loss
 from experiments.objective import Objective, metric_objective
 from experiments.offload import host, offload
+from experiments.reach import leave_out
 from experiments.shares import Shares, check_shares, pieces
 from experiments.tasks import Example, Task, get_task
+from experiments.trial import Trial, check_runs, try_out
 
 PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
 
@@ -62,6 +66,8 @@ class Parts:
     compiled: CompiledLayers | None = None  # the model's layers, if steps run them compiled
     bucket: int = 1  # the number whose multiples a batch's width is padded to
     unrelated: forgetting.Unrelated | None = None  # text to see what the run does to the rest
+    asking: Asking = USUAL  # how rows are put to the model
+    lines: list[str] = field(default_factory=list)  # what the run says first
 
     def batch(self, size: int, seed: int, step: int, pack: bool = True) -> Batch:
         """Return the training batch of a step of the run with this seed; pack=False pads it."""
@@ -69,7 +75,7 @@ class Parts:
         least = self.pack_from if pack else None
         return collate(
             chosen, self.task, self.encoder.pad_id, self.device,
-            pack_from=least, multiple=self.bucket,
+            pack_from=least, multiple=self.bucket, one_length=not self.asking.padded,
         )  # fmt: skip
 
     def objective(self, size: int, seed: int, step: int) -> Objective:
@@ -79,7 +85,7 @@ class Parts:
         chosen = sample_batch(len(self.train), size, seed, step)
         closure, mask = metric_objective(
             self.model, self.encoder, self.task, self.questions, chosen, self.device,
-            self.pack_from, self.bucket,
+            self.pack_from, self.bucket, self.asking,
         )  # fmt: skip
         return Objective(closure, self._seen(mask))
 
@@ -108,13 +114,19 @@ class Parts:
 
     def _cut(self, size: int, seed: int, step: int, ranges: list[range], pack: bool) -> list[Piece]:
         chosen = [self.train[i] for i in sample_batch(len(self.train), size, seed, step)]
-        batch = collate(chosen, self.task, self.encoder.pad_id, multiple=self.bucket)
+        batch = collate(
+            chosen, self.task, self.encoder.pad_id,
+            multiple=self.bucket, one_length=not self.asking.padded,
+        )  # fmt: skip
         pack = pack and packs(batch, self.pack_from)
         return pieces(self.model, batch, ranges, pack, self.device, self._seen)
 
     def _seen(self, mask: Tensor | None) -> Tensor | None:
-        """Return the mask of real tokens, None where tuned layers see virtual tokens alone."""
-        return None if virtual_tokens(self.model) else mask
+        """Return the mask of real tokens, None where tuned layers see no padding.
+
+        They see virtual tokens alone, or each length of row by itself.
+        """
+        return mask if self.asking.padded and not virtual_tokens(self.model) else None
 
 
 def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
@@ -150,34 +162,44 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
     model = models.load_model(config.model, config.precision.dtype, host(config, device))
+    encoder.vocabulary = models.vocabulary(model)
     about = models.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     if encoder.chat_sha256 is not None:  # of a tokenizer's files, and of the program that read them
         about |= {"chat_sha256": encoder.chat_sha256}
     model, adapter = _adapted(config, model)
     stream = offload(config, model, device)
-    optimizer = _build(config, model, values, stream, shares)
-    asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
     encoded = encoder.encode_all(splits.train)
+    _check_length(config, max(len(ids) for each in encoded for ids in each.ids), _context(model))
+    where = f"model={config.model.name}" + (f" ({about['path']})" if "path" in about else "")
+    trial = try_out(where, model, task, encoded, encoder.pad_id)
+    leave_out(model, trial.left_out)
+    optimizer: Any = _build(config, model, values, stream, shares)
+    _settle(config, optimizer, trial)
+    asked, demonstrations = _questions(config, task, splits, encoder, optimizer, _context(model))
     own = None
     if train.objective == "metric":
         own = questions(encoder, task, splits.train, train.max_new_tokens)
-    _check_lengths(config, encoded, asked | ({"train": own} if own else {}), _context(model))
+    every = [*asked.values(), own] if own else list(asked.values())
+    longest = max(split.longest for split in every)
+    _check_length(config, longest, _context(model))
+    check_runs(where, model, encoded, longest, encoder.pad_id)
     lost = own.truncated if own else sum(example.truncated for example in encoded)
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
     taken = steps(config, optimizer) if trains else 0
     looks = eval_steps(config, taken)
     pad_id = encoder.pad_id
     compiling, compiled = compile_choice.choose(
-        config, model, optimizer, task, encoded, pad_id, taken
+        config, model, optimizer, task, encoded, pad_id, taken, trial.why.get("rows")
     )
     packing = pack_choice.choose(
-        config, model, optimizer, task, encoded, pad_id, compiled is not None
+        config, model, optimizer, task, encoded, pad_id, compiled is not None, trial.why.get("rows")
     )
     origin = {
         "data": raw.origin | {"sizes": splits.sizes, "examples_sha256": _fingerprint(splits)},
         "model": about,
         **adapter,
+        "trial": trial.about(),
         "packing": packing.about(),
         "compile": compiling.about(),
         "device": device.type,
@@ -188,9 +210,10 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     parts = Parts(
         device, task, encoder, encoded, asked["dev"], asked["eval"], model, tokenizer, optimizer,
         taken, looks, truncated, demonstrations, origin, own, stream,
-        packing.least, shares, compiled, compiling.bucket, unrelated,
+        packing.least, shares, compiled, compiling.bucket, unrelated, trial.asking,
     )  # fmt: skip
     study(config, parts, optimizer)
+    parts.lines = _first_lines(config, parts, trial)
     return parts
 
 
@@ -211,6 +234,27 @@ def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
         raise registry.refusal(config.method["name"], config.method, error) from error
     if optimizer.studied is not None and parts.shares.group.rank == 0:
         print(f"{config.method['name']} {optimizer.studied['summary']}", file=sys.stderr)
+
+
+def _settle(config: RunConfig, optimizer: Any, trial: Trial) -> None:
+    """Tell a method that asks for it how the model uses the tuned parameters."""
+    if not hasattr(optimizer, "settle"):
+        return
+    try:
+        optimizer.settle(trial.usage)
+    except ValueError as error:
+        raise registry.refusal(config.method["name"], config.method, error) from error
+
+
+def _first_lines(config: RunConfig, parts: Parts, trial: Trial) -> list[str]:
+    """Return what a run says first: what moves, and what is special about the model."""
+    optimizer, said = parts.optimizer, trial.lines()
+    if parts.compiled is not None:
+        trial.usage.no_basis(parts.compiled.without_slots())
+        _settle(config, optimizer, trial)
+    if getattr(optimizer, "trains", True):
+        said = [f"{config.method['name']}: {coordinates(parts.model, optimizer)}", *said]
+    return said
 
 
 def _adapted(config: RunConfig, model: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
@@ -243,15 +287,15 @@ def _build(
         ) from error
 
 
+def _context(model: nn.Module) -> int | None:
+    """Return the longest sequence a model says it can take, behind its prefix if it has one."""
+    longest = models.context(getattr(model, "config", None))
+    return None if longest is None else longest - virtual_tokens(model)
+
+
 def virtual_tokens(model: nn.Module) -> int:
     """Return how many tokens a prefix puts in front of every sequence, 0 without one."""
     return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
-
-
-def _context(model: nn.Module) -> int | None:
-    """Return the longest sequence a model says it can take, behind its prefix if it has one."""
-    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    return None if longest is None else longest - virtual_tokens(model)
 
 
 def _questions(
@@ -282,12 +326,8 @@ def _questions(
     return asked, used if count else None
 
 
-def _check_lengths(
-    config: RunConfig, train: list[Encoded], asked: dict[str, Questions], context: int | None
-) -> None:
+def _check_length(config: RunConfig, longest: int, context: int | None) -> None:
     """Refuse sequences the model cannot take before training, not in the middle of it."""
-    longest = max(len(ids) for example in train for ids in example.ids)
-    longest = max(longest, *(split.longest for split in asked.values()))
     if context is not None and longest > context:
         raise BadInput(
             f"train.max_length={config.train.max_length}: a sequence has {longest} tokens, "

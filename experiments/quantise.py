@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agzo.linears import body_linears, sizes
+from agzo.linears import body_linears, sizes, weight_inputs
 from experiments.config import BadInput
 
 GROUP = 32  # inputs that share a scale at int4
@@ -29,6 +29,11 @@ ROWS = 16  # outputs that the CPU packs together at int4
 def quantise(model: nn.Module, kind: str) -> nn.Module:
     """Replace the weights of a model's linear layers by quantised ones, in place."""
     layers = body_linears(model)
+    if not layers or any(weight_inputs(each) != 1 for each in layers.values()):
+        raise BadInput(
+            f"model.quantize={kind}: {type(model).__name__} has linear layers of its own kind, "
+            "which torchao does not know; allowed is none"
+        )
     device = next(model.parameters()).device
     dtype = next(model.parameters()).dtype
     if kind == "int4":

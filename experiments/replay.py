@@ -21,6 +21,7 @@ from torch import nn
 from experiments import models, registry
 from experiments.config import BadInput, RunConfig, from_dict, read_yaml
 from experiments.paths import user_path
+from experiments.reach import leave_out
 from experiments.saving import save_model
 from experiments.trajectory import TRAJECTORY, Head, Step, read
 
@@ -54,6 +55,7 @@ def replay(
         from experiments import adapters  # peft takes seconds to import
 
         model = adapters.attach(config.adapter, model, config.seed, config.train.max_length)
+    leave_out(model, origin.get("trial", {}).get("left_out", []))
     if head.layer is not None:
         values["layer"] = head.layer  # a scan of the data chose it
     optimizer: Any = registry.build(config.method["name"], model, values, config.seed)

@@ -148,7 +148,11 @@ class Runner:
         factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
         for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
             group["lr"] = base * factor
-        taken = parts.take(parts.optimizer, train.batch_size, self.config.seed, self.at)
+        try:
+            taken = parts.take(parts.optimizer, train.batch_size, self.config.seed, self.at)
+        except FloatingPointError:  # of a step before, which the drain names
+            self._drain()
+            raise
         self.buffer.append(taken.detach())
         gradient = parts.optimizer.projected_grad
         if gradient is not None:
@@ -187,7 +191,7 @@ class Runner:
         values: list[list[float]] = kept.double().tolist()
         dtype = str(kept.dtype).removeprefix("torch.")
         head = Head(optimizer.stream_version, dtype, getattr(optimizer, "layer", None))
-        if self.trajectory is not None:
+        if self.trajectory is not None and not getattr(optimizer, "joined_late", False):
             rows = enumerate(zip(values, self.gradients, strict=True), start=first)
             steps = [Step(at, self.config.seed, g, lr) for at, (g, (_, lr)) in rows]
             self.trajectory.append(head, steps)
@@ -265,7 +269,7 @@ class Runner:
         def look() -> dict[str, Any]:
             found = evaluate(
                 parts.model, parts.encoder, parts.task, asked, train.eval_batch_size,
-                parts.device, progress,
+                parts.device, progress, parts.asking,
             )  # fmt: skip
             return dict(found)
 
@@ -296,7 +300,8 @@ class Runner:
         older = [pair for pair in self.progress.protected if pair[0] != self.at]
         self.progress.protected = [*older, [self.at, best]][-checkpoint.KEEP :]
         self.measure()
-        state = self.parts.optimizer.state_dict()
+        optimizer = self.parts.optimizer
+        state = getattr(optimizer, "live_state", optimizer.state_dict)()
         checkpoint.save(self.checkpoints, self.at, self.parts.model, state, asdict(self.progress))
         checkpoint.prune(self.checkpoints, {s for pair in self.progress.protected for s in pair})
         self.line.pause(time.perf_counter() - begin)

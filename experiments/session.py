@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from agzo.coordinates import coordinates
 from agzo.group import Group, ProcessLost
 from agzo.linears import stored_bytes
 from experiments import checkpoint, machine, ranks, record, registry, report
@@ -168,6 +169,8 @@ def _train_and_report(
     config: RunConfig, folder: Path, parts: Parts, tracker: Tracker, stop: StopRequest
 ) -> dict[str, Any]:
     runner = Runner(config, parts, folder, tracker, stop)
+    if runner.leads:
+        print("".join(f"{line}\n" for line in parts.lines), end="", flush=True)
     if runner.progress.resumed and runner.leads:
         print(f"{folder}: goes on from step {runner.at}", file=sys.stderr)
     runner.train()
@@ -214,6 +217,7 @@ def _result(
         "model": parts.origin["model"],
         "adapter": parts.origin.get("adapter"),
         "objective": config.train.objective,
+        "trial": parts.origin["trial"],
         "packing": parts.origin["packing"],
         "compile": parts.origin["compile"],
         "shares": _shares(parts, runner),
@@ -224,6 +228,7 @@ def _result(
         "rounding": optimizer.rounding,
         "stream_version": optimizer.stream_version,
         "tuned_parameters": sum(each.parameter.numel() for each in optimizer.tuned),
+        "coordinates": coordinates(parts.model, optimizer).about(),
         "steps": parts.steps,
         "forwards": optimizer.forwards,
         "best_step": best["step"],

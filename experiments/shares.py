@@ -111,5 +111,6 @@ def cut(batch: Batch, examples: range) -> tuple[Batch, int]:
         **{name: getattr(batch, name)[first:last] for name in BY_ROW},
         option_rows=torch.where(scored >= 0, scored - first * choices, scored),
         labels=batch.labels[examples.start : examples.stop],
+        lengths=None if batch.lengths is None else batch.lengths[first:last],
     )
     return part, first

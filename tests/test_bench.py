@@ -118,7 +118,7 @@ def test_sweeps_vary_one_axis_at_a_time(device, monkeypatch):
         ("--threads none", "--threads=none: allowed are whole numbers from 1 on"),
         ("--sweep length --batch 1,2", "--batch=1,2: allowed is one value, of the base point"),
         ("--out rows.csv", "--out=rows.csv: allowed is a file whose name ends in .json"),
-        ("--rank 500 --methods lozo", "rank=500: parameter"),
+        ("--rank 500 --methods lozo", "rank=500: the widest matrix"),
     ],
 )
 def test_bad_arguments_are_one_line(words, message, capsys):

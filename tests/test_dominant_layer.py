@@ -119,7 +119,6 @@ def test_a_layer_outside_the_model_is_an_error(layer):
             r"refresh_every=once: allowed with base=agzo are 1 or more, 'one_shot', or None",
         ),
         ({"base": "agzo", "refresh_every": 0}, r"refresh_every=0: allowed are whole numbers >= 1$"),
-        ({"update": "adam", "layer": 0}, r"update='adam'"),
     ],
 )
 def test_bad_arguments(options, message):

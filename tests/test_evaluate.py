@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from experiments.asking import USUAL
 from experiments.batches import longest_first
 from experiments.encode import Encoder
 from experiments.evaluate import evaluate, questions
@@ -63,7 +64,7 @@ def test_the_prompt_is_computed_once(examples: list[Example], rows: list[int]):
     model, seen = random_model("qwen3"), []
     model.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
     encoded = ENCODER.encode_all(examples)
-    option_scores(model, encoded, ENCODER.pad_id, 64, "cpu")
+    option_scores(model, encoded, ENCODER.pad_id, 64, "cpu", asking=USUAL)
     assert [shape[0] for shape in seen] == rows
     assert max(seen[0]) < max(map(len, encoded[1].ids if len(encoded) > 1 else encoded[0].ids))
     if len(rows) == 2:  # behind the prompts: the longest option and the token before it

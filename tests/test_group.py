@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from agzo import AGZO
-from agzo.group import Drifted, Group, Processes, ProcessLost, checksum
+from agzo.group import ALONE, Drifted, Group, Processes, ProcessLost, checksum
 from agzo.pieces import Piece
 from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
 
@@ -265,6 +265,36 @@ def slow_but_busy(group: Group) -> str:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def beside_others(group: Group) -> list[str]:
+    """Steps of an optimizer that was given no group, the processes' own, or none on purpose."""
+    said = []
+    for method in (MeZO, AGZO, SGD):
+        torch.manual_seed(group.rank)
+        model, x = nn.Linear(4, 2), torch.randn(5, 4)
+        given = {"lr": 1e-2} if method is SGD else {"lr": 1e-2, "eps": 1e-3}
+        closure = lambda model=model, x=x: model(x).square().mean()  # noqa: E731
+        try:
+            method(model, **given).step(closure)
+        except ValueError as error:
+            said.append(str(error))
+        method(model, **given, group=ALONE).step(closure)
+    torch.manual_seed(0)
+    model, guest = nn.Linear(4, 2), Processes()
+    optimizer = MeZO(model, 1e-2, 1e-3, group=guest)
+    for _ in range(3):
+        optimizer.step([Piece(lambda: model(x).square().mean(), weight=len(x))])
+    guest.check_same(checksum(model.parameters()), "the weights")
+    guest.leave()
+    assert torch.distributed.is_initialized()
+    return said
+
+
+def test_beside_other_processes_an_optimizer_must_be_told_what_they_are_to_it():
+    for said in on(2, beside_others):
+        assert len(said) == 3
+        assert all(text.startswith("group=None: torch.distributed runs 2 proc") for text in said)
 
 
 def test_what_cannot_be_shared_is_refused():

@@ -101,10 +101,9 @@ def test_exact_bases_of_a_broken_batch_freeze_the_weights(bad, estimator):
     optimizer.step(batches.closure(0))
     before = weights(batches.model)
     batches.x[1][3, 2] = bad
-    for step in (1, 2, 3):
-        optimizer.step(batches.closure(step))
-        assert not optimizer.finite
-        assert all(p.equal(before[n]) for n, p in batches.model.named_parameters())
+    optimizer.step(batches.closure(1))
+    assert not optimizer.finite
+    assert all(p.equal(before[n]) for n, p in batches.model.named_parameters())
 
 
 # --- cheaper bases

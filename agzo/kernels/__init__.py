@@ -64,6 +64,7 @@ def normal_(
     if native.usable(out, base):
         native.normal(out, key, start, base, float(keep), float(scale))
     elif kind(out.device) == "triton" and out.dtype != torch.float64:
+        base = None if base is None else base.contiguous()
         _cuda().normal(out, key, start, base, keep, scale, stochastic)
     else:
         flat, source = out.view(-1), None if base is None else base.reshape(-1)
@@ -82,7 +83,7 @@ def normal_(
 def _normals(key: Key, start: int, like: Tensor) -> Tensor:
     """Return as many elements as `like` has, float32 or its float64."""
     if kind(like.device) == "native":
-        z = torch.empty(like.shape)
+        z = torch.empty(like.shape, dtype=torch.float32, device=like.device)
         native.normal(z, key, start, None, 1.0, 1.0)
     else:
         z = reference.normal(key, start, like.numel(), like.device)
@@ -121,7 +122,8 @@ def normal_table(
     key: Key, examples: int, positions: int, columns: int, device: torch.device
 ) -> Tensor:
     """Return (examples, positions, columns) float32: element p of the stream (example, column)."""
-    out = torch.empty(examples, columns, positions, device=device)
+    shape = (examples, columns, positions)
+    out = torch.empty(shape, dtype=torch.float32, device=device)
     if device.type == "meta":
         pass
     elif native.usable(out):

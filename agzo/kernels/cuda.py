@@ -230,6 +230,13 @@ def _signed(key: tuple[int, int]) -> tuple[int, ...]:
     return tuple(word - (word >> 31 << 32) for word in key)
 
 
+def _check(name: str, tensor: Tensor, device: torch.device, count: int) -> None:
+    """Raise ValueError unless a tensor holds `count` contiguous values on a device."""
+    if tensor.device != device or tensor.numel() != count or not tensor.is_contiguous():
+        found = f"{tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.device}"
+        raise ValueError(f"{name}: {found}; allowed are {count} contiguous values on {device}")
+
+
 @_on_its_device
 def normal(
     out: Tensor,
@@ -247,6 +254,10 @@ def normal(
     """
     if not out.numel():
         return
+    _check("out", out, out.device, out.numel())
+    for name, given, count in (("base", base, out.numel()), ("keep", keep, 1), ("scale", scale, 1)):
+        if isinstance(given, Tensor):
+            _check(name, given, out.device, count)
     blocks = (start + out.numel() - 1) // 64 - start // 64 + 1
     _normal_kernel[(triton.cdiv(blocks * 16, LANES),)](
         out, out if base is None else base, out.numel(), start,
@@ -264,6 +275,10 @@ def normal_rows(
     if not out.numel():
         return
     count, width = out.shape
+    _check("out", out, out.device, out.numel())
+    _check("rows", rows, out.device, count)
+    if base is not None:
+        _check("base", base, out.device, base.shape[0] * width)
     programs = triton.cdiv((width // 64 + 2) * 16, LANES)
     _rows_kernel[(count, programs)](
         out,
@@ -282,6 +297,7 @@ def normal_rows(
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     examples, columns, positions = out.shape
+    _check("out", out, out.device, out.numel())
     programs = triton.cdiv(triton.cdiv(positions, 64) * 16, LANES)
     _table_kernel[(examples * columns, programs)](
         out, columns, positions, *_signed(key), LANES, **EXACT
@@ -291,6 +307,7 @@ def normal_table(out: Tensor, key: tuple[int, int]) -> None:
 @_on_its_device
 def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, int32, to uniform numbers in [0, 2^16)."""
+    _check("out", out, out.device, out.numel())
     blocks = (start + out.numel() - 1) // 64 - start // 64 + 1
     _bits_kernel[(triton.cdiv(blocks * 16, LANES),)](out, out.numel(), start, *_signed(key), LANES)
 
@@ -314,6 +331,13 @@ def add_low_rank(
         stochastic: key of the stochastic rounding; None rounds to nearest.
     """
     d_out, d_in = weight.shape
+    _check("weight", weight, weight.device, d_out * d_in)
+    for name, factor, height in (("left", left, d_out), ("right", right, d_in)):
+        if factor.dtype != torch.float32 or factor.shape != (height, left.shape[1]):
+            found = f"{factor.dtype}, {tuple(factor.shape)}"
+            raise ValueError(f"{name}: {found}; allowed is float32 {(height, left.shape[1])}")
+        if factor.device != weight.device:
+            raise ValueError(f"{name}: on {factor.device}; allowed is {weight.device}")
     grid = (triton.cdiv(d_out, TILE[0]), triton.cdiv(d_in, TILE[1]))
     _low_rank_kernel[grid](
         weight, left, right, keep, scale, d_out, d_in, left.shape[1],

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+THIN = 4  # the largest rank that `add_thin` has code for
 KEY = (c_uint32, c_uint32)
 ARGUMENTS = {
     "agzo_normal": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int),
@@ -44,10 +45,14 @@ library = _load()
 
 def usable(*tensors: Tensor | None) -> bool:
     """Tell whether the compiled functions can work on these: contiguous float32 on the CPU."""
-    return library is not None and all(
-        t is None or (t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous())
-        for t in tensors
-    )
+    if library is None:
+        return False
+    for t in tensors:
+        if t is not None and not (
+            t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() and not t.is_neg()
+        ):
+            return False
+    return True
 
 
 def normal(
@@ -55,9 +60,9 @@ def normal(
 ) -> None:
     """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out."""
     assert library is not None
-    library.agzo_normal(
-        out.data_ptr(), _pointer(base), out.numel(), start, *key, keep, scale, _threads()
-    )
+    n = out.numel()
+    pointers = _address("out", out, n), None if base is None else _address("base", base, n)
+    library.agzo_normal(*pointers, n, start, *key, keep, scale, _threads())
 
 
 def normal_rows(
@@ -65,39 +70,74 @@ def normal_rows(
 ) -> None:
     """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``."""
     assert library is not None
-    library.agzo_normal_rows(
-        out.data_ptr(), _pointer(base), rows.data_ptr(), *out.shape, *key, scale, _threads()
+    n, width = out.shape
+    _check_rows(rows, None if base is None else base.numel() // max(1, width))
+    pointers = (
+        _address("out", out, n * width),
+        None if base is None else _address("base", base, base.shape[0] * width),
+        _address("rows", rows, n, torch.int64),
     )
+    library.agzo_normal_rows(*pointers, n, width, *key, scale, _threads())
 
 
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     assert library is not None
-    library.agzo_normal_table(out.data_ptr(), *out.shape, *key, _threads())
+    examples, columns, positions = out.shape
+    pointer = _address("out", out, out.numel())
+    library.agzo_normal_table(pointer, examples, columns, positions, *key, _threads())
 
 
 def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, contiguous int32 on the CPU, to uniform numbers in [0, 2^16)."""
     assert library is not None
-    library.agzo_bits(out.data_ptr(), out.numel(), start, *key, _threads())
+    n = out.numel()
+    library.agzo_bits(_address("out", out, n, torch.int32), n, start, *key, _threads())
 
 
 def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left.T @ right to y (m, n), in place; left (r, m), right (r, n), r at most 4."""
+    """Add left.T @ right to y (m, n), in place; left (r, m), right (r, n), r from 1 to 4."""
     assert library is not None
-    pointers = (y.data_ptr(), left.data_ptr(), right.data_ptr())
-    library.agzo_add_thin(*pointers, *y.shape, left.shape[0], _threads())
+    (m, n), r = y.shape, left.shape[0]
+    if not 1 <= r <= THIN:
+        raise ValueError(f"left: {tuple(left.shape)}; allowed are 1 to {THIN} rows")
+    pointers = (
+        _address("y", y, m * n), _address("left", left, r * m), _address("right", right, r * n)
+    )  # fmt: skip
+    library.agzo_add_thin(*pointers, m, n, r, _threads())
 
 
 def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
     """Set y (r, d) to q x^T x of the tokens that keep (tokens,) has; x (tokens, d), q (r, d)."""
     assert library is not None
-    pointers = (y.data_ptr(), x.data_ptr(), q.data_ptr(), _pointer(keep))
-    library.agzo_gram(*pointers, *x.shape, q.shape[0], _threads())
+    (tokens, d), r = x.shape, q.shape[0]
+    pointers = (
+        _address("y", y, r * d),
+        _address("x", x, tokens * d),
+        _address("q", q, r * d),
+        None if keep is None else _address("keep", keep, tokens, torch.bool),
+    )
+    library.agzo_gram(*pointers, tokens, d, r, _threads())
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return where the values of a tensor are; raise ValueError unless they lie as is said."""
+    if (
+        tensor.dtype == dtype
+        and tensor.numel() == count
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+    ):
+        return tensor.data_ptr()
+    found = f"{tensor.dtype}, {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.device}"
+    raise ValueError(f"{name}: {found}; allowed are {count} contiguous values, {dtype}, on the CPU")
+
+
+def _check_rows(rows: Tensor, count: int | None) -> None:
+    """Raise IndexError for rows that a table does not have; None: of any length."""
+    if rows.numel() and (rows.min() < 0 or (count is not None and rows.max() >= count)):
+        last = "any number" if count is None else count - 1
+        raise IndexError(f"rows {rows.min()} to {rows.max()}: allowed are 0 to {last}")
 
 
 def _threads() -> int:

@@ -23,6 +23,6 @@ def round_stochastically(values: Tensor, bits: Tensor, dtype: torch.dtype) -> Te
     rounded = torch.where(torch.isfinite(values), pattern.view(torch.float32), values)
     if dtype == torch.float16:
         # Below the smallest normal number the spacing is fixed.
-        grid = torch.floor(values * 2.0**24 + bits * 2.0**-13) * 2.0**-24
+        grid = torch.floor(values * 2.0**24 + bits.float() * 2.0**-13) * 2.0**-24
         rounded = torch.where(values.abs() < 2.0**-14, grid, rounded)
     return rounded.to(dtype)

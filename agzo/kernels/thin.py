@@ -13,7 +13,7 @@ from torch import Tensor
 
 from agzo.kernels import native
 
-PASSES = 4
+PASSES = native.THIN
 """The largest rank whose product is added in r passes on the CPU."""
 
 
@@ -29,6 +29,8 @@ def add_product(y: Tensor, left: Tensor, right: Tensor) -> None:
         y: (m, n), any float dtype.
         left, right: (r, m) and (r, n) contiguous, of y's dtype.
     """
+    if not left.shape[0]:
+        return
     if y.device.type != "cpu" or y.dtype.itemsize < 4 or left.shape[0] > PASSES:
         y.addmm_(left.T, right)
     elif native.usable(y, left, right):
