@@ -39,7 +39,8 @@ def test_json_lines_give_their_text_or_context(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert forgetting.read(str(path), byte_tokenizer()).about["passages"] == 2
     path.write_text('{"text": "fine"}\n{"words": "no"}\n')
-    with pytest.raises(BadInput, match="line 2.*allowed is an object with a text in the field text or context"):
+    expected = r"line 2: .* allowed is an object with a text in the field text or context"
+    with pytest.raises(BadInput, match=expected):
         forgetting.read(str(path), byte_tokenizer())
 
 
