@@ -67,12 +67,6 @@ class Perturbed(TorchCalls):
         self._parameters: dict[int, Tensor] = {id(each): each for each in directions}
         self._turned: dict[int, LowRank] = {}  # of transposes, which count as parameters here
         self.scale = scale
-        self._fast: dict[Any, Callable[..., Any]] = {
-            F.linear: self._linear,
-            F.embedding: self._embedding,
-            **{func: partial(self._times, func) for func in TIMES},
-            **{func: partial(self._turn, func) for func in TURNS},
-        }
         self._standing: dict[int, Tensor] = {}  # parameter -> the copy that stands for it
         self._memory: set[int | None] = set()  # where copies lie, or lay
         self._kept: list[Tensor] = []  # tensors in such memory whose address was asked for
@@ -85,9 +79,9 @@ class Perturbed(TorchCalls):
             if func in ADDRESSES and storage(args[0]) in self._memory:
                 self._kept.append(args[0])
             return func(*args, **kwargs)
-        fast = self._fast.get(func)
+        fast = _FAST.get(func)
         if fast is not None:
-            answer = fast(*args, **kwargs)
+            answer = fast(self, func, *args, **kwargs)
             if answer is not NotImplemented:
                 return answer
         elif not holds(self._parameters, used(func, args, kwargs)):
@@ -101,7 +95,8 @@ class Perturbed(TorchCalls):
         turned = self._turned.get(id(value))
         return self._directions[value] if turned is None else turned  # pyright: ignore
 
-    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    def linear(self, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+        """Answer x W^T of any direction."""
         if not self._is_plain(input, weight, bias):
             return NotImplemented
         return self._product(self._substitute(input, {}), weight, self._substitute(bias, {}))
@@ -131,7 +126,7 @@ class Perturbed(TorchCalls):
         direction.add_linear(y.view(-1, y.shape[-1]), flat, self.scale * times)
         return y
 
-    def _times(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def times(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Answer x W of a low-rank direction: the perturbation beside it."""
         call = product(func, args, kwargs)
         if call is None or kwargs.get("out") is not None:
@@ -155,7 +150,7 @@ class Perturbed(TorchCalls):
     def _but(self, weight: Tensor, made: dict[int, tuple[Tensor, int]], value: Any) -> Any:
         return value if value is weight else self._substitute(value, made)
 
-    def _turn(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+    def turn(self, func: Any, *args: Any, **kwargs: Any) -> Any:
         """Answer W.T of a low-rank direction: the transpose itself, perturbed where it is used."""
         if not args:
             return NotImplemented
@@ -168,8 +163,9 @@ class Perturbed(TorchCalls):
         self._parameters[id(view)], self._turned[id(view)] = view, direction.turned
         return view
 
-    def _embedding(
+    def embedding(
         self,
+        func: Any,
         input: Tensor,
         weight: Tensor,
         padding_idx: int | None = None,
@@ -177,6 +173,7 @@ class Perturbed(TorchCalls):
         *others: Any,
         **named: Any,
     ) -> Any:
+        """Answer a look-up of rows."""
         if max_norm is not None or not self._is_plain(input, weight):  # max_norm writes the weight
             return NotImplemented
         ids = input.reshape(-1).long()
@@ -242,6 +239,14 @@ class Perturbed(TorchCalls):
             copy = perturbed_copy(parameter, direction, self.scale)
         self._memory.add(storage(copy))
         return nn.Parameter(copy, requires_grad=parameter.requires_grad)
+
+
+_FAST: dict[Any, Callable[..., Any]] = {
+    F.linear: Perturbed.linear,
+    F.embedding: Perturbed.embedding,
+    **dict.fromkeys(TIMES, Perturbed.times),
+    **dict.fromkeys(TURNS, Perturbed.turn),
+}
 
 
 def _is_tensor(value: Any) -> bool:

@@ -223,6 +223,7 @@ def test_the_model_is_as_it_was_when_measuring_stops_half_way():
 
 
 @pytest.mark.parametrize("name", ["zo_act", "dominant_layer"])
+@pytest.mark.slow
 def test_part_of_the_weights_against_the_whole_gradient(name):
     """Directions are zero elsewhere: by hand over dense vectors, and the theory's mean."""
     model, now, tuned, bases = language_model()

@@ -457,6 +457,7 @@ def numbers(result):
     return result["eval"]["loss"], [row["loss"] for row in result["metrics"]]
 
 
+@pytest.mark.slow
 def test_a_compiled_run_gives_the_eager_numbers_and_goes_on_exactly(tmp_path, monkeypatch):
     wide = compile_choice.BUCKET  # wider batches draw another Omega
     with monkeypatch.context() as patch:

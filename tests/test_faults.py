@@ -43,6 +43,7 @@ def kill_again_and_again(tmp_path, program, moments, seed):
         assert_as_undisturbed(tmp_path, *DENSE, f"seed={number}")
 
 
+@pytest.mark.slow
 def test_five_random_kills(tmp_path, program):
     kill_again_and_again(tmp_path, program, 5, seed=7)
 

@@ -182,7 +182,7 @@ def fused_experts() -> nn.Module:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(vocab_size=40, **shape, **experts)).eval()
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_processes_follow_the_trajectory_of_one(alone, size):
     names = list(METHODS) if size == 2 else FOUR
     ranks = on(size, train_share, names, 1)

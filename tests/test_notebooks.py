@@ -102,7 +102,13 @@ def test_imports_only_what_the_design_allows(path):
     assert imported(read(path)) & PROJECT <= ALLOWED[path.stem]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == "subspace" else [])
+        for path in NOTEBOOKS
+    ],
+)
 def test_runs_in_a_fresh_kernel(path, tmp_path, monkeypatch):
     _own_folders(tmp_path, monkeypatch.setenv)
     try:

@@ -107,8 +107,13 @@ def test_real_rows_become_examples(shared: Path, task: str, split: str):
             assert not example.correct
 
 
+LONG = ("boolq", "drop", "multirc", "record", "squad")  # rows of hundreds of tokens
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(task, marks=pytest.mark.slow if task in LONG else []) for task in TASKS]
+)
 def test_real_rows_in_tokens(shared: Path, qwen3, task: str, split: str):
     examples = real_examples(shared, task, split)[:TOKENISED]
     encoded = Encoder(qwen3, WIDE).encode_all(examples)

@@ -26,6 +26,7 @@ from experiments.run import main
 from experiments.session import run
 from experiments.shares import Shares, cut, pieces
 
+SLOW = pytest.mark.slow
 UNEVEN = "train.batch_size=5"
 AGZO = ("method=agzo", UNEVEN)
 
@@ -85,11 +86,11 @@ def assert_near(found, wanted, **near):
     ("size", "overrides"),
     [
         (2, AGZO),
-        (2, (*AGZO, "method.estimator=two_sided", "train.packing=always")),
         (2, ("method=mezo", "train.accumulation=2", UNEVEN)),
-        (3, ("method=zo_act", "method.large_state=true", UNEVEN)),
-        (2, (*AGZO, "model.offload=layers")),
-        (2, ("method=adamw", UNEVEN)),
+        pytest.param(2, (*AGZO, "method.estimator=two_sided", "train.packing=always"), marks=SLOW),
+        pytest.param(3, ("method=zo_act", "method.large_state=true", UNEVEN), marks=SLOW),
+        pytest.param(2, (*AGZO, "model.offload=layers"), marks=SLOW),
+        pytest.param(2, ("method=adamw", UNEVEN), marks=SLOW),
     ],
     ids=str,
 )
@@ -190,6 +191,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp
     assert result_of(config)["resumed_at"] == [8]
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_given_up_and_the_run_goes_on(tmp_path):
     def child(rank):
         real = prepare.sample_batch
@@ -213,6 +215,7 @@ def test_a_process_that_hangs_is_given_up_and_the_run_goes_on(tmp_path):
     assert result_of(config)["resumed_at"] == [8]
 
 
+@pytest.mark.slow
 def test_a_process_that_never_comes_is_waited_for_as_long_as_said(tmp_path):
     def child(rank):
         if rank == 1:
@@ -310,6 +313,7 @@ def children_of(pid):
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_them_and_ends_them_all(tmp_path):
     # looked at so often that the SIGTERM after one death meets the other while it unwinds
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

@@ -74,7 +74,17 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
     assert not list((config.folder / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].trains])  # pyright: ignore
+QUICK = ("agzo", "mezo", "zo_act")  # the others in the slow tests
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, method in METHODS.items()
+        if method.trains  # pyright: ignore
+    ],
+)
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))

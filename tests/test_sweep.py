@@ -172,6 +172,7 @@ def test_a_wrong_run_stops_the_sweep_before_the_first(
     assert not (cluster / "submissions").exists()
 
 
+@pytest.mark.slow
 def test_a_local_sweep_tries_every_run_and_says_which_failed(tmp_path, monkeypatch, capsys):
     words = [*tiny_run.arguments(tmp_path, "method=sgd"), "seed=0,1", "hydra/launcher=local"]
     first, second = (tiny(tmp_path, f"seed={seed}") for seed in (0, 1))
@@ -187,14 +188,8 @@ def test_a_local_sweep_tries_every_run_and_says_which_failed(tmp_path, monkeypat
     assert "1 done, 0 running, 0 queued, 0 failed, 1 missing" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGUSR2,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_to_a_local_sweep_saves_what_runs_and_is_its_exit_code(tmp_path, number):
     long = ("train.steps=4000", "train.eval_every=4000", "train.log_every=50")
     words = ("method=sgd", *long, "seed=0,1", "hydra/launcher=local", "-m")

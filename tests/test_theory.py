@@ -197,6 +197,7 @@ def as_mezo(model, rank, **options):
     ],
     ids=lambda value: value.__name__ if callable(value) else "-".join(map(str, value)),
 )
+@pytest.mark.slow
 def test_wrong_code_fails(measure, methods):
     rows = measure(coarse(cap=5000, **methods))
     assert "FAILS" in {row.verdict for row in rows}

@@ -1,6 +1,7 @@
 """A tuned parameter in any argument of any torch call: perturbed where its values are used."""
 
 import ctypes
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 from agzo import AGZO, uses
 from agzo.compiled import CompiledLayers
 from baselines import LOZO, MeZO
+from tests.networks import qwen3
 
 IDS = torch.tensor([[0, 2, 1], [2, 2, 3]])
 MASK = torch.tensor([True, False, True, True])
@@ -443,3 +445,20 @@ def test_ids_that_are_no_rows_are_refused_as_torch_does():
     for bad in (-1, 5, 2**40):
         with pytest.raises(IndexError):
             optimizer.step(lambda bad=bad: model(torch.tensor([0, bad])).square().mean())
+
+
+@pytest.mark.parametrize("kind", [AGZO, MeZO, LOZO])
+def test_nothing_of_an_evaluation_lives_on_until_a_garbage_collection(kind):
+    net = qwen3(torch.float32)
+    optimizer = kind(net.model, lr=1e-3, eps=1e-3)
+    optimizer.step(net.closure, net.token_mask)
+    gc.collect()
+    gc.disable()
+    try:
+        optimizer.step(net.closure, net.token_mask)
+        left = [
+            type(each).__name__ for each in gc.get_objects() if isinstance(each, uses.TorchCalls)
+        ]
+    finally:
+        gc.enable()
+    assert left == []
