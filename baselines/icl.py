@@ -1,8 +1,8 @@
 """In-context learning: the model as it is, behind answered training examples.
 
 As in MeZO's protocol each question has its own random demonstrations. The optimizer only says how
-many; putting them in front is the runner's work (experiments/demonstrations.py), because it is a
-matter of text.
+many; putting them in front is the runner's work (experiments/data/demonstrations.py), because it
+is a matter of text.
 """
 
 from __future__ import annotations

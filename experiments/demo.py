@@ -11,11 +11,11 @@ a demo that was stopped goes on where it was.
 import sys
 import time
 
-from experiments.checkpoint import CheckpointError
-from experiments.config import compose
-from experiments.interrupt import Interrupted
-from experiments.runner import NonFiniteLoss
-from experiments.session import run
+from experiments.config.schema import compose
+from experiments.records.checkpoint import CheckpointError
+from experiments.records.interrupt import Interrupted
+from experiments.training.runner import NonFiniteLoss
+from experiments.training.session import run
 
 POCKET = "pocket"
 TASKS = {POCKET: ("sst2", "rte", "squad")}  # of any other model: SST-2

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from experiments import models
-from experiments.config import BadInput, ModelConfig, read_yaml
-from experiments.paths import user_path
+from experiments.config.paths import user_path
+from experiments.config.schema import BadInput, ModelConfig, read_yaml
+from experiments.models import loading
 
 ADAPTER = "adapter_config.json"
 TRUST = "--trust-remote-code"
@@ -37,14 +37,14 @@ def merge(run: Path, out: Path, trust_remote_code: bool = False) -> None:
         )
     config = read_yaml(run / "config.yaml")
     about = ModelConfig(**config["model"])
-    models.refuse_remote_code(about, run / "config.yaml", trust_remote_code)
+    loading.refuse_remote_code(about, run / "config.yaml", trust_remote_code)
     if about.quantize != "none":
         raise BadInput(
             f"model.quantize={about.quantize}: nothing can be added to quantised weights; allowed "
             "is none: use the adapter beside the model it was trained with"
         )
-    model, tokenizer = models.load(about, config["precision"]["dtype"], torch.device("cpu"))
-    from experiments import adapters  # peft takes seconds to import
+    model, tokenizer = loading.load(about, config["precision"]["dtype"], torch.device("cpu"))
+    from experiments.models import adapters  # peft takes seconds to import
 
     adapters.merged(model, adapter).save_pretrained(out)
     tokenizer.save_pretrained(out)

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments import models, registry
-from experiments.config import BadInput, RunConfig, from_dict, read_yaml
-from experiments.paths import user_path
-from experiments.reach import leave_out
-from experiments.saving import save_model
-from experiments.trajectory import TRAJECTORY, Head, Step, read
+from experiments.config.paths import user_path
+from experiments.config.schema import BadInput, RunConfig, from_dict, read_yaml
+from experiments.methods import registry
+from experiments.models import loading
+from experiments.models.reach import leave_out
+from experiments.models.saving import save_model
+from experiments.records.trajectory import TRAJECTORY, Head, Step, read
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -36,15 +37,15 @@ def replay(
     Raises BadInput where the run cannot be replayed, with the reason.
     """
     config, origin = _of(run)
-    models.refuse_remote_code(config.model, run / "config.yaml", trust_remote_code)
+    loading.refuse_remote_code(config.model, run / "config.yaml", trust_remote_code)
     values = registry.settings(config.method, config.precision.rounding)
     _refuse_data(config, values)
     head, steps = _steps(run, step)
-    device = models.choose_device(origin["device"])
+    device = loading.choose_device(origin["device"])
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    model, tokenizer = models.load(config.model, config.precision.dtype, device)
-    about = models.origin(config.model, model)
+    model, tokenizer = loading.load(config.model, config.precision.dtype, device)
+    about = loading.origin(config.model, model)
     for key in ("sha256", "commit"):
         if about.get(key) != origin["model"].get(key):
             raise BadInput(
@@ -52,7 +53,7 @@ def replay(
                 f"{origin['model'].get(key)}; allowed is the model it began with"
             )
     if config.adapter.name != "none":
-        from experiments import adapters  # peft takes seconds to import
+        from experiments.models import adapters  # peft takes seconds to import
 
         model = adapters.attach(config.adapter, model, config.seed, config.train.max_length)
     leave_out(model, origin.get("trial", {}).get("left_out", []))

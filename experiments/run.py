@@ -18,15 +18,15 @@ import torch
 from omegaconf import DictConfig
 
 from agzo.group import Drifted, ProcessLost
-from experiments import ranks
-from experiments.checkpoint import CheckpointError
-from experiments.config import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
-from experiments.interrupt import Interrupted, told, told_first
-from experiments.launchers import SweepFailed, register
-from experiments.paths import quoted
-from experiments.record import CannotWrite
-from experiments.runner import NonFiniteLoss
-from experiments.session import run
+from experiments.config.paths import quoted
+from experiments.config.schema import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
+from experiments.launch.launchers import SweepFailed, register
+from experiments.records.checkpoint import CheckpointError
+from experiments.records.interrupt import Interrupted, told, told_first
+from experiments.records.record import CannotWrite
+from experiments.training import ranks
+from experiments.training.runner import NonFiniteLoss
+from experiments.training.session import run
 
 FAILURES = (
     *(ValueError, OSError, NonFiniteLoss, CheckpointError, CannotWrite),

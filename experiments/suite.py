@@ -23,19 +23,20 @@ from pathlib import Path
 
 import torch
 
-from experiments import record, slurm
-from experiments.config import BadInput
-from experiments.estimate import measure
-from experiments.interrupt import Interrupted, raising_at_signals
-from experiments.job import LOG
-from experiments.launchers import of_slurm
-from experiments.lock import lock
-from experiments.paths import user_path
-from experiments.plan import Job, Suite, read_suite
-from experiments.pool import End, Pool, Worker
-from experiments.report import clock
-from experiments.standing import Standing, State, look
-from experiments.sweep import on_slurm, status
+from experiments.config.paths import user_path
+from experiments.config.schema import BadInput
+from experiments.launch import slurm
+from experiments.launch.job import LOG, State, look
+from experiments.launch.launchers import of_slurm
+from experiments.launch.pool import End, Pool, Worker
+from experiments.launch.sweep import on_slurm, status
+from experiments.records import record
+from experiments.records.interrupt import Interrupted, raising_at_signals
+from experiments.records.lock import lock
+from experiments.records.report import clock
+from experiments.suites.estimate import measure
+from experiments.suites.plan import Job, Suite, read_suite
+from experiments.suites.standing import Standing
 
 SUITE, CHOICE = "suite.json", "choice.json"
 

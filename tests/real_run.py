@@ -20,8 +20,8 @@ from pathlib import Path
 
 import tiny_run
 
-from experiments.session import run
-from experiments.trajectory import TRAJECTORY
+from experiments.records.trajectory import TRAJECTORY
+from experiments.training.session import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -109,7 +109,7 @@ def assert_as_undisturbed(tmp_path, *overrides):
 
 def at_batch(number, action):
     """Call `action` where a run takes its batch of this number (from 1); for use in a child."""
-    from experiments import prepare
+    from experiments.training import prepare
 
     real, calls = prepare.sample_batch, []
 

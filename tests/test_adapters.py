@@ -13,17 +13,19 @@ from transformers import AutoModelForCausalLM, FalconConfig
 
 from agzo import AGZO
 from baselines import LOZO, SGD, AdamW, MeZO
-from experiments import adapters, checkpoint, prepare
-from experiments.batches import collate, pad_left
-from experiments.config import AdapterConfig, BadInput, compose
-from experiments.encode import Encoder
-from experiments.generate import generate
-from experiments.loss import accepted_keywords, loss
-from experiments.prepare import virtual_tokens
+from experiments.config.schema import AdapterConfig, BadInput, compose
+from experiments.data.batches import collate, pad_left
+from experiments.data.encode import Encoder
+from experiments.evaluation.generate import generate
+from experiments.evaluation.scoring import option_scores
+from experiments.models import adapters
+from experiments.models.loss import accepted_keywords, loss
+from experiments.records import checkpoint
 from experiments.run import main
-from experiments.scoring import option_scores
-from experiments.session import run
 from experiments.tasks import TASKS
+from experiments.training import prepare
+from experiments.training.prepare import virtual_tokens
+from experiments.training.session import run
 from tests.networks import qwen3
 from tests.test_batches import EXAMPLES, ONE_TOKEN, TWO_OPTIONS, token_log_probs
 from tests.text_models import FAMILIES, byte_tokenizer, random_model

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from experiments.batches import Batch, collate, collate_rows, sample_batch
-from experiments.encode import Encoded, Encoder
-from experiments.loss import label_logits, loss, mean_log_probs, option_log_probs
+from experiments.data.batches import Batch, collate, collate_rows, sample_batch
+from experiments.data.encode import Encoded, Encoder
+from experiments.models.loss import label_logits, loss, mean_log_probs, option_log_probs
 from experiments.tasks import TASKS, Example
 from tests.text_models import FAMILIES, VOCABULARY, byte_tokenizer, random_model
 

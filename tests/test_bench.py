@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agzo.compiled import CompiledLayers
-from experiments import bench, machine
+from experiments import bench
 from experiments.bench import __main__ as command
 from experiments.bench import evaluation, measure, targets
 from experiments.bench.arguments import parse
@@ -19,9 +19,10 @@ from experiments.bench.losses import full_logits, label_logits, random_ids
 from experiments.bench.methods import METHODS, ON_CPU, Method
 from experiments.bench.plan import AXES, SWEEPS
 from experiments.bench.rows import Case, Row
-from experiments.bench.shapes import build
 from experiments.bench.table import line, verdict
-from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.models.shapes import build
+from experiments.records import machine
 from tests.networks import mlp, weights
 
 TINY = {

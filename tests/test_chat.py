@@ -7,11 +7,11 @@ import pytest
 import tiny_run
 from text_models import byte_tokenizer
 
-from experiments import chat
-from experiments.chat import ChatError, ChatFrame
-from experiments.config import BadInput
-from experiments.encode import Encoder
-from experiments.session import run
+from experiments.config.schema import BadInput
+from experiments.data import chat
+from experiments.data.chat import ChatError, ChatFrame
+from experiments.data.encode import Encoder
+from experiments.training.session import run
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
 USUAL = TURNS + "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -150,9 +150,9 @@ def test_two_runs_of_a_template_with_a_date_have_the_same_prompts(tmp_path):
 
 
 def test_a_template_that_cannot_be_used_shows_before_the_weights_are_read(tmp_path, monkeypatch):
-    from experiments import models
+    from experiments.models import loading
 
-    monkeypatch.setattr(models, "load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("the weights were read"))
     folder = shutil.copytree(tiny_run.world() / "model", tmp_path / "model")
     (folder / "chat_template.jinja").write_text(TURNS)
     given = ("method=mezo", "model.prompt=chat", f"model.path={folder}")

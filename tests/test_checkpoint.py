@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import checkpoint
-from experiments.checkpoint import CheckpointError
+from experiments.records import checkpoint
+from experiments.records.checkpoint import CheckpointError
 
 FILES = (checkpoint.WEIGHTS, checkpoint.OPTIMIZER, checkpoint.STATE, "manifest.json")
 

@@ -13,15 +13,16 @@ from agzo.compiled import CompiledLayers
 from agzo.layers import decoder_layers
 from agzo.slotted import Slotted
 from baselines import LOZO, SGD, MeZO
-from experiments import attention, compile_choice
-from experiments.batches import collate, collate_rows
-from experiments.config import BadInput, compose
-from experiments.encode import Encoder
-from experiments.interrupt import Interrupted
-from experiments.loss import label_logits, loss
-from experiments.prepare import Parts
-from experiments.session import run
+from experiments.config.schema import BadInput, compose
+from experiments.data.batches import collate, collate_rows
+from experiments.data.encode import Encoder
+from experiments.models import attention
+from experiments.models.loss import label_logits, loss
+from experiments.records.interrupt import Interrupted
 from experiments.tasks import TASKS, Example
+from experiments.training import compile_choice
+from experiments.training.prepare import Parts
+from experiments.training.session import run
 from tests.methods import METHODS, Method
 from tests.networks import Block, Network, Stack, mlp, qwen3, stack, weights
 from tests.text_models import byte_tokenizer, random_model

@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_run import StandIn
 
-from experiments import registry
-from experiments.config import CONF, BadInput, changes, compose, flatten, read_yaml, to_yaml
-from experiments.registry import METHODS, cast, method_keys, settings
+from experiments.config.schema import CONF, BadInput, changes, compose, flatten, read_yaml, to_yaml
+from experiments.methods import registry
+from experiments.methods.registry import METHODS, cast, method_keys, settings
 
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [

@@ -137,7 +137,7 @@ def test_vectors_held_as_matrices_take_any_rank():
 def test_an_adapter_of_zo_act_with_several_ranks_loads_in_peft(tmp_path):
     from peft import PeftModel
 
-    from experiments.adapter_files import save_lora
+    from experiments.models.adapter_files import save_lora
     from tests.text_models import random_model
 
     model = random_model("qwen3")

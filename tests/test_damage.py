@@ -14,7 +14,7 @@ import real_run
 import tiny_run
 from real_run import assert_as_undisturbed, at_batch, die, finished
 
-from experiments import checkpoint
+from experiments.records import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, program, killed, na
 
 
 def add_to_losses(value):
-    from experiments import prepare
+    from experiments.training import prepare
 
     real = prepare.loss
     prepare.loss = lambda model, batch: real(model, batch) + value

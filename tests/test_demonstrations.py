@@ -4,11 +4,11 @@ import pytest
 import tiny_run
 from test_tasks import SQUAD_ROW, SST2_ROW
 
-from experiments.chat import ChatError
-from experiments.demonstrations import answered, with_demonstrations
-from experiments.encode import Encoder
-from experiments.session import run
+from experiments.data.chat import ChatError
+from experiments.data.demonstrations import answered, with_demonstrations
+from experiments.data.encode import Encoder
 from experiments.tasks import TASKS, Example
+from experiments.training.session import run
 from tests.text_models import byte_tokenizer
 
 POOL = [Example(f"{n}.", (" bad", " good"), n % 2) for n in range(6)]

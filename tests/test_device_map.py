@@ -10,8 +10,8 @@ from accelerate import dispatch_model
 from methods import METHODS, Method
 from networks import Network, qwen3, weights
 
-from experiments import models
-from experiments.session import run
+from experiments.models import loading
+from experiments.training.session import run
 
 SPREADABLE = [m for m in METHODS if m.options.get("execution") != "batched"]
 
@@ -40,7 +40,7 @@ def test_a_run_of_a_dispatched_model_is_that_of_a_plain_one(tmp_path, monkeypatc
     given = (f"method={method}", "train.packing=never")
     plain_config = tiny_run.config(tmp_path / "plain", *given)
     plain = run(plain_config)
-    settle = models.settle
+    settle = loading.settle
 
     def dispatched(model, device, device_map):
         assert device_map == "auto"
@@ -51,7 +51,7 @@ def test_a_run_of_a_dispatched_model_is_that_of_a_plain_one(tmp_path, monkeypatc
         assert model._hf_hook.skip_keys[-1] == "logits_to_keep"
         return model
 
-    monkeypatch.setattr(models, "settle", dispatched)
+    monkeypatch.setattr(loading, "settle", dispatched)
     spread_config = tiny_run.config(
         tmp_path / "spread", f"method={method}", "model.device_map=auto"
     )

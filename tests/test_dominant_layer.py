@@ -16,9 +16,10 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.layers import decoder_layers
 from baselines import LOZO, LOZOM, DominantLayer, MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
-from experiments import prepare, registry
-from experiments.config import BadInput, compose
-from experiments.session import run
+from experiments.config.schema import BadInput, compose
+from experiments.methods import registry
+from experiments.training import prepare
+from experiments.training.session import run
 from tests.networks import Block, Network, Stack, qwen3, weights
 from tests.outlier_models import DEPTH, FAMILIES, PAD, WIDTH, network, plant, random_model
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from experiments.encode import EncodeError, Encoder
+from experiments.data.encode import EncodeError, Encoder
 from experiments.tasks import Example
 from tests.text_models import byte_tokenizer
 

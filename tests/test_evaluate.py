@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.asking import USUAL
-from experiments.batches import longest_first
-from experiments.encode import Encoder
-from experiments.evaluate import evaluate, questions
-from experiments.generate import generate
-from experiments.metrics import accuracy, best_constant, best_f1, token_f1
-from experiments.scoring import option_scores
+from experiments.data.batches import longest_first
+from experiments.data.encode import Encoder
+from experiments.evaluation.asking import USUAL
+from experiments.evaluation.evaluate import evaluate, questions
+from experiments.evaluation.generate import generate
+from experiments.evaluation.metrics import accuracy, best_constant, best_f1, token_f1
+from experiments.evaluation.scoring import option_scores
 from experiments.tasks import TASKS, DataError, Example
 from tests.test_batches import (
     EXAMPLES,

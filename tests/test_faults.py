@@ -18,8 +18,8 @@ import real_run
 import tiny_run
 from real_run import assert_as_undisturbed, at_batch, finished
 
-from experiments import checkpoint, record
-from experiments.trajectory import TRAJECTORY
+from experiments.records import checkpoint, record
+from experiments.records.trajectory import TRAJECTORY
 
 # Checkpoints, dev and log rows every step or two: most moments lie in some file being written.
 DENSE = ("method=lozo", "train.checkpoint_every=1", "train.eval_every=2", "train.log_every=1")

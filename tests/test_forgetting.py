@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from text_models import byte_tokenizer, random_model
 
-from experiments import forgetting
-from experiments.config import BadInput
-from experiments.session import run
+from experiments.config.schema import BadInput
+from experiments.evaluation import forgetting
+from experiments.training.session import run
 
 TEXT = "The first passage has some words.\n\nAnother one.\n\n\n\nAnother one.\n\nx\n\nThe last one."
 

@@ -1,8 +1,8 @@
 """Configurations drawn at random: each one starts, or is refused in one line that names a key.
 
-The legal values of a key are those its declaration allows (experiments/config.py) or, of a method,
-a few for each argument. Combinations may contradict each other; then they are refused as well as
-any illegal value: exit code 2, at once, with the key, and never with a traceback.
+The legal values of a key are those its declaration allows (experiments/config/schema.py) or, of a
+method, a few for each argument. Combinations may contradict each other; then they are refused as
+well as any illegal value: exit code 2, at once, with the key, and never with a traceback.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from experiments import config as configuration
 from experiments import run as program
-from experiments.config import compose
-from experiments.registry import METHODS, method_class, method_keys
+from experiments.config import schema as configuration
+from experiments.config.schema import compose
+from experiments.methods.registry import METHODS, method_class, method_keys
 
 REFUSED_WITHIN = 10.0  # seconds
 

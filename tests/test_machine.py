@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from experiments import machine
+from experiments.records import machine
 
 if sys.argv[1] == "keep":
     machine.keep_freed_memory()

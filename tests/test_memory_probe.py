@@ -19,10 +19,11 @@ from agzo.kernels import native
 from baselines import MeZO
 from experiments import bench
 from experiments.bench.losses import random_ids
-from experiments.machine import GIB
-from experiments.probe import memory, memory_point, tidy
+from experiments.probe import memory, memory_point
 from experiments.probe.memory_count import BLOCK, LiveBytes, fused_attention
 from experiments.probe.memory_point import METHODS, SERIES, Point, count
+from experiments.records import tidy
+from experiments.records.machine import GIB
 
 DEVICES = ("cpu", "meta")
 MIB = 2**20

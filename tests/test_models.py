@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import world
 
-from experiments import models
-from experiments.config import BadInput, ModelConfig
+from experiments.config.schema import BadInput, ModelConfig
+from experiments.models import loading
 
 CPU = torch.device("cpu")
 
@@ -26,22 +26,22 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("dtype", loading.DTYPES)
 def test_a_model_comes_in_the_dtype_asked_for_and_in_eval_mode(folder, dtype):
-    model, tokenizer = models.load(model_config(folder), dtype, CPU)
-    assert {p.dtype for p in model.parameters()} == {models.DTYPES[dtype]}
+    model, tokenizer = loading.load(model_config(folder), dtype, CPU)
+    assert {p.dtype for p in model.parameters()} == {loading.DTYPES[dtype]}
     assert not model.training
     assert tokenizer("a")["input_ids"]
 
 
 def test_origin_identifies_the_weights(folder):
-    model, _ = models.load(model_config(folder), "fp32", CPU)
-    before = models.origin(model_config(folder), model)
+    model, _ = loading.load(model_config(folder), "fp32", CPU)
+    before = loading.origin(model_config(folder), model)
     assert before["parameters"] == sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         next(model.parameters()).add_(1)
     model.save_pretrained(folder)  # pyright: ignore
-    assert models.origin(model_config(folder), model)["sha256"] != before["sha256"]
+    assert loading.origin(model_config(folder), model)["sha256"] != before["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_origin_identifies_the_weights(folder):
 def test_a_folder_that_is_no_model_is_one_clear_message(folder, spoil, words):
     spoil(folder)
     with pytest.raises(BadInput) as error:
-        models.load(model_config(folder), "fp32", CPU)
+        loading.load(model_config(folder), "fp32", CPU)
     assert all(word in str(error.value) for word in ["model.path=", str(folder), *words])
 
 
@@ -69,15 +69,15 @@ def test_a_models_own_code_needs_an_explicit_yes(folder):
                                               "AutoModelForCausalLM": "own.OwnModel"})  # fmt: skip
     (folder / "own.py").write_text("raise SystemExit('it ran')\n")
     with pytest.raises(BadInput, match=r"model\.trust_remote_code=false.*pin model\.revision"):
-        models.load(model_config(folder), "fp32", CPU)
+        loading.load(model_config(folder), "fp32", CPU)
 
 
 def test_device():
-    assert models.choose_device("cpu") == CPU
+    assert loading.choose_device("cpu") == CPU
     if not torch.cuda.is_available():
-        assert models.choose_device("auto") == CPU
+        assert loading.choose_device("auto") == CPU
         with pytest.raises(BadInput, match=r"device=cuda: .*allowed are cpu, auto"):
-            models.choose_device("cuda")
+            loading.choose_device("cuda")
 
 
 def test_a_hub_id_is_loaded_from_a_snapshot_and_its_commit_is_recorded(tmp_path, monkeypatch):
@@ -88,10 +88,10 @@ def test_a_hub_id_is_loaded_from_a_snapshot_and_its_commit_is_recorded(tmp_path,
     (repository / "refs" / "main").write_text(commit)
     _offline(monkeypatch, tmp_path)
     config = model_config("someone/tiny", source="hub")
-    model, _ = models.load(config, "fp32", CPU)
-    assert models.origin(config, model)["commit"] == commit
+    model, _ = loading.load(config, "fp32", CPU)
+    assert loading.origin(config, model)["commit"] == commit
     with pytest.raises(BadInput, match=r"model\.path=someone/absent .*hub"):
-        models.load(model_config("someone/absent", source="hub"), "fp32", CPU)
+        loading.load(model_config("someone/absent", source="hub"), "fp32", CPU)
 
 
 def _offline(monkeypatch, cache):

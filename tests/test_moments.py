@@ -12,8 +12,8 @@ from agzo.moments import KEPT, Moments, turned
 from agzo.rng import Noise
 from agzo.update import move
 from baselines import LOZO, LOZOM, MeZO
-from experiments import registry
-from experiments.config import BadInput
+from experiments.config.schema import BadInput
+from experiments.methods import registry
 from tests.networks import mlp, qwen3, weights
 
 LR, EPS, ROWS, WIDTH = 1e-2, 1e-3, 6, 10

@@ -8,16 +8,16 @@ import torch
 
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
-from experiments import prepare
-from experiments.config import BadInput, compose
-from experiments.encode import Encoder
-from experiments.estimate import _step_seconds
-from experiments.evaluate import evaluate, questions
-from experiments.metrics import best_f1
-from experiments.objective import metric_objective
+from experiments.config.schema import BadInput, compose
+from experiments.data.encode import Encoder
+from experiments.evaluation.evaluate import evaluate, questions
+from experiments.evaluation.metrics import best_f1
 from experiments.probe import scene
-from experiments.session import run
+from experiments.suites.estimate import _step_seconds
 from experiments.tasks import TASKS, Example
+from experiments.training import prepare
+from experiments.training.objective import metric_objective
+from experiments.training.session import run
 from tests.test_batches import EXAMPLES, ONE_TOKEN, TWO_OPTIONS
 from tests.text_models import FAMILIES, byte_tokenizer, random_model
 
@@ -61,7 +61,7 @@ def test_accuracy_is_that_of_an_evaluation(family: str, task, examples: list[Exa
 
 def answered(model, texts: list[str], length: int) -> list[Example]:
     """Questions whose golds are near to what the model says, so that no F1 is 0 or 1 throughout."""
-    from experiments.generate import generate
+    from experiments.evaluation.generate import generate
 
     said = generate(model, ENCODER, [ENCODER.tokenizer(t)["input_ids"] for t in texts], length)
     return [

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file
 from test_resume import run_and_die
 
-from experiments import prepare, runner
-from experiments.config import BadInput
-from experiments.offload import check_offload
+from experiments.config.schema import BadInput
+from experiments.models.offload import check_offload
 from experiments.probe import scene
-from experiments.session import run
+from experiments.training import prepare, runner
+from experiments.training.session import run
 
 STREAMED = "model.offload=layers"
 ZO_ACT = ("method=zo_act", "method.large_state=true")

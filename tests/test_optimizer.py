@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.select import roles
 from baselines import LOZO, LOZOM, SGD, AdamW, MeZO, ZeroShot
-from experiments import registry
+from experiments.methods import registry
 from tests.methods import METHODS, Method, every_method
 from tests.networks import NETWORKS, mlp, qwen3, weights
 

@@ -14,16 +14,18 @@ from agzo.rng import Noise
 from agzo.select import select
 from agzo.subspace import leading
 from baselines import SGD, MeZO
-from experiments import attention, pack_choice, packing, prepare
-from experiments.batches import Batch, collate, collate_rows
-from experiments.config import BadInput, compose
-from experiments.encode import Encoder
-from experiments.interrupt import Interrupted
-from experiments.loss import label_logits, loss
-from experiments.objective import minus_accuracy
+from experiments.config.schema import BadInput, compose
+from experiments.data import packing
+from experiments.data.batches import Batch, collate, collate_rows
+from experiments.data.encode import Encoder
+from experiments.models import attention
+from experiments.models.loss import label_logits, loss
 from experiments.probe.memory_count import LiveBytes
-from experiments.session import run
+from experiments.records.interrupt import Interrupted
 from experiments.tasks import TASKS, Example
+from experiments.training import pack_choice, prepare
+from experiments.training.objective import minus_accuracy
+from experiments.training.session import run
 from tests.text_models import byte_tokenizer, random_model
 
 EXAMPLES = [

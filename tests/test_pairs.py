@@ -11,15 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from agzo.layers import decoder_layers
 from baselines import DominantLayer
-from experiments import adapters, prepare
-from experiments.batches import collate
-from experiments.config import AdapterConfig, BadInput
-from experiments.encode import Encoder
-from experiments.loss import loss
+from experiments.config.schema import AdapterConfig, BadInput
+from experiments.data.batches import collate
+from experiments.data.encode import Encoder
 from experiments.merge import merge
+from experiments.models import adapters
+from experiments.models.loss import loss
 from experiments.probe import scene
-from experiments.session import run
 from experiments.tasks import TASKS
+from experiments.training import prepare
+from experiments.training.session import run
 from tests.outlier_models import FAMILIES, plant, random_model
 from tests.test_batches import EXAMPLES
 

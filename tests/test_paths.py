@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.command import place
-from experiments import merge, replay, wheel
-from experiments.config import BadInput, compose
-from experiments.models import locate
-from experiments.paths import NoHome, home, quoted, user_path
-from experiments.provenance import changes_since
-from experiments.session import run
+from experiments import merge, replay
+from experiments.config.paths import NoHome, home, quoted, user_path
+from experiments.config.schema import BadInput, compose
+from experiments.models import wheel
+from experiments.models.loading import locate
+from experiments.records.provenance import changes_since
+from experiments.training.session import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOBODY = "~no-such-user-here/x"

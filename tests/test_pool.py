@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pool
+from experiments.launch import pool
 
 
 class Job:

@@ -8,8 +8,8 @@ import pytest
 from analysis import gradient_alignment, singular_spectrum
 from analysis.load import ResultError
 from analysis.probe import load_probe
-from experiments.probe import tidy
 from experiments.probe.__main__ import main
+from experiments.records import tidy
 
 POCKET = [
     "model=pocket", "data=pocket", "task=sst2", "threads=1", "train.batch_size=4",

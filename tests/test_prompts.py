@@ -13,7 +13,7 @@ from unicodedata import normalize
 
 import pytest
 
-from experiments.encode import Encoder
+from experiments.data.encode import Encoder
 from experiments.tasks import TASKS, Example
 
 FIXTURES = Path(__file__).parent / "fixtures" / "prompts"

@@ -9,11 +9,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from agzo import AGZO
 from agzo.linears import body_linears, is_quantised, stored_bytes
 from baselines import LOZO, SGD, AdamW, MeZO, ZOAct
-from experiments import quantise as quantising
-from experiments.config import BadInput
+from experiments.config.schema import BadInput
 from experiments.merge import merge
-from experiments.quantise import quantise
-from experiments.session import run
+from experiments.models import quantise as quantising
+from experiments.models.quantise import quantise
+from experiments.training.session import run
 from tests.networks import Network
 from tests.test_zo_act import IDS, MASK, save_lora, token_loss, trained
 

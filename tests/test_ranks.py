@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from test_group import free_port
 
 from agzo.group import Group
 from agzo.pieces import Joint
-from experiments import checkpoint, prepare, ranks, record, registry, runner
-from experiments.batches import collate
-from experiments.config import BadInput
-from experiments.device_map import check_device_map
-from experiments.loss import classification_losses, loss, mean_log_probs, option_log_probs
+from experiments.config.schema import BadInput
+from experiments.data.batches import collate
+from experiments.data.shares import Shares, cut, pieces
+from experiments.methods import registry
+from experiments.models.device_map import check_device_map
+from experiments.models.loss import classification_losses, loss, mean_log_probs, option_log_probs
+from experiments.records import checkpoint, record
 from experiments.run import main
-from experiments.session import run
-from experiments.shares import Shares, cut, pieces
+from experiments.training import prepare, ranks, runner
+from experiments.training.session import run
 
 SLOW = pytest.mark.slow
 UNEVEN = "train.batch_size=5"
@@ -287,7 +290,8 @@ def test_pieces_together_have_the_loss_and_the_places_of_the_batch(tmp_path, kin
     ]  # fmt: skip
     whole = collate(longer, task, parts.encoder.pad_id, share=False)
     ranges = Shares(accumulation=3).ranges(5)
-    found = pieces(parts.model, whole, ranges, packed, parts.device, lambda mask: mask)
+    of_model = partial(loss, parts.model)
+    found = pieces(of_model, whole, ranges, packed, parts.device, lambda mask: mask)
     torch.testing.assert_close(Joint(found)(), loss(parts.model, whole))
     rows = [0, 2, 6] if kind == "classification" else [0, 1, 3]
     assert [piece.rows for piece in found] == rows

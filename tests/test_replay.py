@@ -8,11 +8,11 @@ import pytest
 import tiny_run
 import torch
 
-from experiments import checkpoint
-from experiments.config import BadInput
+from experiments.config.schema import BadInput
+from experiments.records import checkpoint
+from experiments.records.trajectory import TRAJECTORY, Head, Step, Trajectory, read
 from experiments.replay import main, replay
-from experiments.session import run
-from experiments.trajectory import TRAJECTORY, Head, Step, Trajectory, read
+from experiments.training.session import run
 
 LAST = "train.eval_every=12"  # so that the checkpoint that is kept is the last step's
 EXACT = {

@@ -9,11 +9,13 @@ import sys
 import pytest
 import tiny_run
 
-from experiments import checkpoint, prepare, registry, runner, session
-from experiments.config import BadInput
-from experiments.interrupt import Interrupted
-from experiments.registry import METHODS
-from experiments.session import run
+from experiments.config.schema import BadInput
+from experiments.methods import registry
+from experiments.methods.registry import METHODS
+from experiments.records import checkpoint
+from experiments.records.interrupt import Interrupted
+from experiments.training import prepare, runner, session
+from experiments.training.session import run
 
 # Where the process is killed: a function of the package, and at which of its calls.
 KILLS = {

@@ -16,7 +16,7 @@ from agzo.compiled import CompiledLayers
 from agzo.direction import LowRank
 from agzo.roles import Usage, roles
 from baselines import LOZO, LOZOM, MeZO, ZOAct
-from experiments.adapter_files import save_lora
+from experiments.models.adapter_files import save_lora
 
 IN, OUT, TOKENS = 7, 5, 4
 

@@ -10,13 +10,15 @@ import pytest
 import tiny_run
 import torch
 
-from experiments import checkpoint, prepare, registry, runner, session
-from experiments.config import BadInput
-from experiments.lock import lock
-from experiments.registry import METHODS
+from experiments.config.schema import BadInput
+from experiments.methods import registry
+from experiments.methods.registry import METHODS
+from experiments.records import checkpoint
+from experiments.records.lock import lock
 from experiments.run import main
-from experiments.runner import NonFiniteLoss
-from experiments.session import run
+from experiments.training import prepare, runner, session
+from experiments.training.runner import NonFiniteLoss
+from experiments.training.session import run
 
 
 @pytest.mark.parametrize("method", METHODS)

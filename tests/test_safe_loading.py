@@ -15,11 +15,13 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from experiments import adapters, checkpoint, merge, replay
-from experiments.config import BadInput, ModelConfig, compose, read_yaml
-from experiments.files import file_sha256
-from experiments.session import run
-from experiments.trajectory import TRAJECTORY
+from experiments import merge, replay
+from experiments.config.files import file_sha256
+from experiments.config.schema import BadInput, ModelConfig, compose, read_yaml
+from experiments.models import adapters
+from experiments.records import checkpoint
+from experiments.records.trajectory import TRAJECTORY
+from experiments.training.session import run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [p for folder in ("agzo", "baselines", "experiments", "analysis")

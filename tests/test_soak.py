@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import prepare
-from experiments.config import compose
-from experiments.session import run
+from experiments.config.schema import compose
+from experiments.training import prepare
+from experiments.training.session import run
 
 STEPS = int(os.environ.get("AGZO_SOAK_STEPS", "20000"))
 PARTS = 20

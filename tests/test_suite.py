@@ -17,15 +17,18 @@ import torch
 from omegaconf import OmegaConf
 
 from analysis.table1 import main as table1
-from experiments import config as configuration
-from experiments import estimate, pool, slurm, suite
-from experiments import plan as plans
-from experiments.columns import Cell
-from experiments.config import CONF, BadInput, RunConfig, changes, compose
-from experiments.lock import lock
-from experiments.models import model_sha256
-from experiments.plan import read_suite
-from experiments.standing import Standing, State, look
+from experiments import suite
+from experiments.config import schema as configuration
+from experiments.config.schema import CONF, BadInput, RunConfig, changes, compose
+from experiments.launch import pool, slurm
+from experiments.launch.job import State, look
+from experiments.models.loading import model_sha256
+from experiments.records.lock import lock
+from experiments.suites import estimate
+from experiments.suites import plan as plans
+from experiments.suites.columns import Cell
+from experiments.suites.plan import read_suite
+from experiments.suites.standing import Standing
 from experiments.tasks import TASKS
 
 PLAN = {
@@ -360,7 +363,7 @@ def worker_with(conf: Path) -> list[str]:
     code = (
         "import pathlib, sys; from experiments import config; "
         f"config.CONF = pathlib.Path({str(conf)!r}); "
-        "from experiments.worker import main; sys.exit(main())"
+        "from experiments.launch.worker import main; sys.exit(main())"
     )
     return [sys.executable, "-c", code]
 

@@ -12,14 +12,14 @@ import pytest
 import real_run
 import tiny_run
 
-from experiments import slurm, slurm_task, sweep
-from experiments.config import BadInput
-from experiments.job import LOG, SUBMITTED, Run
-from experiments.launchers import of_slurm, places
-from experiments.lock import NAME, lock
+from experiments.config.schema import BadInput
+from experiments.launch import slurm, slurm_task, sweep
+from experiments.launch.job import LOG, SUBMITTED, Run
+from experiments.launch.launchers import of_slurm, places
+from experiments.launch.state import state
+from experiments.records.lock import NAME, lock
 from experiments.run import main
-from experiments.session import run
-from experiments.state import state
+from experiments.training.session import run
 
 STAND_INS = {
     "sbatch": 'cp "$2" "$HERE/script.sh"; echo x >> "$HERE/submissions"; echo "4${RANDOM:0:1}"',
@@ -69,7 +69,7 @@ def test_the_script_says_what_the_file_says_and_leaves_out_what_is_null(tmp_path
     last = text.splitlines()[-1]
     assert last.startswith("exec ")
     assert last.endswith(
-        f"experiments.slurm_task '{tmp_path}/a folder/jobs.json' $SLURM_ARRAY_TASK_ID"
+        f"experiments.launch.slurm_task '{tmp_path}/a folder/jobs.json' $SLURM_ARRAY_TASK_ID"
     )
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
 

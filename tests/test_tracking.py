@@ -12,10 +12,11 @@ import pytest
 import real_run
 import tiny_run
 
-from experiments import prepare, tracking
-from experiments.config import BadInput
-from experiments.interrupt import Interrupted
-from experiments.session import run
+from experiments.config.schema import BadInput
+from experiments.records import tracking
+from experiments.records.interrupt import Interrupted
+from experiments.training import prepare
+from experiments.training.session import run
 
 
 class FakeRun:

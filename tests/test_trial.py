@@ -13,22 +13,23 @@ from text_models import byte_tokenizer, random_model
 from torch import nn
 
 from agzo.roles import Usage
-from experiments import models, pack_choice
-from experiments.asking import USUAL, Asking
-from experiments.batches import collate
-from experiments.config import BadInput
-from experiments.encode import Encoded, EncodeError, Encoder
-from experiments.evaluate import evaluate, questions
-from experiments.generate import generate
-from experiments.loss import loss
-from experiments.reach import leave_out, unreached
+from experiments.config.schema import BadInput
+from experiments.data.batches import collate
+from experiments.data.encode import Encoded, EncodeError, Encoder
+from experiments.evaluation.asking import USUAL, Asking
+from experiments.evaluation.evaluate import evaluate, questions
+from experiments.evaluation.generate import generate
+from experiments.evaluation.scoring import option_scores
+from experiments.evaluation.trial import check_runs, try_out
+from experiments.models import loading
+from experiments.models.loss import loss
+from experiments.models.reach import leave_out, unreached
 from experiments.replay import replay
 from experiments.run import main
-from experiments.scoring import option_scores
-from experiments.session import run
 from experiments.tasks import TASKS
 from experiments.tasks.base import Example
-from experiments.trial import check_runs, try_out
+from experiments.training import pack_choice
+from experiments.training.session import run
 
 ENCODER = Encoder(byte_tokenizer(), 96)
 ONE_TOKEN = [
@@ -193,7 +194,7 @@ def test_a_packed_batch_that_fails_is_padded(tmp_path, monkeypatch):
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     config = tiny_run.config(tmp_path, f"model.path={folder}")
-    model, _ = models.load(config.model, "fp32", torch.device("cpu"))
+    model, _ = loading.load(config.model, "fp32", torch.device("cpu"))
 
     def fails(module, args, kwargs):
         if kwargs.get("attention_mask") is not None and len(args[0]) == 1:
@@ -233,11 +234,11 @@ def test_tokens_without_an_embedding():
 
 def test_the_longest_sequence_has_several_names():
     t = odd_models.t
-    assert models.context(t.MptConfig(max_seq_len=16)) == 16
-    assert models.context(t.GPT2Config(n_positions=17)) == 17
-    assert models.context(t.LlamaConfig(max_position_embeddings=18)) == 18
-    assert models.context(odd_model(OTHERS, "gemma3").config) == 256
-    assert models.context(None) is None
+    assert loading.context(t.MptConfig(max_seq_len=16)) == 16
+    assert loading.context(t.GPT2Config(n_positions=17)) == 17
+    assert loading.context(t.LlamaConfig(max_position_embeddings=18)) == 18
+    assert loading.context(odd_model(OTHERS, "gemma3").config) == 256
+    assert loading.context(None) is None
 
 
 # --- whole runs

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from experiments import merge, models
-from experiments.config import BadInput, ModelConfig
-from experiments.runner import NonFiniteLoss
-from experiments.session import run
-from experiments.weight_files import Damaged, check_finite, check_folder, check_weights
+from experiments import merge
+from experiments.config.schema import BadInput, ModelConfig
+from experiments.models import loading
+from experiments.models.weight_files import Damaged, check_finite, check_folder, check_weights
+from experiments.training.runner import NonFiniteLoss
+from experiments.training.session import run
 
 CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -136,7 +137,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named_by_file_before_anything_is_loaded(folder, name, tmp_path, monkeypatch):
-    from experiments import prepare
+    from experiments.training import prepare
 
     damage, words = DAMAGE[name]
     damage(folder)
@@ -154,10 +155,10 @@ def test_a_gguf_file_that_is_a_pointer_or_no_gguf(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_text(POINTER)
     with pytest.raises(BadInput, match=r"model\.gguf is a Git LFS pointer"):
-        models.check_files(config(path))
+        loading.check_files(config(path))
     path.write_bytes(b"GGML")
     with pytest.raises(BadInput, match="no GGUF file: it begins with b'GGML'"):
-        models.check_files(config(path))
+        loading.check_files(config(path))
 
 
 @pytest.mark.parametrize("make", [lambda f: None, sharded, pickled])
@@ -166,7 +167,7 @@ def test_whole_files_are_fine(folder, make, dtype):
     change(folder, lambda w: w.to(dtype))
     make(folder)
     check_folder(folder)
-    assert models.load_model(config(folder), "fp32", CPU).get_parameter(UP).dtype == torch.float32
+    assert loading.load_model(config(folder), "fp32", CPU).get_parameter(UP).dtype == torch.float32
 
 
 def test_what_is_not_read_may_be_anything(folder):
@@ -222,9 +223,9 @@ def test_a_weight_that_is_not_finite_is_named_and_no_setting_is_blamed(
 
 def test_a_number_too_large_for_fp16(folder):
     change(folder, lambda w: w * 1e9)
-    models.load_model(config(folder), "bf16", CPU)
+    loading.load_model(config(folder), "bf16", CPU)
     with pytest.raises(BadInput, match=r"holds -?inf in precision\.dtype=fp16; .*bf16 or fp32"):
-        models.load_model(config(folder), "fp16", CPU)
+        loading.load_model(config(folder), "fp16", CPU)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -251,7 +252,7 @@ def test_before_the_first_update_the_learning_rate_is_not_blamed(
     tmp_path, monkeypatch, overrides, said
 ):
     """Where weights are finite and what the model makes of them is not."""
-    load = models.load_model
+    load = loading.load_model
 
     def hot(*given):
         model = load(*given)
@@ -259,7 +260,7 @@ def test_before_the_first_update_the_learning_rate_is_not_blamed(
             model.get_parameter("model.norm.weight").fill_(3e38)
         return model
 
-    monkeypatch.setattr(models, "load_model", hot)
+    monkeypatch.setattr(loading, "load_model", hot)
     with pytest.raises(NonFiniteLoss) as caught:
         run(tiny_run.config(tmp_path, *overrides))
     assert said in str(caught.value)
@@ -311,12 +312,12 @@ def test_attention_that_cannot_be_had_names_the_key_and_what_can(tmp_path):
     byte_tokenizer().save_pretrained(tmp_path / "bloom")
     where = tmp_path / "bloom"
     with pytest.raises(BadInput) as caught:
-        models.load_model(config(where), "fp32", CPU)
+        loading.load_model(config(where), "fp32", CPU)
     said = str(caught.value)
     assert said.startswith(f"model.attention=sdpa: {where} cannot be run with it (Bloom")
     assert said.endswith("; allowed is model.attention=eager")
-    models.load_model(config(where, attention="eager"), "fp32", CPU)
+    loading.load_model(config(where, attention="eager"), "fp32", CPU)
     with pytest.raises(BadInput, match=r"=flash_attention_2: .* model\.attention=sdpa or eager"):
-        models.load_model(
+        loading.load_model(
             config(tiny_run.world() / "model", attention="flash_attention_2"), "bf16", CPU
         )

@@ -19,11 +19,11 @@ from agzo.linears import body_linears
 from agzo.perturb import InPlace
 from agzo.rng import Noise
 from baselines import ZOAct
-from experiments import checkpoint
-from experiments.adapter_files import save_lora
-from experiments.config import BadInput
+from experiments.config.schema import BadInput
 from experiments.merge import merge
-from experiments.session import run
+from experiments.models.adapter_files import save_lora
+from experiments.records import checkpoint
+from experiments.training.session import run
 from tests.methods import Method
 from tests.networks import NETWORKS, Network, mlp, qwen3, weights
 

@@ -12,6 +12,6 @@ keep it. Needs torch and transformers alone, so that it runs on a bare GPU machi
 """
 
 from experiments.bench.methods import EPS, LR, METHODS
-from experiments.bench.shapes import SHAPES
+from experiments.models.shapes import SHAPES
 
 __all__ = ["EPS", "LR", "METHODS", "SHAPES"]

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from experiments import machine
 from experiments.bench.arguments import Options, parse
 from experiments.bench.measure import measure
 from experiments.bench.record import Record
 from experiments.bench.rows import Case, Row
 from experiments.bench.table import HEADER, UNITS, line, title
-from experiments.probe import tidy
+from experiments.records import machine, tidy
 
 
 def run(options: Options) -> Record:

@@ -14,9 +14,10 @@ from experiments.bench.measure import Effort
 from experiments.bench.methods import METHODS, ON_CPU
 from experiments.bench.plan import AXES, BASES, FIELDS, SWEEPS, TABLES, swept
 from experiments.bench.rows import Case
-from experiments.bench.shapes import DTYPES, SHAPES
-from experiments.paths import user_path
-from experiments.probe import lists, tidy
+from experiments.config import lists
+from experiments.config.paths import user_path
+from experiments.models.shapes import DTYPES, SHAPES
+from experiments.records import tidy
 
 # Of a device, unless the command line says otherwise; minutes: None for no limit.
 EFFORTS = {"cpu": (Effort(rounds=5, seconds=20), None), "cuda": (Effort(rounds=10, seconds=5), 8.5)}

@@ -24,16 +24,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from experiments.batches import longest_first
 from experiments.bench.arguments import device_of, out_of
 from experiments.bench.measure import Clock
 from experiments.bench.record import Record
-from experiments.bench.shapes import DTYPES, SHAPES, build
-from experiments.encode import Encoded, Encoder
-from experiments.generate import generate
-from experiments.paths import user_path
-from experiments.probe import lists
-from experiments.scoring import option_scores
+from experiments.config import lists
+from experiments.config.paths import user_path
+from experiments.data.batches import longest_first
+from experiments.data.encode import Encoded, Encoder
+from experiments.evaluation.generate import generate
+from experiments.evaluation.scoring import option_scores
+from experiments.models.shapes import DTYPES, SHAPES, build
 
 NEW_TOKENS = 16
 DEFAULT = {"cpu": "60m", "cuda": "0.6b"}  # device -> shape

@@ -30,9 +30,9 @@ from agzo.rng import Noise
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, METHODS
 from experiments.bench.rows import Case, Row
-from experiments.bench.shapes import build, parameters
 from experiments.bench.targets import target
-from experiments.machine import PeakMemory, about, first_line, out_of_memory
+from experiments.models.shapes import build, parameters
+from experiments.records.machine import PeakMemory, about, first_line, out_of_memory
 
 WARM_UP = 2  # steps before the first round: the check that the loss is a function, compiling
 LEAST = 2  # rounds of every case, however long they take

@@ -10,7 +10,7 @@ from torch import nn
 
 from agzo import AGZO
 from baselines import LOZO, LOZOM, SGD, DominantLayer, MeZO, ZOAct
-from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 LR, EPS = 1e-7, 1e-3
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments import machine
-from experiments.probe import tidy
+from experiments.records import machine, tidy
 
 
 class Record:

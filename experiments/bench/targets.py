@@ -38,7 +38,7 @@ def target(case: Case, machine: Mapping[str, Any]) -> tuple[float | None, float 
     """Return (ratio at most, speed over the textbook's at least) of a case; None: no target.
 
     Args:
-        machine: what `experiments.machine.about` says of the machine.
+        machine: what `experiments.records.machine.about` says of the machine.
     """
     method = METHODS[case.method]
     if not method.judged or case.rank != method.rank or case.batch != BATCH:

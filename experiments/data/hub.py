@@ -8,7 +8,7 @@ a folder on disk in place of a Hub id it is the fingerprint of the files.)
 
 from typing import Any
 
-from experiments.shorten import clipped
+from experiments.config.shorten import clipped
 from experiments.tasks.base import DataError, Row, Task
 
 COMMIT_LENGTH = 40  # hex digits of a full git commit

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from experiments.shorten import clipped, shortened
+from experiments.config.shorten import clipped, shortened
 
 NEEDED = "needed: JSON lines in UTF-8, one object a line"
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.config.paths import user_path
+from experiments.config.shorten import shortened
 from experiments.data.hub import load_hub
 from experiments.data.jsonl import NEEDED, objects
-from experiments.paths import user_path
-from experiments.shorten import shortened
 from experiments.tasks.base import DataError, Row, Task
 
 SPLITS = ("train", "validation")

@@ -24,7 +24,7 @@ import transformers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from experiments.paths import user_path
+from experiments.config.paths import user_path
 from experiments.pocket import MODEL_DIR
 from experiments.pocket.recipe import Recipe
 from experiments.pocket.text import documents

@@ -13,8 +13,8 @@ import sys
 import time
 from typing import Any
 
-from experiments.paths import user_path
-from experiments.probe import tidy
+from experiments.config.paths import user_path
+from experiments.records import tidy
 
 UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
 PROBES = ("structure", "alignment", "progress", "drift", "memory", "slope", "arrival")

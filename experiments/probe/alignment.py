@@ -35,10 +35,10 @@ from agzo.estimator import Measurement
 from agzo.perturb import Closure, Directions
 from agzo.select import Tuned, select
 from agzo.spectrum import gradients
-from experiments.probe import tidy
+from experiments.config.lists import whole_numbers
 from experiments.probe.estimates import Make, affordable, dominant, makers, reached
-from experiments.probe.lists import whole_numbers
 from experiments.probe.structure import linear_layers
+from experiments.records import tidy
 
 HELP = "figure 2: cosine of estimates with the gradient, against the theory"
 SCOPES = ("linear", "all")
@@ -169,7 +169,7 @@ def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
     """Look at a run as the options say; see the module's text for the tables."""
-    from experiments.config import BadInput
+    from experiments.config.schema import BadInput
     from experiments.probe import scene as scenes
 
     steps = whole_numbers("--steps", options.steps)

@@ -35,10 +35,11 @@ from agzo.perturb import Directions
 from agzo.rng import Noise
 from agzo.select import Tuned
 from agzo.update import ROUNDINGS, is_low_precision, move
-from experiments.probe import slope, tidy
-from experiments.probe.lists import count, positive_numbers, words
+from experiments.config.lists import count, positive_numbers, words
+from experiments.probe import slope
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options
-from experiments.probe.tidy import Row
+from experiments.records import tidy
+from experiments.records.tidy import Row
 
 HELP = "the share of the intended update that survives rounding, over lr"
 LRS = "1e-8,1e-7,1e-6,3e-6,1e-5,3e-5,1e-4,3e-4,1e-3,3e-3,1e-2,1e-1"

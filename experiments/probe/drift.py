@@ -25,12 +25,12 @@ from torch import Tensor
 
 from agzo.check import check_number
 from agzo.spectrum import inputs, spectrum
-from experiments import forgetting
-from experiments.evaluate import evaluate
-from experiments.probe import tidy
-from experiments.probe.lists import count, whole_numbers
+from experiments.config.lists import count, whole_numbers
+from experiments.evaluation import forgetting
+from experiments.evaluation.evaluate import evaluate
 from experiments.probe.scene import Scene, load
 from experiments.probe.structure import linear_layers, real_tokens
+from experiments.records import tidy
 
 HELP = "where a run goes: dev loss, distance moved, unrelated loss, for several learning rates"
 LEADING = 16

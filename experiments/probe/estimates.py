@@ -139,8 +139,8 @@ def makers(
         scene: the run, before its first step.
         layer: of the dominant layer, from 0, where that is not the run's own method.
     """
-    from experiments import registry
-    from experiments.config import BadInput, compose
+    from experiments.config.schema import BadInput, compose
+    from experiments.methods import registry
 
     if scene.config.method["name"] == "zo_act":
         raise BadInput(
@@ -186,7 +186,7 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
     Raises:
         BadInput: no such layer in the model, or a model of low precision.
     """
-    from experiments.config import BadInput
+    from experiments.config.schema import BadInput
 
     own = scene.parts.optimizer
     if isinstance(own, DominantLayer):
@@ -212,7 +212,8 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
 
 def _coefficients(scene: Scene, values: dict[str, Any]) -> Make:
     """Find ZO-Act's bases at the weights as they are now; return the maker of its estimates."""
-    from experiments import prepare, registry
+    from experiments.methods import registry
+    from experiments.training import prepare
 
     optimizer = registry.build("zo_act", scene.model, values, scene.config.seed)
     assert isinstance(optimizer, ZOAct)

@@ -28,9 +28,8 @@ from typing import Any
 
 import torch
 
-from experiments.bench.shapes import SHAPES, parameters
-from experiments.probe import tidy
-from experiments.probe.lists import whole_numbers, words
+from experiments.config.lists import whole_numbers, words
+from experiments.models.shapes import SHAPES, parameters
 from experiments.probe.memory_point import (
     ANSWER,
     ATTENTION,
@@ -43,6 +42,7 @@ from experiments.probe.memory_point import (
     count,
     measure,
 )
+from experiments.records import tidy
 
 HELP = "peak memory against sequence length and batch size (Figures 3 and 4)"
 COLUMNS = (

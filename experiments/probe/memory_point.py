@@ -33,13 +33,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
-from experiments import attention
-from experiments.bench import shapes
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, LR
-from experiments.machine import GIB, PeakMemory, first_line, out_of_memory
+from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.models import attention, shapes
 from experiments.probe.memory_count import Held, LiveBytes, fused_attention
-from experiments.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.records.machine import GIB, PeakMemory, first_line, out_of_memory
 
 ANSWER = 8  # tokens of an answer, whose logits the loss needs
 PANGU = "pangu-1b"

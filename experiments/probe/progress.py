@@ -40,8 +40,8 @@ from agzo.perturb import Closure
 from agzo.select import Tuned, select
 from agzo.spectrum import gradients
 from baselines import LOZO, MeZO
-from experiments.probe import tidy
-from experiments.probe.lists import count, positive_numbers, whole_numbers, words
+from experiments.config.lists import count, positive_numbers, whole_numbers, words
+from experiments.records import tidy
 
 HELP = "how far one step can get: slopes and curvatures along each method's directions"
 METHODS: dict[str, Callable[..., ZeroOrderOptimizer]] = {"agzo": AGZO, "mezo": MeZO, "lozo": LOZO}

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments import registry
-from experiments.batches import Batch, collate
-from experiments.config import BadInput, RunConfig, compose
-from experiments.loss import loss
-from experiments.prepare import Parts, prepare
+from experiments.config.schema import BadInput, RunConfig, compose
+from experiments.data.batches import Batch, collate
+from experiments.methods import registry
+from experiments.models.loss import loss
+from experiments.training.prepare import Parts, prepare
 
 
 @dataclass

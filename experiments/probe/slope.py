@@ -39,10 +39,10 @@ from agzo.perturb import Directions
 from agzo.select import select
 from agzo.spectrum import gradients
 from baselines import LOZO, MeZO
-from experiments.probe import tidy
-from experiments.probe.lists import count, positive_numbers, words
-from experiments.probe.tidy import Row
+from experiments.config.lists import count, positive_numbers, words
 from experiments.probe.window import LIMIT, NEGLIGIBLE, recommend, text, windows
+from experiments.records import tidy
+from experiments.records.tidy import Row
 
 HELP = "is the measured slope the true slope, over eps? prints a recommended eps"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -239,7 +239,7 @@ def _short(value: Any) -> Any:
 
 def minibatches(here: Any, count: int) -> list[Minibatch]:
     """Return the first batches of a run (a `scene.Scene`)."""
-    from experiments.loss import loss
+    from experiments.models.loss import loss
 
     batches = [here.batch(step) for step in range(count)]
     return [Minibatch(lambda m, b=b: loss(m, b), b.token_mask) for b in batches]

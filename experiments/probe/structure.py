@@ -32,11 +32,11 @@ from agzo.rng import Noise
 from agzo.select import Tuned, select
 from agzo.spectrum import Spectrum, gradients, inputs, spectrum
 from agzo.subspace import subspace_extract
-from experiments.probe import tidy
-from experiments.probe.lists import whole_numbers
+from experiments.config.lists import whole_numbers
+from experiments.records import tidy
 
 if TYPE_CHECKING:
-    from experiments.batches import Rows
+    from experiments.data.batches import Rows
     from experiments.probe.scene import Scene
 
 HELP = "figure 1: gradients and activations of each linear layer"

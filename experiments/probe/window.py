@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 
 from agzo.estimator import ESTIMATORS
-from experiments.probe.tidy import Row
+from experiments.records.tidy import Row
 
 # An eps is usable while the root mean square of measured - exact is at most a quarter of that of
 # exact. An error that is independent of the slope then adds at most 6 % to the mean square of g,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from experiments.shorten import shortened
+from experiments.config.shorten import shortened
 from experiments.tasks.text import blank, check_whole
 
 Row = Mapping[str, Any]

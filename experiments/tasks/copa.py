@@ -6,7 +6,7 @@ the dev split is 100. As in MeZO a choice loses the capital of what stands befor
 unless that is `I`; a choice that begins with a space (one training row does) keeps both.
 """
 
-from experiments.shorten import shortened
+from experiments.config.shorten import shortened
 from experiments.tasks.base import Example, Row, Task
 from experiments.tasks.hub_ids import SUPER_GLUE
 

@@ -1,6 +1,6 @@
 """Reads list fields of a row: `answers`, `entities`, and the lists inside objects."""
 
-from experiments.shorten import shortened
+from experiments.config.shorten import shortened
 from experiments.tasks.base import Row
 from experiments.tasks.text import blank, check_whole
 

@@ -7,7 +7,7 @@ entity listed twice is one option here and two in MeZO, which changes no score. 
 gap, whose options would all be equal, is an error here.
 """
 
-from experiments.shorten import shortened
+from experiments.config.shorten import shortened
 from experiments.tasks.base import Example, Row, Task
 from experiments.tasks.fields import texts
 from experiments.tasks.hub_ids import SUPER_GLUE

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from experiments.shorten import shortened
+from experiments.config.shorten import shortened
 
 INVISIBLE = {"Cc", "Cf"}  # control and format characters: a zero-width space is one
 

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from experiments import machine
-from experiments.paths import user_path
-from experiments.probe import tidy
+from experiments.config.paths import user_path
+from experiments.records import machine, tidy
 from experiments.theory import page
 from experiments.theory.claims import CLAIMS
 from experiments.theory.evidence import PILOT, Context, Row, collect, level

@@ -13,8 +13,8 @@ import pytest
 import tiny_run
 from cluster import absent, ask, cluster
 
-from experiments import checkpoint, record
-from experiments.lock import holder
+from experiments.records import checkpoint, record
+from experiments.records.lock import holder
 
 pytestmark = [
     pytest.mark.slow,

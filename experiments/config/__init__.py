@@ -1,0 +1,1 @@
+"""The typed configuration of a run, its checks, and how a user's paths and values are read."""

@@ -1,0 +1,1 @@
+"""Scores: options, generation, metrics, and what a run does to other text."""

@@ -1,0 +1,1 @@
+"""Where runs are done: worker processes, a sweep on this machine, Slurm."""

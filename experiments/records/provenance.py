@@ -1,0 +1,51 @@
+"""Does a finished result still stand for what its configuration names today?
+
+The configuration of a run names files and versions that may have changed since: the task's own
+version, the model's folder, the data set's files or pinned commit. They are compared by hash with
+what the result says it was made from. What is not at hand any more cannot be compared and counts
+as unchanged: a result outlives its data.
+"""
+
+from typing import Any
+
+from experiments.config.files import known_sha256
+from experiments.config.paths import user_path
+from experiments.config.schema import BadInput, RunConfig
+from experiments.data.sources import SPLITS
+from experiments.models.loading import model_sha256
+from experiments.tasks import get_task
+
+
+def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
+    """List what a result was made from and has changed, as "what: then -> now"."""
+    now: dict[str, Any] = {"task_version": get_task(config.task.name).version}
+    now |= {f"data.{key}": value for key, value in _data(config).items()}
+    if config.model.source != "hub":
+        now |= _model(config)
+    then: dict[str, Any] = {"task_version": result.get("task_version")}
+    for part in ("data", "model"):
+        then |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
+    return [
+        f"{key}: {then.get(key, '<absent>')} -> {value}"
+        for key, value in now.items()
+        if then.get(key, "<absent>") != value
+    ]
+
+
+def _data(config: RunConfig) -> dict[str, str | None]:
+    """Return what identifies the data that are at hand."""
+    task = get_task(config.task.name)
+    if config.data.source == "hub":
+        return {"revision": config.task.revision or task.hub.revision}
+    if config.data.source != "local" or config.data.root is None:
+        return {}
+    folder = user_path(config.data.root) / task.name
+    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    return {f"{split}_sha256": known_sha256(p) for split, p in files.items() if p.is_file()}
+
+
+def _model(config: RunConfig) -> dict[str, str]:
+    try:
+        return {"model.sha256": model_sha256(config.model)}
+    except BadInput:  # not at hand
+        return {}
