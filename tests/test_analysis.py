@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from analysis import curves, table
-from analysis.load import ResultError, load_metrics, load_results
-from analysis.style import ordered, styles
+from analysis.figures import curves
+from analysis.figures.style import ordered, styles
+from analysis.reading.load import ResultError, load_metrics, load_results
+from analysis.tables import table
 
 TEMPLATE: dict[str, Any] = {
     "status": "finished", "suite": "demo", "model": {"name": "pocket"},

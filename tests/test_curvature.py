@@ -122,7 +122,7 @@ def test_the_probe_writes_what_the_figure_reads(tmp_path):
     scopes = {row["scope"] for row in rows}
     assert {"linear", "all", "role q_proj", "role embedding", "role rest", "depth 0-1"} <= scopes
     assert json.loads((out / "about.json").read_text())["rows"]["second"] == 3
-    from analysis.step_progress import main as draw
+    from analysis.figures.step_progress import main as draw
 
     assert draw([str(out), "--out", str(tmp_path / "figure")]) == 0
     assert (tmp_path / "figure.png").stat().st_size > 10_000

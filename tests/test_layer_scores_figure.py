@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from analysis.layer_scores import DETECTORS, main
+from analysis.figures.layer_scores import DETECTORS, main
 from baselines.outliers import THRESHOLDS
 
 SCORES = {

@@ -13,7 +13,7 @@ import tiny_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.command import place
+from analysis.reading.command import place
 from experiments import merge, replay
 from experiments.config.paths import NoHome, home, quoted, user_path
 from experiments.config.schema import BadInput, compose
@@ -154,7 +154,7 @@ def test_programs_at_home(at_home, program, monkeypatch, capsys):
 
 
 def test_an_option_with_the_home_of_nobody_is_one_line(at_home):
-    command = [sys.executable, "-m", "analysis.table", f"--out={NOBODY}", "x"]
+    command = [sys.executable, "-m", "analysis.tables.table", f"--out={NOBODY}", "x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert done.returncode == 2
     assert f"argument --out: {NOBODY}: no such user" in done.stderr

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from analysis import peak_memory
-from analysis.load import ResultError
-from analysis.memory_points import COLUMNS, criterion, load_sweep, ratio
+from analysis.figures import peak_memory
 from analysis.paper import memory as paper
+from analysis.reading.load import ResultError
+from analysis.reading.memory_points import COLUMNS, criterion, load_sweep, ratio
 
 METHODS = ("inference", "sgd", "sgd_checkpointed", "agzo", "mezo", "lozo")
 LEVEL = {"inference": 2.0, "sgd": 9.0, "sgd_checkpointed": 5.0, "agzo": 2.02, "mezo": 2.01}

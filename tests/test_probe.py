@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from analysis import gradient_alignment, singular_spectrum
-from analysis.load import ResultError
-from analysis.probe import load_probe
+from analysis.figures import gradient_alignment, singular_spectrum
+from analysis.reading.load import ResultError
+from analysis.reading.probe import load_probe
 from experiments.probe.__main__ import main
 from experiments.records import tidy
 

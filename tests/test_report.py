@@ -15,7 +15,7 @@ from analysis.report.__main__ import main
 from analysis.report.page import read, render
 from analysis.report.runs import LOG_LINES, find_runs
 from analysis.report.tables import grid
-from analysis.tabular import Table
+from analysis.tables.tabular import Table
 
 EVIL = (
     "<script>window.hacked=1</script>",

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from analysis import significance
-from analysis.significance import compare, holm, sign_flip_p, t_interval, t_quantile
+from analysis.reading import significance
+from analysis.reading.significance import compare, holm, sign_flip_p, t_interval, t_quantile
 
 
 def enumerated(differences: list[float]) -> float:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from analysis import step_cost, step_cost_scaling
-from analysis.load import ResultError
-from analysis.step_cost_rows import MEASURED, load, name
+from analysis.figures import step_cost, step_cost_scaling
+from analysis.figures.step_cost_rows import MEASURED, load, name
+from analysis.reading.load import ResultError
 
 METHODS = {  # method -> (family, textbook, rank, ratio)
     "agzo_textbook": ("agzo", "agzo_textbook", 1, 1.9),

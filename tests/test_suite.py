@@ -16,7 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from analysis.table1 import main as table1
+from analysis.tables.table1 import main as table1
 from experiments import suite
 from experiments.config import schema as configuration
 from experiments.config.schema import CONF, BadInput, RunConfig, changes, compose

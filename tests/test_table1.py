@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from analysis import table1
-from analysis.cells import Cell
-from analysis.latex import escape, latex
-from analysis.load import ResultError
-from analysis.suite import Column, GridCell
-from analysis.suite_settings import edges
-from analysis.table import SANITY
-from analysis.tabular import Table
+from analysis.reading.cells import Cell
+from analysis.reading.load import ResultError
+from analysis.reading.suite import Column, GridCell
+from analysis.reading.suite_settings import edges
+from analysis.tables import table1
+from analysis.tables.latex import escape, latex
+from analysis.tables.table import SANITY
+from analysis.tables.tabular import Table
 
 GRID = (("lr0.001", 0.001, 0.25), ("lr0.003", 0.003, 0.5))  # variant, lr, dev loss: the first wins
 COLUMNS = [
@@ -608,7 +608,9 @@ def test_an_adapter_that_is_no_name_is_an_error(suite: Path) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, analysis.table1, analysis.paper.__main__; print('torch' in sys.modules)"
+    code = (
+        "import sys, analysis.tables.table1, analysis.paper.__main__; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

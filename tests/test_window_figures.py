@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tiny_run import world
 
-from analysis import eps_window, update_arrival
-from analysis.load import ResultError
+from analysis.figures import eps_window, update_arrival
+from analysis.reading.load import ResultError
 from experiments.probe import __main__
 
 FIGURES: dict[str, Any] = {"slope": eps_window, "arrival": update_arrival}

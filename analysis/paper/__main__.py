@@ -4,7 +4,7 @@ python -m analysis.paper
 """
 
 from analysis.paper import NAMES, PaperTable, load
-from analysis.tabular import Table
+from analysis.tables.tabular import Table
 
 
 def shown(paper: PaperTable) -> Table:

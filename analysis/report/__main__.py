@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.command import place, report
+from analysis.reading.command import place, report
 from analysis.report.page import read, render
 
 NAME = "report.html"

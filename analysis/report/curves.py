@@ -11,8 +11,8 @@ from html import escape
 from itertools import cycle
 from typing import Any
 
+from analysis.figures.style import METHODS, MethodStyle
 from analysis.report.runs import RunFolder
-from analysis.style import METHODS, MethodStyle
 
 AXES = {"forwards": "forwards", "seconds": "seconds"}
 MEASURES = {"dev_loss": "dev loss", "loss": "training loss", "dev_score": "dev score"}

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.agreement import flatten
+from analysis.reading.agreement import flatten
 from analysis.report.curves import Chart, one_run
 from analysis.report.runs import RunFolder
-from analysis.table import METRIC_NAMES
+from analysis.tables.table import METRIC_NAMES
 
 STEPS = ("step", "forwards", "seconds", "loss", "dev_loss", "dev_score")
 

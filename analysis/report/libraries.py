@@ -13,7 +13,7 @@ from pathlib import Path
 import itables.options
 from plotly.offline import get_plotlyjs
 
-from analysis.load import ResultError
+from analysis.reading.load import ResultError
 
 EXPORT = re.compile(r"export\{[^{}]*?([\w$]+) as default[^{}]*\};?")  # of the module, at its end
 

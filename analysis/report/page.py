@@ -13,14 +13,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.load import ResultError
+from analysis.reading.load import ResultError
 from analysis.report import libraries
 from analysis.report.details import Detail, detail
 from analysis.report.figures import Picture, find_figures
 from analysis.report.parts import Part, find_parts, relative
 from analysis.report.runs import find_runs
 from analysis.report.tables import Grid, grid
-from analysis.tabular import Table
+from analysis.tables.tabular import Table
 
 TEMPLATE = Path(__file__).resolve().parent / "template"
 PAGE, STYLE, GLUE = "page.html", "style.css", "page.js"

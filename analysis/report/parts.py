@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import paper
-from analysis.cells import Cells, read_cells
-from analysis.load import RESULT, ResultError, load_results
+from analysis.figures.style import ordered
+from analysis.reading.cells import Cells, read_cells
+from analysis.reading.load import RESULT, ResultError, load_results
+from analysis.reading.suite import LABELS, PLAN, Suite, load_suite
 from analysis.report.curves import Chart, Line, chart
 from analysis.report.runs import RunFolder
 from analysis.report.tables import Grid, grid
-from analysis.style import ordered
-from analysis.suite import LABELS, PLAN, Suite, load_suite
-from analysis.table import SANITY, seeds_table
-from analysis.table1 import documents
-from analysis.tabular import Table
+from analysis.tables.table import SANITY, seeds_table
+from analysis.tables.table1 import documents
+from analysis.tables.tabular import Table
 
 UNEQUAL = "NOT at equal"  # how the tables say that a comparison is none
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.load import RESULT, ResultError, points, read_json, read_result, row, value
-from analysis.style import label
-from analysis.suite import FAILED
+from analysis.figures.style import label
+from analysis.reading.load import RESULT, ResultError, points, read_json, read_result, row, value
+from analysis.reading.suite import FAILED
 
 METRICS, CONFIG, LOG = "metrics.jsonl", "config.yaml", "log.txt"
 MARKS = (RESULT, FAILED, METRICS, LOG)  # a folder with one of these is a run's
@@ -21,7 +21,7 @@ LOG_LINES = 200
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run's folder. `row` has the columns of analysis.load, and is empty if not finished."""
+    """One run's folder. `row` has the columns of `reading.load`, and is empty if not finished."""
 
     folder: Path
     state: str  # finished, diverged, failed, unfinished or unreadable

@@ -1,4 +1,4 @@
-"""A table of strings (analysis/tabular.py) as the page shows it: what is a number, and its key.
+"""A table of strings (`tables.tabular`) as the page shows it: what is a number, and its key.
 
 A column in which every cell is a number or empty is aligned to the right and sorted by that number,
 so that "1,234", "71.3 ± 0.4" and "1e-05" fall into place.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.tabular import Table
+from analysis.tables.tabular import Table
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?!\w)", re.IGNORECASE)
 EMPTY = re.compile(r"(-( †)?)?")

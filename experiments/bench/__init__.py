@@ -8,7 +8,7 @@
 `shapes` and `losses` make the models and the work, `methods` lists what is measured, `plan` which
 cases, `measure` measures one, `targets` says what it should cost, `table` and `record` print and
 keep it. Needs torch and transformers alone, so that it runs on a bare GPU machine; drawing is
-`analysis.step_cost`, from the JSON.
+`analysis.figures.step_cost`, from the JSON.
 """
 
 from experiments.bench.methods import EPS, LR, METHODS

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from analysis.cells import Cell, Cells
-from analysis.choice import Tried
-from analysis.suite import GridCell, Suite
-from analysis.suite_run import short
-from analysis.tabular import Table
+from analysis.reading.cells import Cell, Cells
+from analysis.reading.choice import Tried
+from analysis.reading.suite import GridCell, Suite
+from analysis.reading.suite_run import short
+from analysis.tables.tabular import Table
 
 
 def chosen_table(suite: Suite, cells: Cells, title: str) -> Table:

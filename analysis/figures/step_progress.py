@@ -4,7 +4,7 @@ A row for each case (what is perturbed, by which method), a colour for each step
 with their 95 % intervals. Of single roles and depths of layers the panels say which part of the
 model gives most for its curvature.
 
-    python -m analysis.step_progress FOLDER --out STEM
+    python -m analysis.figures.step_progress FOLDER --out STEM
 """
 
 import sys
@@ -16,9 +16,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.load import ResultError
-from analysis.probe import Probe, Table, command_line, load_probe, sentence, write_figure
-from analysis.style import RC, label
+from analysis.figures.style import RC, label
+from analysis.reading.load import ResultError
+from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
 
 NUMBERS = ("gg", "c_other", "lr", "progress", "g2", "c", "c_spread", "g2c")
 COLUMNS = {

@@ -5,7 +5,7 @@ implementation of the same algorithm beside it, and the target where there is on
 memory over that of a plain forward. Where the files hold several lengths, batches, ranks or sizes,
 `STEM_scaling` shows the cost over each of them.
 
-    python -m analysis.step_cost FILE.json [FILE.json ...] --out STEM
+    python -m analysis.figures.step_cost FILE.json [FILE.json ...] --out STEM
 """
 
 import argparse
@@ -19,12 +19,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis import step_cost_scaling
-from analysis.command import place, report
-from analysis.load import ResultError
-from analysis.probe import write_figure
-from analysis.step_cost_rows import PARTS, Bench, Row, distinct, is_textbook, load, name
-from analysis.style import RC, TEXT_INCHES
+from analysis.figures import step_cost_scaling
+from analysis.figures.step_cost_rows import PARTS, Bench, Row, distinct, is_textbook, load, name
+from analysis.figures.style import RC, TEXT_INCHES
+from analysis.reading.command import place, report
+from analysis.reading.load import ResultError
+from analysis.reading.probe import write_figure
 
 COLOURS = dict(zip(PARTS, ("#BBBBBB", "#009E73", "#56B4E9", "#E69F00"), strict=True))
 TEXTBOOK = {"facecolor": "#FFFFFF", "edgecolor": "#777777", "hatch": "//////", "linewidth": 0.5}
@@ -165,7 +165,9 @@ def _caption(bench: Bench, shape: str, dtype: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, and print the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.step_cost", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures.step_cost", description=__doc__
+    )
     parser.add_argument("file", type=place, nargs="+", help="JSON of python -m experiments.bench")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)

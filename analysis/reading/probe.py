@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.command import place, report
-from analysis.load import ResultError, read_json, value
-from analysis.style import save
-from analysis.table import SANITY
+from analysis.figures.style import save
+from analysis.reading.command import place, report
+from analysis.reading.load import ResultError, read_json, value
+from analysis.tables.table import SANITY
 
 ABOUT = "about.json"
 Table = Any  # a pd.DataFrame, whose type stubs refuse most of its own idioms

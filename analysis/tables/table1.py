@@ -3,9 +3,9 @@
 One table per model, with mean ± sample standard deviation over the seeds, the comparisons fixed
 beforehand, the chosen settings and the dev loss of every grid cell. What has not run is shown as
 missing and named in the notes, never averaged away. The format of a suite's folder is described in
-analysis/suite.py (plan), analysis/choice.py (search) and analysis/cells.py (runs).
+analysis/reading: suite.py (plan), choice.py (search) and cells.py (runs).
 
-    python -m analysis.table1 FOLDER [--out DIR]
+    python -m analysis.tables.table1 FOLDER [--out DIR]
 """
 
 import argparse
@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import paper
-from analysis.cells import Cell, Cells, read_cells, strays
-from analysis.command import place
-from analysis.comparisons import comparison_table
-from analysis.latex import latex
-from analysis.load import ResultError
 from analysis.paper import PaperTable
-from analysis.suite import PLAN, Suite, load_suite
-from analysis.suite_notes import notes, runs_of
-from analysis.suite_settings import chosen_table, grid_table
-from analysis.tabular import Table
+from analysis.reading.cells import Cell, Cells, read_cells, strays
+from analysis.reading.command import place
+from analysis.reading.comparisons import comparison_table
+from analysis.reading.load import ResultError
+from analysis.reading.suite import PLAN, Suite, load_suite
+from analysis.reading.suite_notes import notes, runs_of
+from analysis.reading.suite_settings import chosen_table, grid_table
+from analysis.tables.latex import latex
+from analysis.tables.tabular import Table
 
 DIGITS = 1
 INCOMPLETE = "†"
@@ -197,7 +197,7 @@ def _paper_note(suite: Suite, cells: Cells, literature: PaperTable | None) -> st
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a suite's tables and write them as markdown and LaTeX."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.table1", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables.table1", description=__doc__)
     parser.add_argument("folder", type=place, help="the folder of a suite, with its suite.json")
     parser.add_argument("--out", type=place, help="where the .md and .tex go (default: FOLDER)")
     options = parser.parse_args(arguments)

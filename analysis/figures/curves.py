@@ -5,7 +5,7 @@ caption states; markers are the loss on dev, not smoothed. Over several seeds a 
 their mean. The caption goes into a text file beside the figure, because a figure without its n,
 data and commit cannot be judged.
 
-    python -m analysis.curves FOLDER --out STEM
+    python -m analysis.figures.curves FOLDER --out STEM
 """
 
 import argparse
@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.command import place, report
-from analysis.load import ResultError, Source, load_metrics, load_results
-from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, save, styles
-from analysis.table import SANITY, Run, commits, listed, records
+from analysis.figures.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, save, styles
+from analysis.reading.command import place, report
+from analysis.reading.load import ResultError, Source, load_metrics, load_results
+from analysis.tables.table import SANITY, Run, commits, listed, records
 
 WINDOW = 0.1  # width of the running mean, as a fraction of the forwards of the longest run
 Points = list[tuple[float, float]]
@@ -163,7 +163,7 @@ def _legend(figure: Figure, looks: dict[str, MethodStyle], columns: int) -> None
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the runs of a folder and print the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.curves", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis.figures.curves", description=__doc__)
     parser.add_argument("folder", type=place, help="a folder with finished runs")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     parser.add_argument("--window", type=float, default=WINDOW, help="fraction of the forwards")

@@ -1,6 +1,6 @@
 """The points of the memory probe, checked, and the criterion: is AGZO above MeZO and inference?
 
-The numbers of Figures 3 and 4; `analysis.peak_memory` draws them.
+The numbers of Figures 3 and 4; `analysis.figures.peak_memory` draws them.
 """
 
 import math
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.load import ResultError
+from analysis.figures.style import label, ordered
 from analysis.paper.memory import PaperMemory, PaperPoint
 from analysis.paper.memory import load as load_paper
-from analysis.probe import Probe, load_probe
-from analysis.style import label, ordered
-from analysis.tabular import Table
+from analysis.reading.load import ResultError
+from analysis.reading.probe import Probe, load_probe
+from analysis.tables.tabular import Table
 
 COLUMNS = {
     "memory": ("kind", "series", "method", "shape", "dtype", "attention", "batch", "length",

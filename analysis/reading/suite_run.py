@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.load import RESULT, ResultError, read_json, read_result, row, value
-from analysis.suite import FAILED, Column, GridCell, Suite
+from analysis.reading.load import RESULT, ResultError, read_json, read_result, row, value
+from analysis.reading.suite import FAILED, Column, GridCell, Suite
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run: its whole record and the flat row of analysis.load."""
+    """One finished run: its whole record and the flat row of analysis.reading.load."""
 
     path: Path
     record: dict[str, Any]

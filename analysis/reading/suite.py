@@ -2,7 +2,7 @@
 
 A suite compares methods (columns) on tasks (rows), per model. Each column has a small grid of
 settings (cells): every cell runs with the search seed, the cell with the lowest dev loss is chosen,
-and the other seeds run with that one. This file reads the plan; analysis/cells.py reads the runs.
+and the other seeds run with that one. This file reads the plan; `cells` reads the runs.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.load import RESULT, ResultError, read_json, value
+from analysis.reading.load import RESULT, ResultError, read_json, value
 
 PLAN, CHOICE, FAILED = "suite.json", "choice.json", "failed.json"
 FORMAT = 1
@@ -98,7 +98,7 @@ def load_suite(folder: Path) -> Suite:
     if not path.is_file():
         raise ResultError(
             f"{path}: no such file; expected the folder of a suite, which has {PLAN} beside its "
-            f"runs (single runs with their {RESULT}: python -m analysis.table)"
+            f"runs (single runs with their {RESULT}: python -m analysis.tables.table)"
         )
     plan = read_json(path)
     _one_of(plan, "format", (FORMAT,), path)

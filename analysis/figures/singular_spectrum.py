@@ -5,7 +5,7 @@ inputs of a few layers; (d) the same as (a) with a basis of another minibatch or
 or one that is cheaper to come by; (e) the share of a layer's activation energy in its first
 direction, and in that direction's strongest position.
 
-    python -m analysis.singular_spectrum FOLDER --out STEM
+    python -m analysis.figures.singular_spectrum FOLDER --out STEM
 """
 
 import re
@@ -19,9 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.load import ResultError
-from analysis.probe import Probe, Table, command_line, load_probe, sentence, write_figure
-from analysis.style import RC, TEXT_INCHES
+from analysis.figures.style import RC, TEXT_INCHES
+from analysis.reading.load import ResultError
+from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
 
 COLUMNS = {
     "cosines": ("step", "layer", "basis", "rank", "columns", "cosine", "random"),

@@ -3,7 +3,7 @@
 `demo_table` puts one run per method and task side by side; `seeds_table` gives mean, sample
 standard deviation (n - 1) and n over seeds. Both state whether forward passes were equal.
 
-    python -m analysis.table FOLDER [--kind seeds|demo] [--out FILE.md]
+    python -m analysis.tables.table FOLDER [--kind seeds|demo] [--out FILE.md]
 """
 
 import argparse
@@ -15,10 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.command import place
-from analysis.load import ResultError, load_results
-from analysis.style import label, ordered
-from analysis.tabular import Table
+from analysis.figures.style import label, ordered
+from analysis.reading.command import place
+from analysis.reading.load import ResultError, load_results
+from analysis.tables.tabular import Table
 
 SANITY = "Pocket results are a sanity check, not evidence about a method."
 METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1"}
@@ -190,7 +190,7 @@ def _spread(values: list[float], digits: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of a folder of runs; with --out also write them as markdown."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.table", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables.table", description=__doc__)
     parser.add_argument("folder", type=place, help="a folder with finished runs")
     parser.add_argument("--kind", choices=("seeds", "demo"), default="seeds")
     parser.add_argument("--out", type=place, help="write the tables to this file, as markdown")

@@ -4,7 +4,7 @@
 that the theory predicts; (c) the mean of as many queries as some forwards pay for; (d) each linear
 layer perturbed alone; (e) the same layers when all are perturbed at once.
 
-    python -m analysis.gradient_alignment FOLDER --out STEM
+    python -m analysis.figures.gradient_alignment FOLDER --out STEM
 """
 
 import math
@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from analysis.load import ResultError
-from analysis.probe import Probe, Table, command_line, load_probe, sentence, write_figure
-from analysis.significance import t_interval, t_quantile
-from analysis.singular_spectrum import MOST_LABELS, short
-from analysis.style import RC, TEXT_INCHES, MethodStyle, label, styles
+from analysis.figures.singular_spectrum import MOST_LABELS, short
+from analysis.figures.style import RC, TEXT_INCHES, MethodStyle, label, styles
+from analysis.reading.load import ResultError
+from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
+from analysis.reading.significance import t_interval, t_quantile
 
 COLUMNS = {
     "whole": ("step", "scope", "method", "group", "estimator", "eps", "queries", "cosine",

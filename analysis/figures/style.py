@@ -92,7 +92,7 @@ def styles(methods: Iterable[str]) -> dict[str, MethodStyle]:
     if len(unknown) > len(SPARE):
         raise ValueError(
             f"methods={unknown}: no style is left for more than {len(SPARE)} methods unknown to "
-            "METHODS in analysis/style.py; add a line there for each"
+            "METHODS in analysis/figures/style.py; add a line there for each"
         )
     spare = {
         name: MethodStyle(name, look.colour, look.line, look.marker)

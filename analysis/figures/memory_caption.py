@@ -1,8 +1,8 @@
 """The words under Figures 3 and 4: what is counted, of which model, and where it runs out."""
 
-from analysis.memory_points import LIMIT, SERIES, Sweep, criterion
-from analysis.probe import code, device
-from analysis.style import label
+from analysis.figures.style import label
+from analysis.reading.memory_points import LIMIT, SERIES, Sweep, criterion
+from analysis.reading.probe import code, device
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MODELS = {

@@ -1,4 +1,4 @@
-"""A table of strings and its three forms: aligned text, markdown, LaTeX (analysis/latex.py)."""
+"""A table of strings and its three forms: aligned text, markdown, LaTeX (`latex`)."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.load import ResultError
-from analysis.suite import Column
+from analysis.reading.load import ResultError
+from analysis.reading.suite import Column
 
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
 FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"}

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from matplotlib.typing import LineStyleType
 
-from analysis.probe import write_figure
-from analysis.step_cost_rows import Bench, Row, is_textbook, name
-from analysis.style import RC, TEXT_INCHES, styles
+from analysis.figures.step_cost_rows import Bench, Row, is_textbook, name
+from analysis.figures.style import RC, TEXT_INCHES, styles
+from analysis.reading.probe import write_figure
 
 # axis -> (column of its values, words under the panel)
 AXES = {

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from analysis.load import ResultError
+from analysis.reading.load import ResultError
 
 
 def place(text: str) -> Path:

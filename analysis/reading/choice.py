@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.load import ResultError, value
-from analysis.suite import CHOICE, Column, GridCell, Suite
-from analysis.suite_run import Run, find_run, short
+from analysis.reading.load import ResultError, value
+from analysis.reading.suite import CHOICE, Column, GridCell, Suite
+from analysis.reading.suite_run import Run, find_run, short
 
 DEV_KEYS = ("loss", "accuracy", "f1", "n")  # the others are times
 FINAL = ("finished", "diverged", "failed")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from analysis.cells import Cells
-from analysis.load import value
-from analysis.suite import Column, Suite
-from analysis.suite_run import Run
-from analysis.table import EQUAL, METRIC_NAMES, SANITY, commits, listed
+from analysis.reading.cells import Cells
+from analysis.reading.load import value
+from analysis.reading.suite import Column, Suite
+from analysis.reading.suite_run import Run
+from analysis.tables.table import EQUAL, METRIC_NAMES, SANITY, commits, listed
 
 BUDGETS = {
     "steps": "Budget: equal steps, as in the paper: every zeroth-order method takes the same "

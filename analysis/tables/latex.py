@@ -7,7 +7,7 @@ beyond ASCII that the tables use become commands; other letters stay, as TeX rea
 import re
 from collections.abc import Sequence
 
-from analysis.tabular import Table
+from analysis.tables.tabular import Table
 
 COMMANDS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",

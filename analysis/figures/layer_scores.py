@@ -3,7 +3,7 @@
 A panel for each model; every score is divided by its detector's threshold, so that one line is the
 threshold of all. The layer that was tuned is ringed.
 
-    python -m analysis.layer_scores RESULT [RESULT ...] --out STEM     (files or folders)
+    python -m analysis.figures.layer_scores RESULT [RESULT ...] --out STEM     (files or folders)
 """
 
 import argparse
@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.command import place, report
-from analysis.load import ResultError, read_result, result_paths, value
-from analysis.probe import code, device, write_figure
-from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle
-from analysis.table import SANITY
+from analysis.figures.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle
+from analysis.reading.command import place, report
+from analysis.reading.load import ResultError, read_result, result_paths, value
+from analysis.reading.probe import code, device, write_figure
+from analysis.tables.table import SANITY
 
 DETECTORS = {
     "massive_activations": MethodStyle("massive activations", "#D55E00", "-", "o"),
@@ -149,7 +149,9 @@ def caption(scans: Sequence[Scan]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of some runs and print the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.layer_scores", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures.layer_scores", description=__doc__
+    )
     parser.add_argument("results", type=place, nargs="+", help="result.json files, or folders")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)

@@ -5,7 +5,7 @@ marker tell the method; the line tells the series: solid is this library, dashed
 The paper's own points are open markers. Also prints each point, and how far AGZO is above MeZO and
 above inference.
 
-    python -m analysis.peak_memory FOLDER [FOLDER ...] --out STEM
+    python -m analysis.figures.peak_memory FOLDER [FOLDER ...] --out STEM
 """
 
 import argparse
@@ -21,11 +21,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from matplotlib.typing import LineStyleType
 
-from analysis.command import place, report
-from analysis.memory_caption import caption
-from analysis.memory_points import LIMIT, SERIES, Sweep, load_sweep, table
-from analysis.probe import write_figure
-from analysis.style import RC, TEXT_INCHES, ordered, styles
+from analysis.figures.memory_caption import caption
+from analysis.figures.style import RC, TEXT_INCHES, ordered, styles
+from analysis.reading.command import place, report
+from analysis.reading.memory_points import LIMIT, SERIES, Sweep, load_sweep, table
+from analysis.reading.probe import write_figure
 
 LINES: dict[str, tuple[LineStyleType, float]] = {
     "ours": ("-", 1.0),
@@ -171,7 +171,9 @@ def _legend(figure: Figure, sweeps: list[Sweep], methods: list[str]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw, print the points and the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.peak_memory", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures.peak_memory", description=__doc__
+    )
     parser.add_argument("folder", type=place, nargs="+", help="what the memory probe has written")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)

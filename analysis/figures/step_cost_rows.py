@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.load import NUMBER, OPTIONAL_NUMBER, ResultError, read_json, value
-from analysis.style import label
+from analysis.figures.style import label
+from analysis.reading.load import NUMBER, OPTIONAL_NUMBER, ResultError, read_json, value
 
 VARIANTS = {"warm": "warm start", "tokens": "some tokens", "warm_tokens": "warm, some tokens"}
 COMMAND = "python -m experiments.bench"

@@ -6,10 +6,10 @@ seeds), which is the cautious reading since the seeds of one task share its eval
 
 import statistics
 
-from analysis.cells import Cell, Cells
-from analysis.significance import EXACT_UP_TO, FLIPS, Comparison, compare, holm
-from analysis.suite import Suite
-from analysis.tabular import Table
+from analysis.reading.cells import Cell, Cells
+from analysis.reading.significance import EXACT_UP_TO, FLIPS, Comparison, compare, holm
+from analysis.reading.suite import Suite
+from analysis.tables.tabular import Table
 
 
 def seed_pairs(one: Cell, other: Cell) -> list[float]:

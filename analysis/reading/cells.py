@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.agreement import DATA, MODEL, PROTOCOL, check_column, check_shared
-from analysis.choice import Grid, Tried
-from analysis.load import RESULT, read_json
-from analysis.suite import CHOICE, Column, GridCell, Suite
-from analysis.suite_run import Run, find_run, why_missing
+from analysis.reading.agreement import DATA, MODEL, PROTOCOL, check_column, check_shared
+from analysis.reading.choice import Grid, Tried
+from analysis.reading.load import RESULT, read_json
+from analysis.reading.suite import CHOICE, Column, GridCell, Suite
+from analysis.reading.suite_run import Run, find_run, why_missing
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Top: correlation of the projected gradient with the exact directional derivative
 mean square of their difference, in units of the exact one. One column per dtype, solid lines for
 two-sided differences and dashed ones for one-sided.
 
-    python -m analysis.eps_window FOLDER --out STEM
+    python -m analysis.figures.eps_window FOLDER --out STEM
 """
 
 import math
@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from analysis.load import ResultError
-from analysis.probe import (
+from analysis.figures.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, ordered, styles
+from analysis.reading.load import ResultError
+from analysis.reading.probe import (
     Probe,
     code,
     command_line,
@@ -27,8 +28,7 @@ from analysis.probe import (
     of_pocket,
     write_figure,
 )
-from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, ordered, styles
-from analysis.table import SANITY, Run, records
+from analysis.tables.table import SANITY, Run, records
 
 KEYS = ("method", "dtype", "estimator", "eps")
 COLUMNS = {

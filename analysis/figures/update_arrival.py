@@ -4,7 +4,7 @@ One column per method, over lr. Top: the share (gain) of one update that reaches
 middle: of many accumulated ones; bottom: what is written beside those, in units of the intended
 change. One line per dtype and rounding policy.
 
-    python -m analysis.update_arrival FOLDER --out STEM
+    python -m analysis.figures.update_arrival FOLDER --out STEM
 """
 
 import argparse
@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from analysis.command import place, report
-from analysis.eps_window import DTYPES, known, power
-from analysis.load import ResultError
-from analysis.probe import Probe, code, device, load_probe, of_pocket, write_figure
-from analysis.style import COLUMN_INCHES, RC, TEXT_INCHES, label, ordered
-from analysis.table import SANITY, Run, records
+from analysis.figures.eps_window import DTYPES, known, power
+from analysis.figures.style import COLUMN_INCHES, RC, TEXT_INCHES, label, ordered
+from analysis.reading.command import place, report
+from analysis.reading.load import ResultError
+from analysis.reading.probe import Probe, code, device, load_probe, of_pocket, write_figure
+from analysis.tables.table import SANITY, Run, records
 
 COLUMNS = {
     "arrival": (
@@ -168,7 +168,9 @@ def _ratio(table: list[Run], method: str, column: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of a folder and print the paths of what was written."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.update_arrival", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.figures.update_arrival", description=__doc__
+    )
     parser.add_argument("folder", type=place, help="what `experiments.probe arrival` has written")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     parser.add_argument("--scope", choices=list(SCOPES), default="linear", help="which parameters")

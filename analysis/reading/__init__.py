@@ -1,0 +1,1 @@
+"""Files of runs, suites and probes, read strictly: what is missing or at odds is an error."""
