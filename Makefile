@@ -168,7 +168,7 @@ OLDEST  := .venv-oldest
 FLOOR   := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
 test-oldest: $(OLDEST)/.ready ## the library's tests on the oldest torch that is promised
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q $(LIBRARY:%=tests/test_%.py) $(ARGS)
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q $(foreach name,$(LIBRARY),$(wildcard tests/*/test_$(name).py)) $(ARGS)
 
 $(OLDEST)/.ready: requirements.lock pyproject.toml
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
