@@ -21,19 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.accumulated import ACCUMULATED
-from agzo.activations import ActivationCapture
-from agzo.calls import Calls
+from agzo.activations.accumulated import ACCUMULATED
+from agzo.activations.calls import Calls
+from agzo.activations.capture import ActivationCapture
 from agzo.check import check_choice, check_count, check_count_or_none
-from agzo.estimator import Watch
+from agzo.directions.sampler import ActivationSubspace, takes_bases
+from agzo.distributed.pieces import Joint
+from agzo.execution.weights import Resident
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.pieces import Joint
-from agzo.products import Role
 from agzo.progress import ENTRY
-from agzo.roles import Usage
-from agzo.sampler import ActivationSubspace, takes_bases
-from agzo.select import Tuned
-from agzo.weights import Resident
+from agzo.torch_calls.products import Role
+from agzo.torch_calls.surroundings import Watch
+from agzo.tuned.roles import Usage
+from agzo.tuned.select import Tuned
 
 BASES = ("power", "exact")
 
@@ -42,7 +42,7 @@ class AGZO(ZeroOrderOptimizer):
     """Perturb each linear layer inside the leading directions of its input.
 
     A linear layer's weight is one that the model multiplies with an input, x W^T or x W; the first
-    step sees which are (`agzo.roles`).
+    step sees which are (`agzo.tuned.roles`).
 
     Args:
         model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
@@ -54,11 +54,11 @@ class AGZO(ZeroOrderOptimizer):
             separate capture forward and the two losses; 3 forwards).
         include_padding: take bases over padding tokens too, as the author's prototype does.
         basis: "power" (the paper's iteration) or "exact", the leading singular vectors themselves:
-            slower, and it waits for the device, see `agzo.subspace.leading`.
+            slower, and it waits for the device, see `agzo.activations.subspace.leading`.
         warm_start: begin the power iteration with the bases before instead of Omega; the first
             step's begin with Omega. With power_steps=1 two passes over an input instead of seven.
         accumulated_basis: with accumulation > 1 the bases are of all micro-batches by "gram"
-            (d_in^2 float32 an input), or of the "first" one alone, see `agzo.accumulated`.
+            (d_in^2 float32 an input), or of the "first" one alone, `agzo.activations.accumulated`.
 
     With low-rank directions and `update` other than "sgd" the moments are those of R, and each new
     basis turns them, see `agzo.moments`.
@@ -134,7 +134,7 @@ class AGZO(ZeroOrderOptimizer):
         return self.embeddings == "seen" and tuned.role == "embedding"
 
     def settle(self, usage: Usage) -> None:
-        """Take each tuned parameter for what a forward has shown it to be, see `agzo.roles`.
+        """Take each tuned parameter for what a forward has shown it to be, see `agzo.tuned.roles`.
 
         The first step does so with its own batch; a run does before, to say what it will move.
         """

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agzo.direction import Direction, LowRank
-from agzo.perturb import Directions
-from agzo.seen import SeenRows
+from agzo.directions.direction import Direction, LowRank
+from agzo.directions.seen import SeenRows
+from agzo.execution.perturb import Directions
 
 Gradients = Mapping[nn.Parameter, Tensor]
 

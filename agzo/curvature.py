@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agzo.execution.perturb import Directions
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Closure, Directions
+from agzo.torch_calls.surroundings import Closure
 
 RESAMPLES = 2000
 """Samples drawn with replacement for an interval."""

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agzo.batched import Batched
-from agzo.perturb import Closure, Directions, Execution, InPlace, SideBranch
+from agzo.execution.batched import Batched
+from agzo.execution.perturb import Directions, Execution, InPlace, SideBranch
+from agzo.execution.weights import in_turn
+from agzo.torch_calls.surroundings import Closure, Watch
 
 ESTIMATORS = ("one_sided", "two_sided")
 EXECUTIONS: dict[str, type[Execution]] = {
@@ -41,12 +43,6 @@ class Measurement:
 
 
 Together = Callable[[Sequence[Closure]], list[Tensor]]
-Watch = Callable[[Closure], Tensor]
-
-
-def in_turn(evaluations: Sequence[Closure]) -> list[Tensor]:
-    """Run evaluations one after another."""
-    return [evaluation() for evaluation in evaluations]
 
 
 def measure(

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.direction import ByRows, Direction, LowRank, Still
+from agzo.directions.direction import ByRows, Direction, LowRank, Still
 from agzo.rng import chunks
 
 UPDATES = ("sgd", "momentum", "adam")

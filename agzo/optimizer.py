@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.activations import ActivationCapture
+from agzo.activations.capture import ActivationCapture
 from agzo.check import (
     check_choice,
     check_count,
@@ -24,24 +24,25 @@ from agzo.check import (
     check_rates,
     check_seed,
 )
-from agzo.coordinates import Moved
-from agzo.direction import Direction
-from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, Watch, forwards_per_step, measure
-from agzo.group import ALONE, UNSAID, Group
-from agzo.loss_check import Uses, check_loss, dropouts, refuse_dropout
+from agzo.directions.direction import Direction
+from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
+from agzo.directions.seen import OnSeenRows, SeenTokens
+from agzo.distributed.group import ALONE, UNSAID, Group
+from agzo.distributed.pieces import Batch, Joint, joint
+from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
+from agzo.execution.loss_check import Uses, check_loss, dropouts, refuse_dropout
+from agzo.execution.perturb import Directions, Execution, SideBranch
+from agzo.execution.steady import Steady, backward_refused
+from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
-from agzo.perturb import Closure, Directions, Execution, SideBranch
-from agzo.pieces import Batch, Joint, joint
-from agzo.places import Places
 from agzo.progress import ENTRY, Progress, saved_entry
 from agzo.rng import STREAM, Noise
-from agzo.sampler import DirectionSampler, Gaussian, Sampled
-from agzo.seen import OnSeenRows, SeenTokens
-from agzo.select import Params, Tuned, select
-from agzo.steady import Steady, backward_refused
-from agzo.surroundings import apart, watched
-from agzo.update import ROUNDINGS, is_low_precision, move
-from agzo.weights import Resident, Weights, check_streamed
+from agzo.torch_calls.inputs import is_low_precision
+from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
+from agzo.tuned.coordinates import Moved
+from agzo.tuned.places import Places
+from agzo.tuned.select import Params, Tuned, select
+from agzo.update import ROUNDINGS, move
 
 CHANGEABLE = ("eps", "momentum", "beta2")
 """Settings that may be changed between steps, as attributes; a state has those of its time."""
@@ -59,21 +60,21 @@ class ZeroOrderOptimizer(Progress):
         estimator: "one_sided" or "two_sided".
         queries: directions measured and averaged per step, >= 1.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
-            table the rows of the batch's tokens alone, see `agzo.seen`.
+            table the rows of the batch's tokens alone, see `agzo.directions.seen`.
         update: "sgd", "momentum" or "adam", see `agzo.moments`.
         momentum, beta2: decay rates of the first and second moment, in [0, 1).
         large_state: allow moments of more than 64 MiB and a tenth of the model's size.
         weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
         execution: "side_branch" (weights never written while measuring), "batched" (the two
-            evaluations of a two-sided step in one pass, see `agzo.batched`) or "in_place"
+            evaluations of a two-sided step in one pass, see `agzo.execution.batched`) or "in_place"
             (reference).
         rounding: "nearest", "stochastic" or "master", see `agzo.update`.
         seed: of all noise; the global generator is not used.
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
             parameters, or parameter groups with their own "lr" and "weight_decay".
-        stream: where the weights are, if not all on their device: `agzo.stream.StreamedLayers`.
-        group: processes that share each batch and apply the same updates, see `agzo.group`.
-        accumulation: micro-batches of this process in a step, see `agzo.pieces`.
+        stream: where the weights are, if not all on their device, see `agzo.execution.stream`.
+        group: processes that share each batch and apply the same updates, see `agzo.distributed`.
+        accumulation: micro-batches of this process in a step, see `agzo.distributed.pieces`.
 
     With rounding="master" load weights before constructing: the copy is taken then.
 
@@ -189,7 +190,7 @@ class ZeroOrderOptimizer(Progress):
         return Gaussian()
 
     def moved(self) -> list[Moved]:
-        """List the tensors of the model that move, see `agzo.coordinates`."""
+        """List the tensors of the model that move, see `agzo.tuned.coordinates`."""
         return [self._look.moved(each) for each in self.tuned]
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.late import LateLook
-from agzo.surroundings import Surroundings
+from agzo.torch_calls.surroundings import Surroundings
 
 ENTRY = "zo"
 

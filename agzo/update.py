@@ -20,15 +20,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from agzo.direction import Direction, Sum
+from agzo.directions.direction import Direction, Sum
 from agzo.rng import Noise
+from agzo.torch_calls.inputs import is_low_precision
 
 ROUNDINGS = ("nearest", "stochastic", "master")
-
-
-def is_low_precision(dtype: torch.dtype) -> bool:
-    """Tell whether updates of this dtype need a rounding policy."""
-    return dtype in (torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from agzo.check import check_choice, check_count, check_number, check_rates
-from agzo.group import UNSAID, Group
-from agzo.pieces import Batch, Joint, joint
+from agzo.distributed.group import UNSAID, Group
+from agzo.distributed.pieces import Batch, Joint, joint
 from agzo.progress import Progress
-from agzo.select import Params, Tuned, select
-from agzo.surroundings import Surroundings
+from agzo.torch_calls.surroundings import Surroundings
+from agzo.tuned.select import Params, Tuned, select
 
 EMBEDDINGS = ("tuned", "frozen")  # a gradient has the rows seen alone in any case
 

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.batched import runs_over_points
-from agzo.linears import held, is_quantised, sizes, weight_inputs
-from agzo.subspace import COPY
-from agzo.surroundings import exactly
+from agzo.activations.subspace import COPY
+from agzo.execution.batched import runs_over_points
+from agzo.torch_calls.surroundings import exactly
+from agzo.tuned.linears import held, is_quantised, sizes, weight_inputs
 
 NAME = "zo_act"
 

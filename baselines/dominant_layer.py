@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 from agzo.agzo import AGZO
 from agzo.check import check_choice, check_count, check_mask
+from agzo.directions.sampler import Gaussian
+from agzo.distributed.pieces import Joint
 from agzo.estimator import Measurement
-from agzo.layers import check_layer, decoder_layers, hold_in_float32, own_parameters
-from agzo.loss_check import refuse_dropout
+from agzo.execution.loss_check import refuse_dropout
+from agzo.execution.perturb import Directions
+from agzo.execution.prefix import Prefix
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Closure, Directions
-from agzo.pieces import Joint
-from agzo.prefix import Prefix
 from agzo.rng import Noise
-from agzo.sampler import Gaussian
-from agzo.surroundings import apart
+from agzo.torch_calls.surroundings import Closure, apart
+from agzo.tuned.layers import check_layer, decoder_layers, hold_in_float32, own_parameters
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO

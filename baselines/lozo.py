@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from agzo.check import check_count
+from agzo.directions.sampler import RandomSubspace
+from agzo.execution.perturb import Directions
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Directions
 from agzo.rng import Noise
-from agzo.sampler import RandomSubspace
 
 
 class LOZO(ZeroOrderOptimizer):

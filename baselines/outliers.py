@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.pieces import mask_now
+from agzo.distributed.pieces import mask_now
 
 LARGE = 100.0  # |a| of a massive activation, Sun et al.
 TIMES_MEDIAN = 1000.0  # and its ratio to the median |a| of the hidden state, Sun et al.

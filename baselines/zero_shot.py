@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from agzo.perturb import Closure
-from agzo.select import Tuned
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.select import Tuned
 
 
 class ZeroShot(torch.optim.Optimizer):

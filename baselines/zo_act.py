@@ -20,19 +20,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from agzo.calibration import Batches, leading_inputs
+from agzo.activations.calibration import Batches, leading_inputs
 from agzo.check import check_count
-from agzo.coordinates import Moved
-from agzo.direction import LowRank
-from agzo.linears import body_linears, held, is_quantised, sizes
+from agzo.directions.direction import LowRank
+from agzo.directions.sampler import check_rank
+from agzo.execution.perturb import Directions
+from agzo.execution.weights import Weights
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.perturb import Directions
-from agzo.places import Places
 from agzo.rng import Noise
-from agzo.sampler import check_rank
-from agzo.select import ParameterFilter, check_model
-from agzo.surroundings import apart
-from agzo.weights import Weights
+from agzo.torch_calls.surroundings import apart
+from agzo.tuned.coordinates import Moved
+from agzo.tuned.linears import body_linears, held, is_quantised, sizes
+from agzo.tuned.places import Places
+from agzo.tuned.select import ParameterFilter, check_model
 from baselines.branch import NAME, Branch, refuse_merge
 
 
@@ -45,7 +45,7 @@ class ZOAct(ZeroOrderOptimizer):
         model, lr, eps, estimator, update, shared: see `ZeroOrderOptimizer`.
         rank: r, columns of each basis; a narrower layer has as many as its width.
         calibration_batches: training batches that `study` is shown.
-        calibration_passes: times it reads them, see `agzo.calibration`.
+        calibration_passes: times it reads them, see `agzo.activations.calibration`.
         embeddings: "frozen" is all there is.
         params: None (every linear layer but the head), or a filter ``(name, weight) -> bool``.
 
@@ -114,7 +114,7 @@ class ZOAct(ZeroOrderOptimizer):
             parameter.requires_grad_(False)
 
     def moved(self) -> list[Moved]:
-        """List the weights that move by their branches, see `agzo.coordinates`."""
+        """List the weights that move by their branches, see `agzo.tuned.coordinates`."""
         found = []
         for name, branch in self._branches.items():
             (d_out, rank), d_in = branch.coefficients.shape, branch.basis.shape[0]

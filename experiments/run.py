@@ -17,7 +17,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from agzo.group import Drifted, ProcessLost
+from agzo.distributed.group import Drifted, ProcessLost
 from experiments.config.paths import quoted
 from experiments.config.schema import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
 from experiments.launch.launchers import SweepFailed, register

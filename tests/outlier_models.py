@@ -13,7 +13,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from agzo.layers import decoder_layers
+from agzo.tuned.layers import decoder_layers
 from tests.networks import Network
 
 DEPTH, WIDTH, HIDDEN = 5, 32, 48

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from agzo import ZeroOrderOptimizer
-from agzo.compiled import CompiledLayers
+from agzo.execution.compiled import CompiledLayers
 from agzo.rng import Noise
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, METHODS

@@ -22,8 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from agzo.perturb import Closure
-from agzo.select import roles
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.select import roles
 
 
 class TextbookMeZO:

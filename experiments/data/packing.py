@@ -88,7 +88,7 @@ class _Running:
         self.layout, self.asked = layout, False
 
 
-# Of its thread: evaluations that run side by side (agzo/lockstep.py) have each their own.
+# Of its thread: evaluations that run side by side (agzo/execution/lockstep.py) have each their own.
 _running: ContextVar[_Running | None] = ContextVar("running", default=None)
 
 

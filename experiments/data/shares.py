@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from agzo.group import ALONE, Group
-from agzo.pieces import Piece
+from agzo.distributed.group import ALONE, Group
+from agzo.distributed.pieces import Piece
 from experiments.config.schema import BadInput, RunConfig
 from experiments.data.batches import Batch
 

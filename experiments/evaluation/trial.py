@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.roles import Usage
+from agzo.tuned.roles import Usage
 from experiments.config.schema import BadInput
 from experiments.data.batches import collate_rows, pad_left
 from experiments.data.encode import Encoded

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO
-from agzo.stream import StreamedLayers
+from agzo.execution.stream import StreamedLayers
 from baselines import (
     ICL,
     LOZO,

@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from agzo.linears import weight_inputs
+from agzo.tuned.linears import weight_inputs
 
 Factors = dict[str, tuple[Tensor, Tensor]]
 

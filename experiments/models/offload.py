@@ -1,15 +1,16 @@
 """Where a run's weights are: all on its device, or the decoder layers on the host and streamed.
 
 model.offload=none      all on the device
-model.offload=layers    layers come to the device one at a time, see `agzo.stream`; the numbers
+model.offload=layers    layers come to the device one at a time, see `agzo.execution.stream`; the
+numbers
                         of the run are the same, so it may be set or unset when one is resumed
 """
 
 import torch
 from torch import nn
 
-from agzo.stream import StreamedLayers
-from agzo.weights import Resident
+from agzo.execution.stream import StreamedLayers
+from agzo.execution.weights import Resident
 from experiments.config.schema import BadInput, RunConfig
 from experiments.methods import registry
 

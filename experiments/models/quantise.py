@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from agzo.linears import body_linears, sizes, weight_inputs
+from agzo.tuned.linears import body_linears, sizes, weight_inputs
 from experiments.config.schema import BadInput
 
 GROUP = 32  # inputs that share a scale at int4

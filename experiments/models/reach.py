@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from agzo.roles import Usage
+from agzo.tuned.roles import Usage
 
 
 def unreached(model: nn.Module, usage: Usage) -> list[str]:

@@ -31,10 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from agzo import alignment
+from agzo.activations.spectrum import gradients
 from agzo.estimator import Measurement
-from agzo.perturb import Closure, Directions
-from agzo.select import Tuned, select
-from agzo.spectrum import gradients
+from agzo.execution.perturb import Directions
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.select import Tuned, select
 from experiments.config.lists import whole_numbers
 from experiments.probe.estimates import Make, affordable, dominant, makers, reached
 from experiments.probe.structure import linear_layers

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 
 from agzo import ZeroOrderOptimizer
-from agzo.direction import Direction
-from agzo.perturb import Directions
+from agzo.directions.direction import Direction
+from agzo.execution.perturb import Directions
 from agzo.rng import Noise
-from agzo.select import Tuned
-from agzo.update import ROUNDINGS, is_low_precision, move
+from agzo.torch_calls.inputs import is_low_precision
+from agzo.tuned.select import Tuned
+from agzo.update import ROUNDINGS, move
 from experiments.config.lists import count, positive_numbers, words
 from experiments.probe import slope
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agzo.activations.spectrum import inputs, spectrum
 from agzo.check import check_number
-from agzo.spectrum import inputs, spectrum
 from experiments.config.lists import count, whole_numbers
 from experiments.evaluation import forgetting
 from experiments.evaluation.evaluate import evaluate

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from agzo import ZeroOrderOptimizer, alignment
 from agzo.estimator import Measurement, forwards_per_step
-from agzo.layers import check_layer, decoder_layers
-from agzo.linears import body_linears, held
-from agzo.perturb import Closure
-from agzo.select import Tuned
-from agzo.update import is_low_precision
+from agzo.torch_calls.inputs import is_low_precision
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.layers import check_layer, decoder_layers
+from agzo.tuned.linears import body_linears, held
+from agzo.tuned.select import Tuned
 from baselines import DominantLayer, ZOAct
 
 if TYPE_CHECKING:

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO, LowRank, ZeroOrderOptimizer
+from agzo.activations.spectrum import gradients
 from agzo.alignment import captured
 from agzo.check import check_number
 from agzo.curvature import Bend, bend, summary
-from agzo.linears import body_linears, held
-from agzo.perturb import Closure
-from agzo.select import Tuned, select
-from agzo.spectrum import gradients
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.linears import body_linears, held
+from agzo.tuned.select import Tuned, select
 from baselines import LOZO, MeZO
 from experiments.config.lists import count, positive_numbers, whole_numbers, words
 from experiments.records import tidy

@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
+from agzo.activations.spectrum import gradients
 from agzo.alignment import Gradients, inner
 from agzo.check import check_choice
 from agzo.estimator import ESTIMATORS, EXECUTIONS
-from agzo.perturb import Directions
-from agzo.select import select
-from agzo.spectrum import gradients
+from agzo.execution.perturb import Directions
+from agzo.tuned.select import select
 from baselines import LOZO, MeZO
 from experiments.config.lists import count, positive_numbers, words
 from experiments.probe.window import LIMIT, NEGLIGIBLE, recommend, text, windows

@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from agzo.activations.spectrum import Spectrum, gradients, inputs, spectrum
+from agzo.activations.subspace import subspace_extract
 from agzo.alignment import captured
-from agzo.inputs import fits
-from agzo.perturb import Closure
 from agzo.rng import Noise
-from agzo.select import Tuned, select
-from agzo.spectrum import Spectrum, gradients, inputs, spectrum
-from agzo.subspace import subspace_extract
+from agzo.torch_calls.inputs import fits
+from agzo.torch_calls.surroundings import Closure
+from agzo.tuned.select import Tuned, select
 from experiments.config.lists import whole_numbers
 from experiments.records import tidy
 

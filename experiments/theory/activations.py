@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agzo.activations.spectrum import spectrum
 from agzo.alignment import beta, captured
-from agzo.spectrum import spectrum
 from experiments.theory.evidence import PILOT, Context, Fields, Row, but
 from experiments.theory.scenes import (
     BLOCK,
@@ -50,7 +50,7 @@ class Problem:
         return bool(b[:rank].mean() >= b.mean())
 
     def share(self, rank: int = RANK) -> float:
-        """Return |GA|^2 / |G|^2 for the exact leading directions (agzo.spectrum)."""
+        """Return |GA|^2 / |G|^2 for the exact leading directions (agzo.activations.spectrum)."""
         return captured(self.scene.gradient, spectrum(self.scene.x).basis(rank)).item() ** 2
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.perturb import Closure
+from agzo.torch_calls.surroundings import Closure
 from experiments.theory.evidence import PILOT, Context, Row, but
 from experiments.theory.scenes import (
     BLOCK,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agzo import ZeroOrderOptimizer
-from agzo.perturb import Closure
+from agzo.torch_calls.surroundings import Closure
 from experiments.theory.evidence import PILOT, Context, Fields, Row
 from experiments.theory.scenes import (
     BLOCK,

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agzo import ZeroOrderOptimizer
+from agzo.activations.spectrum import gradients
 from agzo.alignment import beta, captured, cosine, expected_cosine
-from agzo.direction import LowRank
+from agzo.directions.direction import LowRank
 from agzo.rng import Noise
-from agzo.spectrum import gradients
 from experiments.theory.evidence import PILOT, Context, Row, but
 from experiments.theory.scenes import (
     BLOCK,

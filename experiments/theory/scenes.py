@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from agzo import ZeroOrderOptimizer
-from agzo.perturb import Closure, Directions, perturbed_copy
+from agzo.activations.spectrum import gradients
+from agzo.directions.sampler import ActivationSubspace
+from agzo.execution.perturb import Directions, perturbed_copy
 from agzo.rng import Noise
-from agzo.sampler import ActivationSubspace
-from agzo.spectrum import gradients
+from agzo.torch_calls.surroundings import Closure
 from experiments.theory.evidence import PILOT
 
 EPS = 1e-6  # the limit of a small perturbation, in float64

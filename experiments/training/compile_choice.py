@@ -1,4 +1,4 @@
-"""Whether a run's decoder layers are compiled (agzo/compiled.py), decided once before step 0.
+"""Whether a run's decoder layers are compiled , decided once before step 0.
 
     never     no
     auto      on CUDA, as CUDA graphs, where the layers' kernels end sooner than they are launched,
@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from agzo.compiled import CompiledLayers
-from agzo.layers import decoder_layers
-from agzo.loss_check import Uses
+from agzo.execution.compiled import CompiledLayers
+from agzo.execution.loss_check import Uses
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.tuned.layers import decoder_layers
 from experiments.config.schema import BadInput, RunConfig
 from experiments.data.batches import collate_rows
 from experiments.data.encode import Encoded

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from agzo.compiled import CompiledLayers
-from agzo.coordinates import coordinates
-from agzo.group import ALONE, Group
+from agzo.distributed.group import ALONE, Group
+from agzo.distributed.pieces import Joint, Piece
+from agzo.execution.compiled import CompiledLayers
+from agzo.execution.stream import StreamedLayers
 from agzo.optimizer import ZeroOrderOptimizer
-from agzo.pieces import Joint, Piece
 from agzo.progress import Progress
-from agzo.roles import roles
-from agzo.stream import StreamedLayers
+from agzo.tuned.coordinates import coordinates
+from agzo.tuned.roles import roles
 from experiments.config.schema import BadInput, RunConfig
 from experiments.data import Splits, load_splits, protocol
 from experiments.data.batches import Batch, collate, packs, sample_batch

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from agzo.group import ALONE, Group, Processes
+from agzo.distributed.group import ALONE, Group, Processes
 from experiments.config.schema import BadInput
 
 _joined: list[Group] = []

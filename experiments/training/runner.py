@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.group import checksum
+from agzo.distributed.group import checksum
 from experiments.config.schema import RunConfig
 from experiments.evaluation import forgetting
 from experiments.evaluation.evaluate import Questions, evaluate

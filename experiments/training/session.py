@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from agzo.coordinates import coordinates
-from agzo.group import Group, ProcessLost
-from agzo.linears import stored_bytes
+from agzo.distributed.group import Group, ProcessLost
+from agzo.tuned.coordinates import coordinates
+from agzo.tuned.linears import stored_bytes
 from experiments.config.schema import BadInput, RunConfig, changes, check, read_yaml, to_yaml
 from experiments.evaluation.metrics import best_constant
 from experiments.methods import registry

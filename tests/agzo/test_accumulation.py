@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from agzo import AGZO
-from agzo.group import Group
-from agzo.pieces import Joint, Piece
-from agzo.stream import StreamedLayers
+from agzo.distributed.group import Group
+from agzo.distributed.pieces import Joint, Piece
+from agzo.execution.stream import StreamedLayers
 from baselines import MeZO
 from tests.agzo.test_group import METHODS, ROWS, Rows, assert_close, on, spread, train_share
 

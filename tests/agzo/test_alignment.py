@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from agzo.activations.spectrum import gradients
 from agzo.alignment import beta, captured, cosine, expected_cosine, inner, norm
-from agzo.direction import Dense, LowRank
+from agzo.directions.direction import Dense, LowRank
 from agzo.rng import Noise
-from agzo.spectrum import gradients
 from tests.methods import METHODS, Method
 
 SAMPLES = 4000

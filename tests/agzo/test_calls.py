@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agzo import AGZO
-from agzo.calls import Calls
-from agzo.pieces import Piece
-from agzo.stream import StreamedLayers
-from agzo.subspace import leading
+from agzo.activations.calls import Calls
+from agzo.activations.subspace import leading
+from agzo.distributed.pieces import Piece
+from agzo.execution.stream import StreamedLayers
 from tests.networks import weights
 from tests.text_models import random_model
 
@@ -156,8 +156,8 @@ def test_of_a_closure_that_runs_the_model_again_the_first_run_is_looked_at(kind)
 
 def test_weights_that_are_called_once_are_looked_at_as_ever(monkeypatch):
     """No watching of constants, no Gram matrix."""
-    monkeypatch.setattr("agzo.sampler.AccumulatedCapture", None)
-    monkeypatch.setattr("agzo.activations.Constants", None)
+    monkeypatch.setattr("agzo.directions.sampler.AccumulatedCapture", None)
+    monkeypatch.setattr("agzo.activations.capture.Constants", None)
     model = random_model("qwen3")
     ids = torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(0))
     optimizer = AGZO(model, 1e-3, 1e-3)

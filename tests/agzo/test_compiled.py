@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agzo import AGZO, activations
-from agzo.compiled import CompiledLayers
-from agzo.layers import decoder_layers
-from agzo.slotted import Slotted
+from agzo import AGZO
+from agzo.activations import capture
+from agzo.execution.compiled import CompiledLayers
+from agzo.execution.slotted import Slotted
+from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, SGD, MeZO
 from experiments.config.schema import BadInput, compose
 from experiments.data.batches import collate, collate_rows
@@ -86,13 +87,13 @@ def test_measuring_leaves_the_weights_bit_for_bit(method):
 
 def test_layers_that_share_an_input_share_its_basis(monkeypatch):
     counts = []
-    extract = activations.subspace_extract
+    extract = capture.subspace_extract
 
     def counted(*arguments):
         counts[-1] += 1
         return extract(*arguments)
 
-    monkeypatch.setattr(activations, "subspace_extract", counted)
+    monkeypatch.setattr(capture, "subspace_extract", counted)
     for compiled in (False, True):
         net = qwen3()
         optimizer = AGZO(net.model, lr=0.0, eps=1e-2)

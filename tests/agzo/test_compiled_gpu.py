@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from agzo import AGZO
-from agzo.compiled import CompiledLayers
+from agzo.execution.compiled import CompiledLayers
 from baselines import LOZO, MeZO
 from tests.experiments.probe.test_gpu import on_cuda, waiting_is_an_error
 from tests.methods import METHODS, Method

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agzo import AGZO, kernels
-from agzo.compiled import CompiledLayers
+from agzo.distributed.pieces import Piece
+from agzo.execution.compiled import CompiledLayers
+from agzo.execution.stream import StreamedLayers
 from agzo.kernels import native
-from agzo.pieces import Piece
 from agzo.rng import Noise
-from agzo.stream import StreamedLayers
 from baselines import LOZO, SGD, AdamW, MeZO
 from tests.methods import METHODS, Method, every_method
 from tests.networks import Network, stack, weights

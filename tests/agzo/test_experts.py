@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO
-from agzo.reached import passed_by
+from agzo.tuned.reached import passed_by
 from baselines import LOZO, LOZOM, MeZO, ZOAct
 from tests.networks import weights
 

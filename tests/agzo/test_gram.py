@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agzo.activations.subspace import subspace_extract
 from agzo.kernels import native
 from agzo.kernels.gram import DIRECTIONS, gram_product
-from agzo.subspace import subspace_extract
 
 needs_kernel = pytest.mark.skipif(native.library is None, reason="needs the compiled kernels")
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from agzo import AGZO
-from agzo.group import ALONE, Drifted, Group, Processes, ProcessLost, checksum
-from agzo.pieces import Piece
+from agzo.distributed.group import ALONE, Drifted, Group, Processes, ProcessLost, checksum
+from agzo.distributed.pieces import Piece
 from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
 
 STEPS = 12

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agzo import AGZO, ZeroOrderOptimizer
-from agzo.select import roles
+from agzo.tuned.select import roles
 from baselines import LOZO, LOZOM, SGD, AdamW, MeZO, ZeroShot
 from experiments.methods import registry
 from tests.methods import METHODS, Method, every_method

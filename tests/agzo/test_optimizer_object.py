@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from agzo import AGZO
-from agzo.stream import StreamedLayers
+from agzo.execution.stream import StreamedLayers
 from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
 from tests.methods import Method, every_method
 from tests.networks import Network, mlp, stack, weights

@@ -6,7 +6,7 @@ from torch import nn
 
 from agzo import AGZO, reference
 from agzo.rng import Noise
-from agzo.select import roles
+from agzo.tuned.select import roles
 from baselines import LOZO, MeZO
 from tests.networks import NETWORKS, weights
 

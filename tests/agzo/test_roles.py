@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agzo import AGZO
-from agzo.compiled import CompiledLayers
-from agzo.direction import LowRank
-from agzo.roles import Usage, roles
+from agzo.directions.direction import LowRank
+from agzo.execution.compiled import CompiledLayers
+from agzo.tuned.roles import Usage, roles
 from baselines import LOZO, LOZOM, MeZO, ZOAct
 from experiments.models.adapter_files import save_lora
 

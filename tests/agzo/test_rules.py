@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agzo import LowRank, ZeroOrderOptimizer
 from agzo.rng import Noise
-from agzo.select import roles
+from agzo.tuned.select import roles
 from tests.methods import EXECUTIONS, Method, every_method, every_method_and_network
 from tests.networks import Network, qwen3, weights
 

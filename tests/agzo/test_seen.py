@@ -10,11 +10,11 @@ from torch import nn
 
 from agzo import AGZO, LowRank
 from agzo.alignment import cosine, expected_cosine
-from agzo.direction import Dense
-from agzo.group import Group
-from agzo.pieces import Piece
+from agzo.directions.direction import Dense
+from agzo.directions.seen import Rows, SeenRows, SeenTokens
+from agzo.distributed.group import Group
+from agzo.distributed.pieces import Piece
 from agzo.rng import Noise
-from agzo.seen import Rows, SeenRows, SeenTokens
 from baselines import LOZO, SGD, MeZO
 from tests.agzo.test_group import Rows as GroupRows
 from tests.agzo.test_group import on

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from agzo import AGZO
-from agzo.layers import decoder_layers
-from agzo.slots import ALIGNMENT, Slots
-from agzo.stream import StreamedLayers
+from agzo.execution.slots import ALIGNMENT, Slots
+from agzo.execution.stream import StreamedLayers
+from agzo.tuned.layers import decoder_layers
 from tests.agzo.test_stream import deep
 from tests.networks import Network
 

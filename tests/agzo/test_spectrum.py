@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agzo.select import select
-from agzo.spectrum import gradients, inputs, spectrum
+from agzo.activations.spectrum import gradients, inputs, spectrum
+from agzo.tuned.select import select
 from tests.networks import NETWORKS, mlp
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
-from agzo.layers import decoder_layers
-from agzo.lockstep import Lockstep
-from agzo.stream import StreamedLayers
+from agzo.execution.lockstep import Lockstep
+from agzo.execution.stream import StreamedLayers
+from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, SGD, DominantLayer, MeZO
 from tests.methods import METHODS, Method
 from tests.networks import NETWORKS, Network, llama, qwen3, stack, weights

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agzo import AGZO, ZeroOrderOptimizer
-from agzo.layers import decoder_layers
-from agzo.stream import StreamedLayers
+from agzo.execution.stream import StreamedLayers
+from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, MeZO
 from tests.agzo.test_stream import CASES
 from tests.experiments.probe.test_gpu import on_cuda, waiting_is_an_error

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from agzo import AGZO, subspace, subspace_extract
-from agzo.activations import ActivationCapture
+from agzo import AGZO, subspace_extract
+from agzo.activations import subspace
+from agzo.activations.capture import ActivationCapture
 from agzo.rng import Noise
-from agzo.select import select
+from agzo.tuned.select import select
 from tests.networks import opt, qwen3
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO
-from agzo.activations import ActivationCapture
-from agzo.compiled import CompiledLayers
+from agzo.activations.capture import ActivationCapture
+from agzo.execution.compiled import CompiledLayers
+from agzo.execution.stream import StreamedLayers
 from agzo.rng import Noise
-from agzo.stream import StreamedLayers
 from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
 from tests.networks import Network, opt, qwen3, stack, weights
 

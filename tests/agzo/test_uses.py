@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from agzo import AGZO, uses
-from agzo.compiled import CompiledLayers
+from agzo import AGZO
+from agzo.execution.compiled import CompiledLayers
+from agzo.torch_calls import uses
 from baselines import LOZO, MeZO
 from tests.networks import qwen3
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO
-from agzo.subspace import leading, subspace_extract
+from agzo.activations.subspace import leading, subspace_extract
 from tests.networks import mlp, weights
 
 # --- when bases are taken and used
@@ -64,7 +64,7 @@ def test_an_optimizer_without_bases_can_look_at_any_step():
 @pytest.mark.parametrize("tokens", [12, 200])
 @pytest.mark.parametrize("masked", [False, True])
 def test_exact_directions_are_the_singular_vectors(tokens, dtype, masked, monkeypatch):
-    monkeypatch.setattr("agzo.subspace.COPY", 1000)  # so that the larger input comes in parts
+    monkeypatch.setattr("agzo.activations.subspace.COPY", 1000)  # the larger comes in parts
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, 40, generator=generator) * 0.8 ** torch.arange(40)
     x = (x + 30.0).to(dtype)  # one direction far ahead of the others, as in a language model

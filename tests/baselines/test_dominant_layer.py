@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from agzo import AGZO, ZeroOrderOptimizer
-from agzo.layers import decoder_layers
+from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, LOZOM, DominantLayer, MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
 from experiments.config.schema import BadInput, compose

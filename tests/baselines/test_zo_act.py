@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from agzo import LowRank
-from agzo.calibration import leading_inputs
+from agzo.activations.calibration import leading_inputs
 from agzo.estimator import measure
-from agzo.linears import body_linears
-from agzo.perturb import InPlace
+from agzo.execution.perturb import InPlace
 from agzo.rng import Noise
+from agzo.tuned.linears import body_linears
 from baselines import ZOAct
 from experiments.config.schema import BadInput
 from experiments.merge import merge

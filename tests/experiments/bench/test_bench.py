@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from agzo.compiled import CompiledLayers
+from agzo.execution.compiled import CompiledLayers
 from experiments import bench
 from experiments.bench import __main__ as command
 from experiments.bench import evaluation, measure, targets

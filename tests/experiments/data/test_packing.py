@@ -8,11 +8,12 @@ import tiny_run
 import torch
 from torch import Tensor, nn
 
-from agzo import AGZO, activations
-from agzo.activations import ActivationCapture
+from agzo import AGZO
+from agzo.activations import capture
+from agzo.activations.capture import ActivationCapture
+from agzo.activations.subspace import leading
 from agzo.rng import Noise
-from agzo.select import select
-from agzo.subspace import leading
+from agzo.tuned.select import select
 from baselines import SGD, MeZO
 from experiments.config.schema import BadInput, compose
 from experiments.data import packing
@@ -134,7 +135,7 @@ def leading_with_signs(x: Tensor, rank: int, keep: Tensor | None = None) -> Tens
 def test_ten_steps_give_nearly_the_same_weights(family: str, method: str, monkeypatch):
     if (family, method) == ("gpt2", "agzo"):
         return  # its layers are no nn.Linear
-    monkeypatch.setattr(activations, "leading", leading_with_signs)
+    monkeypatch.setattr(capture, "leading", leading_with_signs)
     weights = []
     for batch in both("shared rows" if method == "agzo" else "lm"):
         model = ready(family)

@@ -12,7 +12,7 @@ from odd_models import ENCODERS, NO_COPIES, ONE_LENGTH, OTHERS, odd_model
 from text_models import byte_tokenizer, random_model
 from torch import nn
 
-from agzo.roles import Usage
+from agzo.tuned.roles import Usage
 from experiments.config.schema import BadInput
 from experiments.data.batches import collate
 from experiments.data.encode import Encoded, EncodeError, Encoder

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from agzo import AGZO
-from agzo.linears import body_linears, is_quantised, stored_bytes
+from agzo.tuned.linears import body_linears, is_quantised, stored_bytes
 from baselines import LOZO, SGD, AdamW, MeZO, ZOAct
 from experiments.config.schema import BadInput
 from experiments.merge import merge

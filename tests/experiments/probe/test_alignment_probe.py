@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from agzo import AGZO, alignment
-from agzo.spectrum import gradients
+from agzo.activations.spectrum import gradients
 from baselines import LOZO, DominantLayer, MeZO, ZOAct
 from experiments.probe.alignment import (
     Moment,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agzo import AGZO
-from agzo.spectrum import gradients
+from agzo.activations.spectrum import gradients
 from experiments.probe.alignment import Moment, whole_rows
 from experiments.probe.structure import cosine_rows, linear_layers, spectra_of
 from tests.methods import EXECUTIONS, METHODS, Method

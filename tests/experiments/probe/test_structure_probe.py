@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from agzo.select import Tuned
-from agzo.spectrum import gradients, spectrum
+from agzo.activations.spectrum import gradients, spectrum
+from agzo.tuned.select import Tuned
 from experiments.probe.structure import (
     choose,
     cosine_rows,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.alignment import beta
-from agzo.direction import Direction, LowRank
+from agzo.directions.direction import Direction, LowRank
+from agzo.directions.sampler import ActivationSubspace, Gaussian, RandomSubspace
 from agzo.estimator import Measurement
 from agzo.rng import Noise
-from agzo.sampler import ActivationSubspace, Gaussian, RandomSubspace
-from agzo.select import Tuned
+from agzo.tuned.select import Tuned
 from baselines import MeZO
 from experiments.theory import __main__ as command
 from experiments.theory import activations, batches, bias, cosine, page

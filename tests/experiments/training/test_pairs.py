@@ -8,7 +8,7 @@ import torch
 from text_models import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
-from agzo.layers import decoder_layers
+from agzo.tuned.layers import decoder_layers
 from baselines import DominantLayer
 from experiments.config.schema import AdapterConfig, BadInput
 from experiments.data.batches import collate

@@ -15,8 +15,8 @@ import pytest
 import tiny_run
 import torch
 
-from agzo.group import Group
-from agzo.pieces import Joint
+from agzo.distributed.group import Group
+from agzo.distributed.pieces import Joint
 from experiments.config.schema import BadInput
 from experiments.data.batches import collate
 from experiments.data.shares import Shares, cut, pieces

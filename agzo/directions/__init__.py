@@ -1,0 +1,1 @@
+"""What a direction is, and where a method looks for one."""

@@ -1,0 +1,1 @@
+"""How a loss is evaluated at perturbed weights: beside them, in place, compiled, streamed."""

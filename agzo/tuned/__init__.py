@@ -1,0 +1,1 @@
+"""Which parameters a method tunes, and what each is to its model."""
