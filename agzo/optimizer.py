@@ -8,8 +8,7 @@ Nothing in `step` waits for the device. Everything a resumed run needs is in `st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,31 +23,26 @@ from agzo.check import (
     check_rates,
     check_seed,
 )
-from agzo.directions.direction import Direction
 from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.directions.seen import OnSeenRows, SeenTokens
-from agzo.distributed.group import ALONE, UNSAID, Group
+from agzo.distributed.group import UNSAID, Group
 from agzo.distributed.pieces import Batch, Joint, joint
+from agzo.estimates import Estimates
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
-from agzo.execution.loss_check import Uses, check_loss, dropouts, refuse_dropout
 from agzo.execution.perturb import Directions, Execution, SideBranch
-from agzo.execution.steady import Steady, backward_refused
 from agzo.execution.weights import Resident, Weights, check_streamed
-from agzo.moments import KEPT, UPDATES, Moments, refuse_large_state
-from agzo.progress import ENTRY, Progress, saved_entry
+from agzo.guard import WAITING, Guard
+from agzo.moments import UPDATES, Moments, refuse_large_state
 from agzo.rng import STREAM, Noise
+from agzo.saved_state import SavedState
 from agzo.torch_calls.inputs import is_low_precision
 from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
 from agzo.tuned.coordinates import Moved
-from agzo.tuned.places import Places
 from agzo.tuned.select import Params, Tuned, select
-from agzo.update import ROUNDINGS, move
-
-CHANGEABLE = ("eps", "momentum", "beta2")
-"""Settings that may be changed between steps, as attributes; a state has those of its time."""
+from agzo.update import ROUNDINGS, Mover
 
 
-class ZeroOrderOptimizer(Progress):
+class ZeroOrderOptimizer(Estimates, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_sampler` and name their own hyperparameters.
@@ -151,9 +145,7 @@ class ZeroOrderOptimizer(Progress):
         self._execution: Execution = EXECUTIONS[execution]()
         device = self.tuned[0].device
         self.stream_version = STREAM
-        self._dropouts = dropouts(model)
-        self._steady = Steady(model, list({each.device for each in self.tuned}))
-        self._reached: set[str] = set()  # of the parameters that wait, in this step
+        self._guard = Guard(model, self.tuned)
         settings = {
             "method": type(self).__name__,
             **{key: getattr(self, key) for key in self.settings},
@@ -163,7 +155,7 @@ class ZeroOrderOptimizer(Progress):
 
     def _ready(self) -> None:
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
-        self._places = Places(self.model, self.tuned)
+        self._guard.follow(self.tuned)
         self._names = {each.parameter: each.name for each in self.tuned}
         self._aim()
         if self.rounding == "master":
@@ -252,7 +244,7 @@ class ZeroOrderOptimizer(Progress):
         zo = self._zo
         self._enter()
         batch = joint(closure, token_mask, self.accumulation, self.group)
-        if self._steady.switched() or zo["step"] == 0:
+        if self._guard.switched() or zo["step"] == 0:
             self._check(batch)
         measurement, finite = self._measure(batch, zo["step"])
         self.projected_grad = torch.stack([g for _, g in measurement.queries])
@@ -260,9 +252,7 @@ class ZeroOrderOptimizer(Progress):
             zo["alive"] &= each.to(zo["alive"].device)
         zo["alive"] &= torch.isfinite(measurement.loss).to(zo["alive"].device)
         self._move(measurement.queries, Noise(self.seed, zo["step"]))
-        if self._reached:
-            zo["waiting"] = [name for name in zo["waiting"] if name not in self._reached]
-            self._reached.clear()
+        self._guard.moved(zo)
         zo["step"] += 1
         self._look_later()
         return measurement.loss
@@ -283,62 +273,6 @@ class ZeroOrderOptimizer(Progress):
         )
         self._zo["step"] += 1
 
-    @apart
-    def estimate(
-        self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
-    ) -> Measurement:
-        """Measure as step number `step` (default: the next one) would, and move nothing.
-
-        For looking at a method: the directions and projected gradients are those of `step`. Weights
-        and the counts of steps and forwards stay; a method's bases are those taken here.
-        """
-        self._enter()
-        batch = joint(closure, token_mask, self.accumulation, self.group)
-        forwards = self._zo["forwards"]
-        try:
-            return self._measure(batch, self._zo["step"] if step is None else step)[0]
-        finally:
-            self._zo["forwards"] = forwards
-
-    @apart
-    def directions(
-        self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
-    ) -> tuple[list[Directions], Tensor]:
-        """Return the directions that step number `step` would measure on a batch, and its loss.
-
-        Takes one forward, in which bases are captured; it is not counted. `losses` evaluates them.
-        """
-        self._enter()
-        batch = joint(closure, token_mask, 1, ALONE)
-        capture, watch = self._looking(batch, step)
-        run = partial(self._run, batch)
-        loss = run() if watch is None else watch(run)
-        if capture is not None:
-            capture.finite()  # checks the mask's use
-        found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
-        for each in found:
-            list(each.values())  # sampled now: the next batch has other bases
-        return found, loss
-
-    @apart
-    def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
-        """Return the losses at W + scale * direction, (scales,); they are not counted.
-
-        The closure may be of another batch than that of the directions. Weights stay as they are.
-        """
-        run = partial(self._run, closure)
-        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
-        return torch.stack(found)
-
-    def _enter(self) -> None:
-        """Refuse a step or an estimate that the model or the optimizer is not ready for."""
-        self._places.check()
-        refuse_dropout(self._dropouts)
-        if not self._active:
-            raise ValueError(
-                "params: no tuned parameter requires grad any more; allowed is a model with one"
-            )
-
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
         capture, watch = self._looking(batch, step)
@@ -346,7 +280,7 @@ class ZeroOrderOptimizer(Progress):
             with self.around.entered():
                 self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
-        self._steady.begin()
+        self._guard.begin()
         measurement = measure(
             self.estimator,
             lambda: self._forward(batch),
@@ -358,7 +292,7 @@ class ZeroOrderOptimizer(Progress):
             together=self._weights.together,
             mean=lambda losses: self.group.mean(losses, batch.weight),
         )
-        self._steady.check(batch)
+        self._guard.end(batch)
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
 
@@ -371,17 +305,12 @@ class ZeroOrderOptimizer(Progress):
 
     def _forward(self, closure: Closure) -> Tensor:
         self._zo["forwards"] += self._execution.points
-        waiting = self._zo.get("waiting")
-        if waiting:
-            with Uses([each for each in self.tuned if each.name in waiting]) as watch:
-                loss = self._run(closure)
-            self._reached |= {watch.tuned[key] for key in watch.seen}
-        else:
+        with self._guard.running(self._zo):
             loss = self._run(closure)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
-        self._steady.evaluated()
+        self._guard.evaluated()
         return loss
 
     def _run(self, closure: Closure) -> Tensor:
@@ -398,158 +327,29 @@ class ZeroOrderOptimizer(Progress):
 
     def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
-        alive = self.finite.clone()  # streamed weights change later, by what held in this step
-        for group in self.param_groups:
-            decay = group["lr"] * group["weight_decay"]
-            keep = 1.0 - alive.double() * decay if decay else None
-            for parameter in group["params"]:
-                mine = [(d[parameter], g) for d, g in applied if parameter in d]
-                if not mine:
-                    continue
-                name, lr = self._names[parameter], group["lr"]
-                change = partial(self._change, parameter, name, mine, lr, keep, alive, noise)
-                self._weights.change(parameter, change)
+        refreshed = self._refreshes(noise.step)
+        self._mover().move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
 
-    def _change(
-        self,
-        parameter: nn.Parameter,
-        name: str,
-        queries: list[tuple[Direction, Tensor]],
-        lr: float,
-        keep: Tensor | None,
-        alive: Tensor,
-        noise: Noise,
-    ) -> None:
-        """Move one parameter, where it is now."""
-        device = parameter.device
-        queries = [(direction, g.to(device)) for direction, g in queries]
-        steps = self._steps(parameter, queries, lr, alive.to(device), noise.step)
-        keep = keep if keep is None else keep.to(device)
-        move(parameter, steps, keep, self.rounding, self._master(parameter), noise, name)
-
-    def _master(self, parameter: nn.Parameter) -> Tensor | None:
-        return self.state[parameter].get("master") if parameter in self.state else None
-
-    def _steps(
-        self,
-        parameter: nn.Parameter,
-        queries: list[tuple[Direction, Tensor]],
-        lr: float,
-        alive: Tensor,
-        step: int,
-    ) -> list[tuple[Direction, Tensor]]:
-        """Return (direction, factor) pairs to add; factors are 0 once a loss was not finite."""
-        if self._moments is None:
-            share = -lr / len(queries)
-            return [(d, torch.where(alive, g * share, 0.0)) for d, g in queries]
-        refreshed = self._refreshes(step)
-        moved = self._moments.direction(queries, self.state[parameter], step, refreshed, alive)
-        return [(moved, alive.double() * -lr)]
-
-    def _check(self, closure: Joint) -> None:
-        """Refuse, before the first step, a loss that no finite difference can be taken of."""
-        must_see, seen = isinstance(self._execution, SideBranch), self._seen
-        self._steady.begin(checking=True)
-
-        def forward() -> Tensor:
-            learn = self._look.learn(closure.pieces[0].token_mask)
-            with backward_refused(self._active), learn:
-                return self._forward(closure)
-
-        explain = partial(self._steady.refuse_noise, closure)
-        if seen is None:
-            waiting = check_loss(forward, self._active, must_see, self.model, explain)
-        else:
-            seen.begin(None)
-            watched = partial(seen.watch, forward)
-            waiting = check_loss(watched, self._active, must_see, self.model, explain)
-            self._zo["lookups"] = -(-seen.lookups // self.accumulation)  # of a piece
-        self._steady.check(closure)
-        if waiting and self._zo["step"] == 0:
-            self._wait_for(waiting)
-
-    def _wait_for(self, names: list[str]) -> None:
-        """Leave parameters out that the first batch passes by, until a batch reaches them."""
-        if self.group.size > 1:
-            raise ValueError(
-                f"no token of this process's share reaches {', '.join(names[:5])}; with "
-                f"{self.group.size} processes allowed are layers that every share reaches: use "
-                "one process, or leave them out with params="
-            )
-        self._zo["waiting"] = names
+    def _mover(self) -> Mover:
+        return Mover(self._weights, self._names, self.rounding, self._moments)
 
     @property
     def joined_late(self) -> bool:
         """Whether there is a parameter that did not take part from the first step on."""
-        return "waiting" in self._zo
+        return WAITING in self._zo
 
     @property
     def _active(self) -> list[Tuned]:
         """The parameters that take part now."""
-        waiting = self._zo.get("waiting", ())
-        return [e for e in self.tuned if e.parameter.requires_grad and e.name not in waiting]
+        return self._guard.active(self._zo)
 
-    def __getstate__(self) -> dict[str, Any]:
-        if not isinstance(self._weights, Resident):
-            raise TypeError(
-                "stream: an optimizer of streamed layers cannot be copied or pickled; allowed is "
-                "its state_dict()"
-            )
-        return super().__getstate__()
+    def _enter(self) -> None:
+        """Refuse a step or an estimate that the model or the optimizer is not ready for."""
+        self._guard.enter(self._zo)
 
-    def live_state(self) -> dict[str, Any]:
-        """Return torch's state dict, of weights and moments that are up to date, to write at once.
-
-        The settings are those of now; where one was changed after construction, "made_with" has
-        what it was.
-        """
-        self._weights.flush()
-        state = super().live_state()
-        entry = state["state"][ENTRY]
-        now = {key: getattr(self, key) for key in CHANGEABLE}
-        made = {key: entry["settings"][key] for key in now if now[key] != entry["settings"][key]}
-        entry = {**entry, "settings": {**entry["settings"], **now}}
-        state["state"][ENTRY] = {**entry, "made_with": made} if made else entry
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned; eps, momentum and beta2 are those of then.
-
-        Raises:
-            ValueError: another noise stream, or an optimizer that was made with other settings.
-        """
-        zo = saved_entry(state_dict)
-        if zo["stream"] != self.stream_version:
-            raise ValueError(
-                f"stream={zo['stream']!r}: allowed is {self.stream_version!r}; noise of another "
-                "stream version would continue a different run"
-            )
-        mine = self._zo["settings"]
-        made_with = {**zo["settings"], **zo.get("made_with", {})}
-        for key, value in made_with.items():
-            if key not in mine:
-                raise ValueError(
-                    f"{key}={value!r}: the loaded state was made with it, and "
-                    f"{type(self).__name__} of this version has no {key}; allowed are states of "
-                    "this version"
-                )
-            if value != mine[key]:
-                raise ValueError(
-                    f"{key}={mine[key]!r}: allowed is {value!r}, as when the loaded state was made"
-                )
-        self._weights.flush()
-        super().load_state_dict(state_dict)
-        self._zo["settings"] = made_with
-        self._zo.pop("made_with", None)
-        self.seed = zo["seed"]
-        for key in CHANGEABLE:
-            setattr(self, key, zo["settings"][key])
-        # torch casts floating-point state to the parameter's dtype; ours is float32 and stays so.
-        ordered = [p for group in self.param_groups for p in group["params"]]
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        devices = {each.parameter: each.device for each in self.tuned}
-        for saved_as, parameter in zip(keys, ordered, strict=True):
-            saved = state_dict["state"].get(saved_as, {})
-            for key in ("master", *KEPT):
-                if key in saved:
-                    self.state[parameter][key] = saved[key].clone().to(devices[parameter])
+    def _check(self, closure: Joint) -> None:
+        """Refuse, before the first step, a loss that no finite difference can be taken of."""
+        must_see = isinstance(self._execution, SideBranch)
+        self._guard.check(
+            self._zo, closure, self._forward, self._look, self._seen, must_see, self.group
+        )

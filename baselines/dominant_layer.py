@@ -24,7 +24,6 @@ from agzo.check import check_choice, check_count, check_mask
 from agzo.directions.sampler import Gaussian
 from agzo.distributed.pieces import Joint
 from agzo.estimator import Measurement
-from agzo.execution.loss_check import refuse_dropout
 from agzo.execution.perturb import Directions
 from agzo.execution.prefix import Prefix
 from agzo.optimizer import ZeroOrderOptimizer
@@ -144,7 +143,7 @@ class DominantLayer(ZeroOrderOptimizer):
         """
         if not batches:
             raise ValueError("batches=[]: allowed are one or more")
-        refuse_dropout(self._dropouts)
+        self._guard.refuse_dropout()
         scan = Scan(self._layers)
         for closure, mask in batches:
             check_mask(mask)

@@ -31,7 +31,6 @@ from agzo.rng import Noise
 from agzo.torch_calls.surroundings import apart
 from agzo.tuned.coordinates import Moved
 from agzo.tuned.linears import body_linears, held, is_quantised, sizes
-from agzo.tuned.places import Places
 from agzo.tuned.select import ParameterFilter, check_model
 from baselines.branch import NAME, Branch, refuse_merge
 
@@ -144,7 +143,7 @@ class ZOAct(ZeroOrderOptimizer):
             self.tuned = [each for each in self.tuned if id(each.parameter) in left]
             for group in self.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) in left]
-            self._places = Places(self.model, self.tuned)
+            self._guard.follow(self.tuned)
             listed = ", ".join(unreached[:3])
             self.studied = {
                 "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
