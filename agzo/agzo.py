@@ -25,7 +25,7 @@ from agzo.activations.accumulated import ACCUMULATED
 from agzo.activations.calls import Calls
 from agzo.activations.capture import ActivationCapture
 from agzo.check import check_choice, check_count, check_count_or_none
-from agzo.directions.sampler import ActivationSubspace, takes_bases
+from agzo.directions.activation_subspace import ActivationSubspace, takes_bases
 from agzo.distributed.pieces import Joint
 from agzo.execution.weights import Resident
 from agzo.optimizer import ZeroOrderOptimizer

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agzo.directions.direction import Direction, LowRank
+from agzo.directions.direction import Direction
+from agzo.directions.low_rank import LowRank
 from agzo.directions.seen import SeenRows
 from agzo.execution.perturb import Directions
 

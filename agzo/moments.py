@@ -30,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.directions.direction import ByRows, Direction, LowRank, Still
+from agzo.directions.direction import ByRows, Direction
+from agzo.directions.low_rank import LowRank, Still
 from agzo.rng import chunks
 
 UPDATES = ("sgd", "momentum", "adam")

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from agzo.check import check_count
-from agzo.directions.sampler import RandomSubspace
+from agzo.directions.random_subspace import RandomSubspace
 from agzo.execution.perturb import Directions
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise

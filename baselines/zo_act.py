@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from agzo.activations.calibration import Batches, leading_inputs
 from agzo.check import check_count
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from agzo.directions.sampler import check_rank
 from agzo.execution.perturb import Directions
 from agzo.execution.weights import Weights

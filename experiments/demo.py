@@ -11,7 +11,7 @@ a demo that was stopped goes on where it was.
 import sys
 import time
 
-from experiments.config.schema import compose
+from experiments.config.composed import compose
 from experiments.records.checkpoint import CheckpointError
 from experiments.records.interrupt import Interrupted
 from experiments.training.runner import NonFiniteLoss

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 
+from experiments.config.composed import read_yaml
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, ModelConfig, read_yaml
+from experiments.config.schema import BadInput, ModelConfig
 from experiments.models import loading
 
 ADAPTER = "adapter_config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import compose
+from experiments.config.composed import compose
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from text_models import byte_tokenizer, random_model
 from torch import Tensor, nn
 
-from experiments.config.schema import RunConfig, compose
+from experiments.config.composed import compose
+from experiments.config.schema import RunConfig
 from experiments.records import checkpoint, record
 
 

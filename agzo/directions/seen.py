@@ -28,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.direction import Branch, Direction, LowRank, at_least_float32
+from agzo.directions.direction import Direction, at_least_float32
+from agzo.directions.low_rank import Branch, LowRank
 from agzo.directions.sampler import DirectionSampler
 from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Joint, mask_now

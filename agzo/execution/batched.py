@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agzo.directions.direction import Branch, Direction, LowRank, at_least_float32
+from agzo.directions.direction import Direction, at_least_float32
+from agzo.directions.low_rank import Branch, LowRank
 from agzo.execution.perturb import SideBranch
 from agzo.execution.perturbed import Directions, Perturbed
 from agzo.kernels import thin

@@ -38,7 +38,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from agzo.directions.seen import SeenTokens
 from agzo.execution.loss_check import Uses
 from agzo.execution.perturbed import Perturbed, perturbed_into

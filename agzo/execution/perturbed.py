@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agzo.directions.direction import Branch, Direction, LowRank
+from agzo.directions.direction import Direction
+from agzo.directions.low_rank import Branch, LowRank
 from agzo.rng import CHUNK
 from agzo.torch_calls.inputs import is_transformed, storage, version
 from agzo.torch_calls.products import TIMES, TURNS, is_turned, product

@@ -17,7 +17,8 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agzo.directions.direction import LowRank, at_least_float32
+from agzo.directions.direction import at_least_float32
+from agzo.directions.low_rank import LowRank
 from agzo.kernels import thin
 from agzo.torch_calls.uses import TorchCalls, among, used
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import BadInput, RunConfig, changes
+from experiments.config.composed import changes
+from experiments.config.schema import BadInput, RunConfig
 from experiments.records import record
 from experiments.records.provenance import changes_since
 

@@ -19,7 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config.schema import COMPOSITION_ERRORS, CONF, BadInput, explain, resolve
+from experiments.config.composed import COMPOSITION_ERRORS, CONF, explain, resolve
+from experiments.config.schema import BadInput
 from experiments.launch import slurm
 from experiments.launch.job import LOG, Run
 from experiments.launch.pool import End, Pool, Worker

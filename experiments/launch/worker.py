@@ -44,7 +44,7 @@ def do(overrides: list[str]) -> dict[str, Any]:
 def _run(overrides: list[str]) -> None:
     import torch
 
-    from experiments.config.schema import compose
+    from experiments.config.composed import compose
     from experiments.training.session import run
 
     try:

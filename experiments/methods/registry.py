@@ -27,7 +27,8 @@ from baselines import (
     ZeroShot,
     ZOAct,
 )
-from experiments.config.schema import BadInput, RunConfig, refuse_beyond_int64
+from experiments.config.composed import refuse_beyond_int64
+from experiments.config.schema import BadInput, RunConfig
 from experiments.data.shares import Shares
 from experiments.tasks import get_task
 

@@ -23,7 +23,6 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +37,7 @@ from agzo.tuned.select import Tuned
 from agzo.update import ROUNDINGS, move
 from experiments.config.lists import count, positive_numbers, words
 from experiments.probe import slope
+from experiments.probe.arrival_sums import Sums, Tally, _merge
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options
 from experiments.records import tidy
 from experiments.records.tidy import Row
@@ -45,46 +45,6 @@ from experiments.records.tidy import Row
 HELP = "the share of the intended update that survives rounding, over lr"
 LRS = "1e-8,1e-7,1e-6,3e-6,1e-5,3e-5,1e-4,3e-4,1e-3,3e-3,1e-2,1e-1"
 EPS = 1e-3  # the directions do not depend on it, and the slope here is the exact one
-
-
-@dataclass
-class Sums:
-    """Inner products of actual and intended changes, added up over parameters (float64)."""
-
-    actual: float = 0.0
-    both: float = 0.0
-    intended: float = 0.0
-
-    def add(self, actual: Tensor, intended: Tensor) -> None:
-        """Add one parameter's changes, of the same shape."""
-        a, i = actual.double(), intended.double()
-        self.actual += a.square().sum().item()
-        self.both += (a * i).sum().item()
-        self.intended += i.square().sum().item()
-
-    def merge(self, other: "Sums") -> None:
-        """Add other changes."""
-        self.actual += other.actual
-        self.both += other.both
-        self.intended += other.intended
-
-    @property
-    def gain(self) -> float:
-        """Return <a, i> / |i|^2."""
-        return self.both / self.intended
-
-    @property
-    def noise(self) -> float:
-        """Return |a - gain i| / |i|."""
-        return math.sqrt(max(0.0, self.actual / self.intended - self.gain**2))
-
-
-@dataclass
-class Tally:
-    """What became of the updates of one policy and lr, over some of the parameters."""
-
-    singles: list[Sums]
-    total: Sums = field(default_factory=Sums)
 
 
 def arrivals(
@@ -253,11 +213,6 @@ def follow(
 def _master(weight: Tensor, rounding: str) -> Tensor | None:
     master = rounding == "master" and is_low_precision(weight.dtype)
     return weight.float() if master else None
-
-
-def _merge(into: Tally, other: Tally) -> None:
-    for mine, its in zip([into.total, *into.singles], [other.total, *other.singles], strict=True):
-        mine.merge(its)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

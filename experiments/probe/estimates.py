@@ -139,7 +139,8 @@ def makers(
         scene: the run, before its first step.
         layer: of the dominant layer, from 0, where that is not the run's own method.
     """
-    from experiments.config.schema import BadInput, compose
+    from experiments.config.composed import compose
+    from experiments.config.schema import BadInput
     from experiments.methods import registry
 
     if scene.config.method["name"] == "zo_act":

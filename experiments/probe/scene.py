@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.config.schema import BadInput, RunConfig, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput, RunConfig
 from experiments.data.batches import Batch, collate
 from experiments.methods import registry
 from experiments.models.loss import loss
-from experiments.training.prepare import Parts, prepare
+from experiments.training.parts import Parts
+from experiments.training.prepare import prepare
 
 
 @dataclass

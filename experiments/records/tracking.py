@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import FREE_KEYS, BadInput, RunConfig, flatten
+from experiments.config.composed import FREE_KEYS, flatten
+from experiments.config.schema import BadInput, RunConfig
 from experiments.config.shorten import shortened
 
 # What W&B's variable WANDB_MODE can say, its old words among them.

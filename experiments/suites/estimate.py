@@ -21,8 +21,8 @@ from experiments.config.schema import BadInput
 from experiments.evaluation.evaluate import Questions, evaluate
 from experiments.methods import registry
 from experiments.suites.plan import Group
-from experiments.training import prepare
-from experiments.training.prepare import Parts
+from experiments.training import budget, prepare
+from experiments.training.parts import Parts
 
 STEPS = 3  # timed after one that is not
 EXAMPLES = 32  # evaluated
@@ -92,8 +92,8 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     )
     trains = bool(getattr(optimizer, "trains", True))
     prepare.study(config, parts, optimizer)
-    steps = prepare.steps(config, optimizer) if trains else 0
-    looks = len(prepare.eval_steps(config, steps)) * len(parts.dev.encoded)
+    steps = budget.steps(config, optimizer) if trains else 0
+    looks = len(budget.eval_steps(config, steps)) * len(parts.dev.encoded)
     evaluated = looks + len(parts.eval.encoded)
     if getattr(optimizer, "demonstrations", 0):
         example *= _lengthening(parts, config.train.max_length)

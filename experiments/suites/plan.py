@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput
 from experiments.launch.job import Run
 from experiments.methods import registry
 from experiments.models.offload import check_offload
@@ -29,7 +30,7 @@ from experiments.suites.columns import (
     seeds_of,
 )
 from experiments.tasks import TASKS
-from experiments.training import prepare
+from experiments.training import budget
 
 RESERVED = (
     "experiment", "plan", "suite", "model", "task", "method", "seed", "variant", "train.select_by",
@@ -78,7 +79,7 @@ class Group:
         config = self.search[0].config
         values = registry.settings(config.method, config.precision.rounding)
         optimizer = registry.rehearse(config.method["name"], values)
-        return prepare.forwards(optimizer, prepare.steps(config, optimizer))
+        return budget.forwards(optimizer, budget.steps(config, optimizer))
 
 
 @dataclass(frozen=True)

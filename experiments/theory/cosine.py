@@ -12,7 +12,7 @@ from torch import Tensor
 from agzo import ZeroOrderOptimizer
 from agzo.activations.spectrum import gradients
 from agzo.alignment import beta, captured, cosine, expected_cosine
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from agzo.rng import Noise
 from experiments.theory.evidence import PILOT, Context, Row, but
 from experiments.theory.scenes import (

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agzo import ZeroOrderOptimizer
 from agzo.activations.spectrum import gradients
-from agzo.directions.sampler import ActivationSubspace
+from agzo.directions.activation_subspace import ActivationSubspace
 from agzo.execution.perturb import Directions, perturbed_copy
 from agzo.rng import Noise
 from agzo.torch_calls.surroundings import Closure

@@ -24,7 +24,7 @@ from experiments.records.interrupt import Interrupted, StopRequest
 from experiments.records.progress import Progress
 from experiments.records.tracking import Tracker, run_id
 from experiments.records.trajectory import Head, Step, Trajectory
-from experiments.training.prepare import Parts
+from experiments.training.parts import Parts
 
 
 class NonFiniteLoss(RuntimeError):

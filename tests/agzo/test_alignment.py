@@ -10,7 +10,8 @@ from torch import nn
 
 from agzo.activations.spectrum import gradients
 from agzo.alignment import beta, captured, cosine, expected_cosine, inner, norm
-from agzo.directions.direction import Dense, LowRank
+from agzo.directions.direction import Dense
+from agzo.directions.low_rank import LowRank
 from agzo.rng import Noise
 from tests.methods import METHODS, Method
 

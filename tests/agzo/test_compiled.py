@@ -14,7 +14,8 @@ from agzo.execution.compiled import CompiledLayers
 from agzo.execution.slotted import Slotted
 from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, SGD, MeZO
-from experiments.config.schema import BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput
 from experiments.data.batches import collate, collate_rows
 from experiments.data.encode import Encoder
 from experiments.models import attention
@@ -22,7 +23,7 @@ from experiments.models.loss import label_logits, loss
 from experiments.records.interrupt import Interrupted
 from experiments.tasks import TASKS, Example
 from experiments.training import compile_choice
-from experiments.training.prepare import Parts
+from experiments.training.parts import Parts
 from experiments.training.session import run
 from tests.methods import METHODS, Method
 from tests.networks import Block, Network, Stack, mlp, qwen3, stack, weights

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from agzo import AGZO
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from agzo.tuned.coordinates import coordinates
 from baselines import LOZO, LOZOM, SGD, AdamW, DominantLayer, MeZO, ZeroShot, ZOAct
 from tests.networks import mlp, qwen3, stack

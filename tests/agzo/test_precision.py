@@ -84,7 +84,7 @@ def test_master_stays_float32_through_a_state_dict():
 
 def test_stochastic_rounding_keeps_the_mean_of_many_small_updates():
     """500 updates of a tenth of a bfloat16 spacing: nearest loses all, stochastic none of them."""
-    from agzo.directions.direction import LowRank
+    from agzo.directions.low_rank import LowRank
     from agzo.rng import Noise
     from agzo.update import move
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from agzo import AGZO
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from agzo.execution.compiled import CompiledLayers
 from agzo.tuned.roles import Usage, roles
 from baselines import LOZO, LOZOM, MeZO, ZOAct

@@ -15,7 +15,8 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, LOZOM, DominantLayer, MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
-from experiments.config.schema import BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput
 from experiments.methods import registry
 from experiments.training import prepare
 from experiments.training.session import run

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from experiments import run as program
-from experiments.config import schema as configuration
-from experiments.config.schema import compose
+from experiments.config import composed as configuration
+from experiments.config.composed import compose
 from experiments.methods.registry import METHODS, method_class, method_keys
 
 REFUSED_WITHIN = 10.0  # seconds

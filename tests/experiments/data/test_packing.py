@@ -15,7 +15,8 @@ from agzo.activations.subspace import leading
 from agzo.rng import Noise
 from agzo.tuned.select import select
 from baselines import SGD, MeZO
-from experiments.config.schema import BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput
 from experiments.data import packing
 from experiments.data.batches import Batch, collate, collate_rows
 from experiments.data.encode import Encoder
@@ -25,6 +26,7 @@ from experiments.probe.memory_count import LiveBytes
 from experiments.records.interrupt import Interrupted
 from experiments.tasks import TASKS, Example
 from experiments.training import pack_choice, prepare
+from experiments.training import parts as parts_of_a_run
 from experiments.training.objective import minus_accuracy
 from experiments.training.session import run
 from tests.text_models import byte_tokenizer, random_model
@@ -353,10 +355,10 @@ def test_a_packed_run_resumes_exactly(tmp_path, monkeypatch, overrides):
             raise Interrupted("stop")
         return batch
 
-    monkeypatch.setattr(prepare, "collate", interrupt)
+    monkeypatch.setattr(parts_of_a_run, "collate", interrupt)
     with pytest.raises(Interrupted):
         run(config)
-    monkeypatch.setattr(prepare, "collate", real)
+    monkeypatch.setattr(parts_of_a_run, "collate", real)
     assert any(layout is not None for layout in layouts)
     tiny_run.assert_same(config, run(config), other, whole)
 

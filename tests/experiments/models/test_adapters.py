@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, FalconConfig
 
 from agzo import AGZO
 from baselines import LOZO, SGD, AdamW, MeZO
-from experiments.config.schema import AdapterConfig, BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import AdapterConfig, BadInput
 from experiments.data.batches import collate, pad_left
 from experiments.data.encode import Encoder
 from experiments.evaluation.generate import generate
@@ -23,6 +24,7 @@ from experiments.models.loss import accepted_keywords, loss
 from experiments.records import checkpoint
 from experiments.run import main
 from experiments.tasks import TASKS
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
 from experiments.training.prepare import virtual_tokens
 from experiments.training.session import run
@@ -421,7 +423,7 @@ def test_a_run_saves_the_adapter_alone_and_goes_on_exactly(tmp_path, monkeypatch
             raise Stopped
         return real(*arguments)
 
-    monkeypatch.setattr(prepare, "sample_batch", stop)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", stop)
     with pytest.raises(Stopped):
         run(config)
     monkeypatch.undo()

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from experiments import merge, replay
+from experiments.config.composed import compose, read_yaml
 from experiments.config.files import file_sha256
-from experiments.config.schema import BadInput, ModelConfig, compose, read_yaml
+from experiments.config.schema import BadInput, ModelConfig
 from experiments.models import adapters
 from experiments.records import checkpoint
 from experiments.records.trajectory import TRAJECTORY

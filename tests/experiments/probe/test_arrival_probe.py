@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agzo.directions.direction import LowRank
+from agzo.directions.low_rank import LowRank
 from baselines import MeZO
 from experiments.probe import __main__, arrival, scene, slope
 from experiments.probe.slope import Minibatch

@@ -15,6 +15,7 @@ import tiny_run
 from experiments.config.schema import BadInput
 from experiments.records import tracking
 from experiments.records.interrupt import Interrupted
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
 from experiments.training.session import run
 
@@ -182,7 +183,7 @@ def test_a_run_that_goes_on_mirrors_what_was_before(tmp_path, fake, monkeypatch)
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(prepare, "sample_batch", interrupt)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", interrupt)
     with pytest.raises(Interrupted):
         run(config)
     fake.run = FakeRun()

@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 
 from analysis.tables.table1 import main as table1
 from experiments import suite
-from experiments.config import schema as configuration
-from experiments.config.schema import CONF, BadInput, RunConfig, changes, compose
+from experiments.config import composed as configuration
+from experiments.config.composed import CONF, changes, compose
+from experiments.config.schema import BadInput, RunConfig
 from experiments.launch import pool, slurm
 from experiments.launch.job import State, look
 from experiments.models.loading import model_sha256
@@ -634,8 +635,9 @@ def test_an_unreachable_hub_says_what_to_do(plan, tmp_path, capsys, monkeypatch)
 def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
     plan(**{"scales.small.budgets.steps.zo": ["train.steps=400", "train.evals=4"]})
     code = (
-        "import pathlib, sys; from experiments import config, pool, suite; "
-        f"config.CONF = pathlib.Path({str(configuration.CONF)!r}); "
+        "import pathlib, sys; from experiments import suite; "
+        "from experiments.config import composed; from experiments.launch import pool; "
+        f"composed.CONF = pathlib.Path({str(configuration.CONF)!r}); "
         f"pool.Worker.command = {worker_with(configuration.CONF)!r}; "
         "sys.exit(suite.main(sys.argv[1:]))"
     )

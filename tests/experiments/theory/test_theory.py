@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.alignment import beta
-from agzo.directions.direction import Direction, LowRank
-from agzo.directions.sampler import ActivationSubspace, Gaussian, RandomSubspace
+from agzo.directions.activation_subspace import ActivationSubspace
+from agzo.directions.direction import Direction
+from agzo.directions.low_rank import LowRank
+from agzo.directions.random_subspace import RandomSubspace
+from agzo.directions.sampler import Gaussian
 from agzo.estimator import Measurement
 from agzo.rng import Noise
 from agzo.tuned.select import Tuned

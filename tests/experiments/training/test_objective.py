@@ -8,13 +8,15 @@ import torch
 
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
-from experiments.config.schema import BadInput, compose
+from experiments.config.composed import compose
+from experiments.config.schema import BadInput
 from experiments.data.encode import Encoder
 from experiments.evaluation.evaluate import evaluate, questions
 from experiments.evaluation.metrics import best_f1
 from experiments.probe import scene
 from experiments.suites.estimate import _step_seconds
 from experiments.tasks import TASKS, Example
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
 from experiments.training.objective import metric_objective
 from experiments.training.session import run
@@ -172,7 +174,7 @@ def test_a_run_on_the_metric_is_complete_and_goes_on_exactly(tmp_path, monkeypat
         return real(*arguments)
 
     config = tiny_run.config(tmp_path / "parts", *words, "train.checkpoint_every=5")
-    monkeypatch.setattr(prepare, "sample_batch", stop)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", stop)
     with pytest.raises(Stopped):
         run(config)
     monkeypatch.undo()

@@ -26,6 +26,7 @@ from experiments.models.loss import classification_losses, loss, mean_log_probs,
 from experiments.records import checkpoint, record
 from experiments.run import main
 from experiments.training import prepare, ranks, runner
+from experiments.training.parts import Parts
 from experiments.training.session import run
 from tests.agzo.test_group import free_port
 
@@ -238,7 +239,7 @@ def test_evaluation_says_that_it_goes_on(tmp_path, monkeypatch):
 
 def test_replicas_that_drift_end_the_run(tmp_path):
     def child(rank):
-        real = prepare.Parts.take
+        real = Parts.take
 
         def take(self, optimizer, *given):
             if rank == 1:
@@ -246,7 +247,7 @@ def test_replicas_that_drift_end_the_run(tmp_path):
                     optimizer.tuned[0].parameter.view(-1)[0] += 1e-4
             return real(self, optimizer, *given)
 
-        prepare.Parts.take = take
+        Parts.take = take
 
     codes, said = on(2, arguments(tmp_path, "method=mezo"), child)
     assert codes == [1, 1]

@@ -14,6 +14,7 @@ from experiments.methods import registry
 from experiments.methods.registry import METHODS
 from experiments.records import checkpoint
 from experiments.records.interrupt import Interrupted
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare, runner, session
 from experiments.training.session import run
 
@@ -142,7 +143,7 @@ def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undist
             os.kill(os.getpid(), signal.SIGINT)
         return real(*arguments)
 
-    monkeypatch.setattr(prepare, "sample_batch", interrupt)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", interrupt)
     with pytest.raises(Interrupted, match="checkpoint of step 6 is kept; the same command goes on"):
         run(config)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

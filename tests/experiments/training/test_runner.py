@@ -16,6 +16,7 @@ from experiments.methods.registry import METHODS
 from experiments.records import checkpoint
 from experiments.records.lock import lock
 from experiments.run import main
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare, runner, session
 from experiments.training.runner import NonFiniteLoss
 from experiments.training.session import run
@@ -169,7 +170,7 @@ def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(prepare, "sample_batch", interrupt)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", interrupt)
     assert main() == 128 + signal.SIGTERM
     assert "checkpoint of step 1 is kept" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("seed*")] == ["seed0"]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.config.schema import compose
+from experiments.config.composed import compose
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
 from experiments.training.session import run
 
@@ -42,7 +43,7 @@ def test_nothing_grows(tmp_path, monkeypatch, method):
         calls.append(1)
         return real(*arguments)
 
-    monkeypatch.setattr(prepare, "sample_batch", sample)
+    monkeypatch.setattr(parts_of_a_run, "sample_batch", sample)
     config = compose([
         "model=pocket", "data=pocket", "task=sst2", f"method={method}", f"out={tmp_path}",
         "tracking=disabled", "device=cpu", "threads=1", f"train.steps={STEPS}", "train.evals=4",
