@@ -20,7 +20,6 @@ from experiments.evaluation.evaluate import Questions
 from experiments.models.loss import loss
 from experiments.tasks import Task
 from experiments.training.objective import Objective, metric_objective
-from experiments.training.prepare import virtual_tokens
 
 
 @dataclass
@@ -109,3 +108,8 @@ class Parts:
         They see virtual tokens alone, or each length of row by itself.
         """
         return mask if self.asking.padded and not virtual_tokens(self.model) else None
+
+
+def virtual_tokens(model: nn.Module) -> int:
+    """Return how many tokens a prefix puts in front of every sequence, 0 without one."""
+    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)

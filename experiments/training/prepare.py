@@ -32,7 +32,7 @@ from experiments.models.reach import leave_out
 from experiments.tasks import Example, Task, get_task
 from experiments.training import compile_choice, pack_choice
 from experiments.training.budget import eval_steps, steps
-from experiments.training.parts import Parts
+from experiments.training.parts import Parts, virtual_tokens
 
 PREFIX_HINT = ", a table of embeddings; adapter.init=projected has linear layers as well"
 
@@ -199,11 +199,6 @@ def _context(model: nn.Module) -> int | None:
     """Return the longest sequence a model says it can take, behind its prefix if it has one."""
     longest = loading.context(getattr(model, "config", None))
     return None if longest is None else longest - virtual_tokens(model)
-
-
-def virtual_tokens(model: nn.Module) -> int:
-    """Return how many tokens a prefix puts in front of every sequence, 0 without one."""
-    return getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", 0)
 
 
 def _questions(

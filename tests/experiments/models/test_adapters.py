@@ -26,7 +26,7 @@ from experiments.run import main
 from experiments.tasks import TASKS
 from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
-from experiments.training.prepare import virtual_tokens
+from experiments.training.parts import virtual_tokens
 from experiments.training.session import run
 from tests.experiments.data.test_batches import EXAMPLES, ONE_TOKEN, TWO_OPTIONS, token_log_probs
 from tests.networks import qwen3

@@ -362,8 +362,8 @@ def test_run_choose_export_and_find_again(plan, tmp_path, capsys, monkeypatch):
 def worker_with(conf: Path) -> list[str]:
     """The worker's command, with its conf/ somewhere else."""
     code = (
-        "import pathlib, sys; from experiments import config; "
-        f"config.CONF = pathlib.Path({str(conf)!r}); "
+        "import pathlib, sys; from experiments.config import composed; "
+        f"composed.CONF = pathlib.Path({str(conf)!r}); "
         "from experiments.launch.worker import main; sys.exit(main())"
     )
     return [sys.executable, "-c", code]
