@@ -109,7 +109,7 @@ class AGZO(ZeroOrderOptimizer):
         self._settled = False  # whether a forward has shown what the tuned parameters are
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
-    def _sampler(self) -> ActivationSubspace:
+    def _make_sampler(self) -> ActivationSubspace:
         linear = [e for e in self.tuned if e.inputs is not None or self._is_seen_table(e)]
         unknown = [e for e in self.tuned if e.role == "other" and e.parameter.dim() == 2]
         if not linear and not unknown and not self._settled:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.activations.capture import ActivationCapture
 from agzo.check import (
     check_choice,
@@ -45,7 +46,7 @@ from agzo.update import ROUNDINGS, Mover
 class ZeroOrderOptimizer(Estimates, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
-    Subclasses override `_sampler` and name their own hyperparameters.
+    Subclasses override `_make_sampler` and name their own hyperparameters.
 
     Args:
         model: the module whose weights the closure's loss depends on, in eval() mode.
@@ -76,13 +77,11 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         ValueError: a hyperparameter out of range; the message names key, value and what is allowed.
     """
 
-    trains: ClassVar[bool] = True
-    alters: ClassVar[bool] = False  # whether it adds to the model or holds part in another dtype
-    studies: int = 0  # training batches that `study` wants to see before the first step
-    studied: dict[str, Any] | None = None  # what `study` found, for the record of a run
+    about: ClassVar[About] = About()
+    wants_batches: int = 0  # training batches that `calibrate` wants to see before the first step
+    calibrated: dict[str, Any] | None = None  # what `calibrate` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
     needs_data: str | None = None  # why directions cannot be made without the batches
-    fixed: ClassVar[tuple[str, ...]] = ()  # arguments a subclass sets itself or has no use for
     _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
         *("eps", "estimator", "queries", "rounding", "embeddings"),
@@ -155,7 +154,6 @@ class ZeroOrderOptimizer(Estimates, SavedState):
 
     def _ready(self) -> None:
         """Make what depends on which parameters are tuned: sampler and float32 copies."""
-        self._guard.follow(self.tuned)
         self._names = {each.parameter: each.name for each in self.tuned}
         self._aim()
         if self.rounding == "master":
@@ -165,25 +163,26 @@ class ZeroOrderOptimizer(Estimates, SavedState):
 
     def _aim(self) -> None:
         """Make the sampler of what is tuned, and refuse moments that are too large for it."""
-        self._look: DirectionSampler = self._sampler()
+        self._guard.follow(self.tuned)
+        self._sampler: DirectionSampler = self._make_sampler()
         tables = [each for each in self.tuned if each.role == "embedding"]
         self._seen = (
             SeenTokens(tables, self.group) if self.embeddings == "seen" and tables else None
         )
         if self._seen is not None:
-            self._look = OnSeenRows(self._look, self._seen)
+            self._sampler = OnSeenRows(self._sampler, self._seen)
         if self._moments is not None and not self.large_state:
             whole = sum(parameter.numel() for parameter in self.model.parameters())
-            sizes = {each.name: self._look.sizes(each) for each in self.tuned}
+            sizes = {each.name: self._sampler.sizes(each) for each in self.tuned}
             if self.tuned[0].device.type != "meta":  # a rehearsal says nothing of memory
                 refuse_large_state(self._moments, sizes, whole)
 
-    def _sampler(self) -> DirectionSampler:
+    def _make_sampler(self) -> DirectionSampler:
         return Gaussian()
 
     def moved(self) -> list[Moved]:
         """List the tensors of the model that move, see `agzo.tuned.coordinates`."""
-        return [self._look.moved(each) for each in self.tuned]
+        return [self._sampler.moved(each) for each in self.tuned]
 
     @property
     def _moments(self) -> Moments | None:
@@ -213,8 +212,8 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
     @apart
-    def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
-        """Look at `studies` batches, (closure, token mask) each, before the first step.
+    def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
+        """Look at `wants_batches` batches, (closure, token mask) each, before the first step.
 
         For methods that choose once what to tune or where to look; most have no need.
         """
@@ -258,7 +257,7 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         return measurement.loss
 
     @apart
-    def retrace(self, projected_grad: Tensor) -> None:
+    def replay(self, projected_grad: Tensor) -> None:
         """Move as the step did that measured `projected_grad`, (queries,), without a forward.
 
         Needs the weights, the state and the lr of that step; `needs_data` methods cannot.
@@ -299,7 +298,7 @@ class ZeroOrderOptimizer(Estimates, SavedState):
     def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
         """Return the capture of bases that is due, and what watches a forward at W for the step."""
         mask = batch.pieces[0].token_mask
-        capture = self._look.capture(Noise(self.seed, step), mask)
+        capture = self._sampler.capture(Noise(self.seed, step), mask)
         watch = None if capture is None else capture.watch
         return capture, watch if self._seen is None else self._seen.beside(watch, mask)
 
@@ -319,7 +318,7 @@ class ZeroOrderOptimizer(Estimates, SavedState):
             return closure()
 
     def _directions(self, noise: Noise) -> Directions:
-        return Sampled(self._active, lambda each: self._look.sample(each, noise))
+        return Sampled(self._active, lambda each: self._sampler.sample(each, noise))
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         """Return what the update applies: the evaluated directions themselves."""
@@ -351,5 +350,5 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         """Refuse, before the first step, a loss that no finite difference can be taken of."""
         must_see = isinstance(self._execution, SideBranch)
         self._guard.check(
-            self._zo, closure, self._forward, self._look, self._seen, must_see, self.group
+            self._zo, closure, self._forward, self._sampler, self._seen, must_see, self.group
         )

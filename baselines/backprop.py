@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.check import check_choice, check_count, check_number, check_rates
 from agzo.distributed.group import UNSAID, Group
 from agzo.distributed.pieces import Batch, Joint, joint
@@ -25,8 +26,7 @@ EMBEDDINGS = ("tuned", "frozen")  # a gradient has the rows seen alone in any ca
 class _Backprop(Progress):
     """What SGD and AdamW share: the closure interface and the counting."""
 
-    trains: ClassVar[bool] = True
-    needs_gradient: ClassVar[bool] = True
+    about: ClassVar[About] = About(needs_gradient=True)
     forwards_per_step: ClassVar[int] = 3
     stream_version: ClassVar[str] = ""
     rounding: ClassVar[str] = "nearest"

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.agzo import AGZO
 from agzo.check import check_choice, check_count, check_mask
 from agzo.directions.sampler import Gaussian
@@ -43,11 +44,11 @@ class DominantLayer(ZeroOrderOptimizer):
 
     Args:
         model, lr, eps, shared: see `ZeroOrderOptimizer`. Embeddings lie in no layer: frozen.
-        layer: index from 0 of the layer; None takes the detector's, and `study` must come before
-            the first step.
+        layer: index from 0 of the layer; None takes the detector's, and `calibrate` must come
+            before the first step.
         detector: one of `baselines.outliers.DETECTORS`.
-        scan_batches: training batches that `study` scans, one forward each; 0 only with `layer`,
-            whose scan is for the record.
+        scan_batches: training batches that `calibrate` scans, one forward each; 0 only with
+            `layer`, whose scan is for the record.
         base: "mezo", "lozo", "lozo_m" or "agzo"; an instance is of its class as well.
         estimator, update, rank, power_steps, refresh_every, basis, warm_start: the base's own; None
             is its default. "one_shot" is the refresh_every=None of AGZO itself.
@@ -58,8 +59,7 @@ class DominantLayer(ZeroOrderOptimizer):
             layer without parameters to tune, or one that shares weights with others.
     """
 
-    alters: ClassVar[bool] = True
-    fixed: ClassVar[tuple[str, ...]] = ("embeddings",)
+    about: ClassVar[About] = About(alters=True, fixed=("embeddings",))
 
     def __new__(cls, *_: Any, base: str = "mezo", **__: Any) -> DominantLayer:
         """Return an instance of the class that is `base` on one layer."""
@@ -110,7 +110,7 @@ class DominantLayer(ZeroOrderOptimizer):
             check_layer(layer, len(self._layers))
         self.base, self.layer, self.detector = base, layer, detector
         self.reuse_prefix = reuse_prefix
-        self.studies = scan_batches
+        self.wants_batches = scan_batches
         self._prefix = Prefix([])
         super().__init__(model, lr=lr, eps=eps, embeddings="frozen", **own, **shared)
         self.forwards_once = 2 + 3 * reuse_prefix + scan_batches  # see `_check`
@@ -135,7 +135,7 @@ class DominantLayer(ZeroOrderOptimizer):
         super()._ready()
 
     @apart
-    def study(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
+    def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Score every layer on these batches; choose the layer where none was given.
 
         Raises:
@@ -158,7 +158,7 @@ class DominantLayer(ZeroOrderOptimizer):
             self._ready()
         about = "as given" if given else f"the first outlier layer by {self.detector}"
         about += f" (scores {_listed(scores[self.detector])})"
-        self.studied = {
+        self.calibrated = {
             "summary": f"tunes layer {self.layer} of {len(self._layers)}, {about}",
             "layer": self.layer,
             "layers": len(self._layers),
@@ -209,7 +209,7 @@ class DominantLayer(ZeroOrderOptimizer):
 
     def _enter(self) -> None:
         if self.layer is None:
-            raise RuntimeError("layer=None: call study(batches) before the first step, or give it")
+            raise RuntimeError("layer=None: call calibrate(batches) before the first step")
         super()._enter()
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:

@@ -50,7 +50,7 @@ class LOZO(ZeroOrderOptimizer):
         self.published_refresh = published_refresh
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
-    def _sampler(self) -> RandomSubspace:
+    def _make_sampler(self) -> RandomSubspace:
         self._subspace = RandomSubspace(self.tuned, self.rank, self.refresh_every)
         return self._subspace
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.torch_calls.surroundings import Closure
 from agzo.tuned.select import Tuned
 
@@ -14,7 +15,7 @@ from agzo.tuned.select import Tuned
 class ZeroShot(torch.optim.Optimizer):
     """Evaluates only; `step` is an error."""
 
-    trains: ClassVar[bool] = False
+    about: ClassVar[About] = About(trains=False)
     forwards: ClassVar[int] = 0
     forwards_per_step: ClassVar[int] = 0
     stream_version: ClassVar[str] = ""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.activations.calibration import Batches, leading_inputs
 from agzo.check import check_count
 from agzo.directions.low_rank import LowRank
@@ -38,12 +39,12 @@ from baselines.branch import NAME, Branch, refuse_merge
 class ZOAct(ZeroOrderOptimizer):
     """Attach C V^T to the linear layers of a model, freeze the rest, and tune C.
 
-    `study` finds the bases and must be called before the first step.
+    `calibrate` finds the bases and must be called before the first step.
 
     Args:
         model, lr, eps, estimator, update, shared: see `ZeroOrderOptimizer`.
         rank: r, columns of each basis; a narrower layer has as many as its width.
-        calibration_batches: training batches that `study` is shown.
+        calibration_batches: training batches that `calibrate` is shown.
         calibration_passes: times it reads them, see `agzo.activations.calibration`.
         embeddings: "frozen" is all there is.
         params: None (every linear layer but the head), or a filter ``(name, weight) -> bool``.
@@ -52,7 +53,7 @@ class ZOAct(ZeroOrderOptimizer):
         ValueError: also for a model that an adapter of PEFT or of another ZO-Act is on.
     """
 
-    alters: ClassVar[bool] = True
+    about: ClassVar[About] = About(alters=True)
     needs_data = "its bases are of the activations of training batches"
     settings = (
         *ZeroOrderOptimizer.settings,
@@ -83,7 +84,7 @@ class ZOAct(ZeroOrderOptimizer):
                 f"embeddings={embeddings!r}: allowed is 'frozen'; ZO-Act tunes linear layers alone"
             )
         self.rank = rank
-        self.calibration_batches = self.studies = calibration_batches
+        self.calibration_batches = self.wants_batches = calibration_batches
         self.calibration_passes = check_count("calibration_passes", calibration_passes)
         calibration = self.calibration_batches * self.calibration_passes
         self.forwards_once = type(self).forwards_once + calibration
@@ -121,7 +122,7 @@ class ZOAct(ZeroOrderOptimizer):
         return found
 
     @apart
-    def study(self, batches: Batches) -> None:
+    def calibrate(self, batches: Batches) -> None:
         """Find the basis of each layer from batches, (closure, token mask) each.
 
         A layer that no batch reaches, or whose weight the model reads without calling it, is left
@@ -145,7 +146,7 @@ class ZOAct(ZeroOrderOptimizer):
                 group["params"] = [p for p in group["params"] if id(p) in left]
             self._guard.follow(self.tuned)
             listed = ", ".join(unreached[:3])
-            self.studied = {
+            self.calibrated = {
                 "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
                 "unreached": unreached,
             }
@@ -157,7 +158,7 @@ class ZOAct(ZeroOrderOptimizer):
         return {name: branch.basis for name, branch in self._branches.items()}
 
     def use(self, bases: Mapping[str, Tensor]) -> None:
-        """Take bases that were found before, as `bases` has them, in the place of `study`."""
+        """Take bases that were found before, as `bases` has them, in the place of `calibrate`."""
         shared: dict[int, Tensor] = {}  # layers with one input hold one tensor
         for name, branch in self._branches.items():
             basis = shared.setdefault(id(bases[name]), bases[name].to(branch.basis))
@@ -168,7 +169,7 @@ class ZOAct(ZeroOrderOptimizer):
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
         if not self._zo["studied"]:
-            raise RuntimeError("no bases yet; call study(batches) before the first step")
+            raise RuntimeError("no bases yet; call calibrate(batches) before the first step")
         super()._enter()
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:

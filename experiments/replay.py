@@ -70,7 +70,7 @@ def replay(
         for group, lr in zip(optimizer.param_groups, each.lr, strict=True):
             group["lr"] = lr
         dtype = DTYPES[head.dtype]
-        optimizer.retrace(torch.tensor(each.projected_grad, dtype=dtype, device=device))
+        optimizer.replay(torch.tensor(each.projected_grad, dtype=dtype, device=device))
     return model, tokenizer, optimizer
 
 
@@ -91,7 +91,7 @@ def _of(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 def _refuse_data(config: RunConfig, values: dict[str, Any]) -> None:
     name = config.method["name"]
     rehearsed = registry.rehearse(name, values)
-    if not hasattr(rehearsed, "retrace"):
+    if not hasattr(rehearsed, "replay"):
         raise BadInput(f"method={name}: it has no random directions; allowed are MeZO, LOZO, "
                        "LOZO-M and dominant-layer ZO")  # fmt: skip
     why = getattr(rehearsed, "needs_data", None)

@@ -27,8 +27,8 @@ class Method:
         """Construct the method on a network and let it study its batch, if it wants to."""
         given = {"lr": 1e-3, "eps": 1e-3, **self.options, **options}
         optimizer = self.optimizer(net.model, **given)
-        if optimizer.studies:
-            optimizer.study([(net.closure, net.token_mask)] * optimizer.studies)
+        if optimizer.wants_batches:
+            optimizer.calibrate([(net.closure, net.token_mask)] * optimizer.wants_batches)
         return optimizer
 
     def network(self, name: str, dtype: torch.dtype = torch.float32) -> Network:

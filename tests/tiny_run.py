@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from text_models import byte_tokenizer, random_model
 from torch import Tensor, nn
 
+from agzo.about import About
 from experiments.config.composed import compose
 from experiments.config.schema import RunConfig
 from experiments.records import checkpoint, record
@@ -98,7 +99,7 @@ class Tuned:
 class StandIn(torch.optim.Optimizer):
     """A method of the shared interface and no more: it shrinks all weights by the loss."""
 
-    trains: ClassVar[bool] = True
+    about: ClassVar[About] = About()
     forwards_per_step: ClassVar[int] = 1
     stream_version: ClassVar[str] = "stand-in"
     rounding: ClassVar[str] = "nearest"

@@ -101,8 +101,8 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     method = METHODS[case.method]
     closure = full_logits(model, ids) if method.textbook == case.method else plain
     optimizer = method.build(model, case.rank)
-    if getattr(optimizer, "studies", 0):
-        optimizer.study([(closure, mask)])
+    if getattr(optimizer, "wants_batches", 0):
+        optimizer.calibrate([(closure, mask)])
     if method.layers != "eager":
         layers = CompiledLayers(model, graphs=method.layers == "graphs")
         plain = closure = layers.around(plain)
@@ -176,7 +176,7 @@ def split(
         forward: seconds of a plain forward of this round; a difference may fall below 0 by noise.
     """
     noise = Noise(optimizer.seed, optimizer._zo["step"])
-    capture = optimizer._look.capture(noise, mask)
+    capture = optimizer._sampler.capture(noise, mask)
 
     def captured() -> None:
         with capture or nullcontext():

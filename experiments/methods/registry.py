@@ -32,7 +32,7 @@ from experiments.config.schema import BadInput, RunConfig
 from experiments.data.shares import Shares
 from experiments.tasks import get_task
 
-METHODS: dict[str, type[Optimizer]] = {
+METHODS: dict[str, type[Any]] = {
     "agzo": AGZO,
     "mezo": MeZO,
     "lozo": LOZO,
@@ -62,16 +62,16 @@ NO_ADAPTER: dict[str, dict[str, str]] = {
 WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a word"}
 
 
-def method_class(name: str) -> type[Optimizer]:
+def method_class(name: str) -> type[Any]:
     """Return the class of a method."""
     if name not in METHODS:
         raise BadInput(f"method={name}: unknown; allowed are {', '.join(METHODS)}")
     return METHODS[name]
 
 
-def method_keys(method: type[Optimizer]) -> dict[str, Any]:
+def method_keys(method: type[Any]) -> dict[str, Any]:
     """Return the keys of a method and their types."""
-    given = (*GIVEN, *getattr(method, "fixed", ()))
+    given = (*GIVEN, *method.about.fixed)
     return {name: kind for name, kind in _parameters(method).items() if name not in given}
 
 
@@ -126,7 +126,7 @@ def check_fit(config: RunConfig) -> None:
     """Refuse a method that cannot tune the run's adapter or cannot follow its objective."""
     name, adapter = config.method["name"], config.adapter.name
     method = method_class(name)
-    if adapter != "none" and not getattr(method, "trains", True):
+    if adapter != "none" and not method.about.trains:
         raise BadInput(
             f"adapter.name={adapter}: method={name} trains nothing, so it would report an adapter "
             "at its start; allowed is adapter=none"
@@ -136,7 +136,7 @@ def check_fit(config: RunConfig) -> None:
             f"adapter.name={adapter}: method={name} cannot tune it, because "
             f"{NO_ADAPTER[name][adapter]}"
         )
-    if config.train.objective == "metric" and getattr(method, "needs_gradient", False):
+    if config.train.objective == "metric" and method.about.needs_gradient:
         raise BadInput(
             f"train.objective=metric: the metric has steps and no derivative, which method={name} "
             "follows; allowed are zeroth-order methods, or train.objective=loss"
@@ -150,7 +150,7 @@ def check_fit(config: RunConfig) -> None:
         )
 
 
-def rehearse(name: str, values: dict[str, Any]) -> Optimizer:
+def rehearse(name: str, values: dict[str, Any]) -> Any:
     """Construct a method on a weightless layer, wide enough for any rank.
 
     The index of a layer is judged on the model itself.
@@ -172,7 +172,7 @@ def build(
 ) -> Optimizer:
     """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
     shares = shares or Shares()
-    trains = bool(getattr(method_class(name), "trains", True))
+    trains = method_class(name).about.trains
     if shares.count > 1 and trains and not (takes(name, "group") and takes(name, "accumulation")):
         raise BadInput(
             f"method={name}: its constructor takes no group and accumulation, so a batch cannot be "

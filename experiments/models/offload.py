@@ -30,7 +30,7 @@ def check_offload(config: RunConfig) -> None:
             "adapter.init=activations: it runs the model before its layers can be streamed; with "
             "model.offload=layers allowed are random, projected"
         )
-    if not getattr(method, "trains", True):
+    if not method.about.trains:
         return
     if not registry.takes(name, "stream"):
         able = [each for each in registry.METHODS if registry.takes(each, "stream")]

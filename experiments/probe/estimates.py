@@ -164,7 +164,7 @@ def makers(
             continue
         if issubclass(method, DominantLayer):
             values = values | dominant(scene, layer)
-        elif issubclass(method, ZeroOrderOptimizer) and not method.alters:
+        elif issubclass(method, ZeroOrderOptimizer) and not method.about.alters:
             values = values | {"embeddings": "tuned"}
         else:
             raise BadInput(f"--methods={name}: allowed are zeroth-order methods")
@@ -219,7 +219,7 @@ def _coefficients(scene: Scene, values: dict[str, Any]) -> Make:
     optimizer = registry.build("zo_act", scene.model, values, scene.config.seed)
     assert isinstance(optimizer, ZOAct)
     try:
-        prepare.study(scene.config, scene.parts, optimizer)
+        prepare.calibrate(scene.config, scene.parts, optimizer)
         bases = optimizer.bases
     finally:
         optimizer.remove()

@@ -95,6 +95,6 @@ def load(overrides: list[str]) -> Scene:
         )
     registry.check_fit(config)
     parts = prepare(config)
-    if not getattr(parts.optimizer, "trains", False):
+    if not parts.optimizer.about.trains:
         raise BadInput(f"method={config.method['name']}: allowed is a method that trains")
     return Scene(config, parts)

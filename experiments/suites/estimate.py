@@ -70,7 +70,7 @@ def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float
             except RuntimeError as error:  # out of memory among them
                 say(f"{group.name} cannot be timed: {str(error).splitlines()[0]}")
             method = registry.method_class(group.search[0].config.method["name"])
-            if getattr(method, "alters", False):
+            if method.about.alters:
                 parts = None  # the next one needs the model as it was
                 gc.collect()
         return seconds
@@ -90,8 +90,8 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     optimizer = registry.build(
         config.method["name"], parts.model, values, config.seed, parts.stream, parts.shares
     )
-    trains = bool(getattr(optimizer, "trains", True))
-    prepare.study(config, parts, optimizer)
+    trains = optimizer.about.trains
+    prepare.calibrate(config, parts, optimizer)
     steps = budget.steps(config, optimizer) if trains else 0
     looks = len(budget.eval_steps(config, steps)) * len(parts.dev.encoded)
     evaluated = looks + len(parts.eval.encoded)

@@ -138,7 +138,7 @@ def hold_bases(optimizer: ZeroOrderOptimizer, closure: Closure) -> dict[str, Ten
 
 def bases_of(optimizer: ZeroOrderOptimizer) -> dict[str, Tensor]:
     """Return the bases that an AGZO took last, (d_in, r) float64."""
-    look = optimizer._look
+    look = optimizer._sampler
     assert isinstance(look, ActivationSubspace)
     return {name: basis.double() for name, basis in look.bases.items()}
 

@@ -78,7 +78,7 @@ def choose(
     asked = config.train.compile
     if asked == "never":
         return CompileChoice(asked, "eager", "train.compile=never"), None
-    if not getattr(optimizer, "trains", True):
+    if not optimizer.about.trains:
         return CompileChoice(asked, "eager", f"method={config.method['name']} takes no steps"), None
     device = next(model.parameters()).device
     why = apart or obstacle(config, model, optimizer, task, device)

@@ -61,7 +61,7 @@ def choose(
     asked = config.train.packing
     if asked == "never":
         return PackChoice(asked, None, "train.packing=never")
-    if not getattr(optimizer, "trains", True):
+    if not optimizer.about.trains:
         return PackChoice(asked, None, f"method={config.method['name']} takes no steps")
     if compiled:
         return PackChoice(asked, None, f"train.compile={config.train.compile}: layers are compiled")

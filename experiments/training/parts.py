@@ -84,7 +84,7 @@ class Parts:
             return optimizer.step(self._cut(size, seed, step, self.shares.mine(size), pack=True))
 
     def shown(self, size: int, seed: int, step: int) -> Objective:
-        """Return the task's loss on the whole batch of a step, padded: what `study` is shown.
+        """Return the task's loss on the whole batch of a step, padded: what `calibrate` is shown.
 
         Each process looks at all of it, piece after piece, so that all find the same.
         """

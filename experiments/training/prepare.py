@@ -58,7 +58,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     splits = protocol(
         task, raw, train.num_train, train.num_dev, train.num_eval, seed=train.train_seed
     )
-    trains = bool(getattr(method, "trains", True))
+    trains = method.about.trains
     if trains and train.batch_size > len(splits.train):
         raise BadInput(
             f"train.batch_size={train.batch_size}: allowed are 1 to the number of training "
@@ -120,28 +120,28 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
         taken, looks, truncated, demonstrations, origin, own, stream,
         packing.least, shares, compiled, compiling.bucket, unrelated, trial.asking,
     )  # fmt: skip
-    study(config, parts, optimizer)
+    calibrate(config, parts, optimizer)
     parts.lines = _first_lines(config, parts, trial)
     return parts
 
 
-def study(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
+def calibrate(config: RunConfig, parts: Parts, optimizer: Optimizer) -> None:
     """Show a method that asks for it the first training batches of the run, before its first step.
 
     On resume as well: what a method learns there is a function of model and batches. They are
     padded, never packed: a scan for outliers looks at one example after the other.
     """
-    wanted: int = getattr(optimizer, "studies", 0)
+    wanted: int = getattr(optimizer, "wants_batches", 0)
     if not wanted:
         return
     assert isinstance(optimizer, ZeroOrderOptimizer)
     size, seed = config.train.batch_size, config.seed
     try:
-        optimizer.study([parts.shown(size, seed, step) for step in range(wanted)])
+        optimizer.calibrate([parts.shown(size, seed, step) for step in range(wanted)])
     except ValueError as error:
         raise registry.refusal(config.method["name"], config.method, error) from error
-    if optimizer.studied is not None and parts.shares.group.rank == 0:
-        print(f"{config.method['name']} {optimizer.studied['summary']}", file=sys.stderr)
+    if optimizer.calibrated is not None and parts.shares.group.rank == 0:
+        print(f"{config.method['name']} {optimizer.calibrated['summary']}", file=sys.stderr)
 
 
 def _settle(config: RunConfig, optimizer: Any, trial: Trial) -> None:
@@ -160,7 +160,7 @@ def _first_lines(config: RunConfig, parts: Parts, trial: Trial) -> list[str]:
     if parts.compiled is not None:
         trial.usage.no_basis(parts.compiled.without_slots())
         _settle(config, optimizer, trial)
-    if getattr(optimizer, "trains", True):
+    if optimizer.about.trains:
         said = [f"{config.method['name']}: {coordinates(parts.model, optimizer)}", *said]
     return said
 

@@ -54,7 +54,7 @@ def _result(
         "start_dev": progress.start_dev,
         "truncated": parts.truncated,
         "demonstrations": parts.demonstrations,
-        "study": getattr(optimizer, "studied", None),
+        "study": getattr(optimizer, "calibrated", None),
         "chance": _chance(parts),
         "forgetting": forgotten,
         "train_seconds": progress.train_seconds,

@@ -41,8 +41,8 @@ def test_the_readme_model_works_with_every_method_at_its_defaults(method):
 
     before = closure().item()
     optimizer = SMALL[method](model)
-    if getattr(optimizer, "studies", 0):
-        optimizer.study([(closure, None)] * optimizer.studies)
+    if getattr(optimizer, "wants_batches", 0):
+        optimizer.calibrate([(closure, None)] * optimizer.wants_batches)
     for _ in range(50):
         optimizer.step(closure)
     assert closure().item() < before
@@ -115,8 +115,8 @@ def test_a_matrix_too_small_for_the_rank_has_that_of_its_side_and_is_named(name,
     assert found.smaller_ranks == smaller
     layer, most = next(iter(smaller.items()))
     assert str(found).endswith(f"that of their shorter side ({layer}: {most})")
-    if optimizer.studies:
-        optimizer.study([(net.closure, None)] * optimizer.studies)
+    if optimizer.wants_batches:
+        optimizer.calibrate([(net.closure, None)] * optimizer.wants_batches)
     before = net.closure().item()
     for _ in range(20):
         optimizer.step(net.closure)
@@ -148,7 +148,7 @@ def test_an_adapter_of_zo_act_with_several_ranks_loads_in_peft(tmp_path):
         return model(ids).logits.float().logsumexp(-1).mean()
 
     many = torch.randint(3, 200, (8, 9), generator=torch.Generator().manual_seed(1))
-    optimizer.study([(lambda: model(many).logits.sum(), None)] * optimizer.studies)
+    optimizer.calibrate([(lambda: model(many).logits.sum(), None)] * optimizer.wants_batches)
     for _ in range(2):
         optimizer.step(closure)
     with torch.no_grad():

@@ -175,7 +175,7 @@ def test_a_weight_that_another_call_uses_is_still_an_error_of_agzo():
 def test_zo_act_trains_what_its_calibration_has_seen():
     model = MoE(skips=True)
     optimizer = ZOAct(model, lr=1e-3, eps=1e-3, calibration_batches=1, large_state=True)
-    optimizer.study([(loss_of(model, BOTH), None)])
+    optimizer.calibrate([(loss_of(model, BOTH), None)])
     for x in (FIRST, BOTH, FIRST):
         optimizer.step(loss_of(model, x))
     assert optimizer.finite

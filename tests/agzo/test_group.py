@@ -70,9 +70,9 @@ class Rows:
         optimizer = kind(
             self.model, lr=lr, group=group, accumulation=len(pieces), **zeroth, **options
         )
-        if getattr(optimizer, "studies", 0):
+        if getattr(optimizer, "wants_batches", 0):
             whole = self.piece(0, ROWS)
-            optimizer.study([(whole.closure, whole.token_mask)])
+            optimizer.calibrate([(whole.closure, whole.token_mask)])
         losses, slopes, sent = [], [], []
         for _ in range(STEPS):
             before = 0 if group is None else group.reduced_bytes

@@ -58,7 +58,7 @@ def test_moments_are_torchs_own_of_the_whole_estimates(update, optimizer, option
         estimates = {}
         for query, g in enumerate(method.projected_grad):
             for each in method.tuned:
-                drawn = method._look.sample(each, Noise(0, step, query))
+                drawn = method._sampler.sample(each, Noise(0, step, query))
                 if isinstance(drawn, LowRank) and update == "adam":
                     estimate, rights[each.name] = drawn.left.double(), drawn.right.double()
                 else:
@@ -237,7 +237,7 @@ def test_a_first_step_that_is_not_finite_leaves_no_trace_in_the_weights():
 def test_the_size_of_the_state_is_known_beforehand(optimizer, options, update):
     net = qwen3()
     method = optimizer(net.model, LR, EPS, **options, update=update)
-    counted = [method._moments.size(*method._look.sizes(each)) for each in method.tuned]
+    counted = [method._moments.size(*method._sampler.sizes(each)) for each in method.tuned]
     method.step(net.closure, net.token_mask)
     held = [
         sum(method.state[each.parameter][key].numel() for key in KEPT if key in state)

@@ -170,7 +170,7 @@ def test_published_lozo_applies_another_direction_on_refresh_steps():
             applied = net.model[0].weight.detach() - before
             from agzo.rng import Noise
 
-            evaluated = optimizer._look.sample(optimizer.tuned[0], Noise(0, step)).dense()
+            evaluated = optimizer._sampler.sample(optimizer.tuned[0], Noise(0, step)).dense()
             cosine = F.cosine_similarity(applied.flatten(), evaluated.double().flatten(), dim=0)
             refresh = step % 3 == 0
             if published and refresh:
@@ -261,7 +261,7 @@ def test_first_order_baselines_are_torchs_own():
 def test_zero_shot_takes_no_step():
     net = mlp()
     method = ZeroShot(net.model)
-    assert not method.trains
+    assert not method.about.trains
     with pytest.raises(RuntimeError, match="takes no training step"):
         method.step(net.closure)
 

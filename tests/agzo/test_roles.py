@@ -223,8 +223,10 @@ def test_conv1d_has_a_basis_and_every_method_moves_it():
         model = gpt2()
         optimizer = make(model)
         conv = [each for each in optimizer.tuned if each.role == "transposed"]
-        if optimizer.studies:
-            optimizer.study([(lambda model=model: text_loss(model), MASK)] * optimizer.studies)
+        if optimizer.wants_batches:
+            optimizer.calibrate(
+                [(lambda model=model: text_loss(model), MASK)] * optimizer.wants_batches
+            )
             assert len(optimizer.tuned) == 8
         elif isinstance(optimizer, AGZO):
             assert len(conv) == 8
@@ -237,7 +239,7 @@ def test_conv1d_has_a_basis_and_every_method_moves_it():
 def test_the_bases_of_zo_act_are_merged_into_a_weight_that_is_the_other_way_round(tmp_path):
     model = gpt2()
     optimizer = ZOAct(model, lr=0.05, eps=1e-2, rank=3)
-    optimizer.study([(lambda: text_loss(model), MASK)] * optimizer.studies)
+    optimizer.calibrate([(lambda: text_loss(model), MASK)] * optimizer.wants_batches)
     for _ in range(3):
         optimizer.step(lambda: text_loss(model))
     save_lora(model, optimizer.adapter(), tmp_path / "adapter")

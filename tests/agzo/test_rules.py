@@ -88,7 +88,7 @@ class WholeMoments:
         parts = []
         for parameter, part in zip(every, values.split([p.numel() for p in every]), strict=True):
             if parameter in tuned:  # the rest holds zeros
-                direction = self.optimizer._look.sample(tuned[parameter], noise)
+                direction = self.optimizer._sampler.sample(tuned[parameter], noise)
                 if isinstance(direction, LowRank):
                     assert self.optimizer.update == "momentum"  # Adam is not linear in these
                     right = direction.right.double()

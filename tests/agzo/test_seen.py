@@ -298,7 +298,7 @@ def test_what_cannot_be_is_refused():
         SGD(qwen3().model, 1e-3, embeddings="seen")
     optimizer = make("mezo", qwen3().model)
     with pytest.raises(RuntimeError, match="rows of each batch's tokens"):
-        optimizer.retrace(torch.ones(1))
+        optimizer.replay(torch.ones(1))
 
 
 def test_positions_of_opt_are_rows_too():

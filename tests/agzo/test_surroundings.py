@@ -36,8 +36,8 @@ def amp() -> Any:
 
 def make(name: str, net: Network, **options: Any) -> Any:
     optimizer = ALL[name](net.model, lr=1e-2, eps=1e-2, **options)
-    if optimizer.studies:
-        optimizer.study([(net.closure, net.token_mask)])
+    if optimizer.wants_batches:
+        optimizer.calibrate([(net.closure, net.token_mask)])
     return optimizer
 
 
@@ -169,7 +169,7 @@ def test_bases_directions_and_updates_are_never_rounded_to_autocasts_precision(n
             direction = directions[net.model.get_parameter("first.weight")]
             found.append([direction.left, direction.right, direction.dense()])
             if name == "lozo":
-                optimizer.retrace(torch.tensor([0.5]))
+                optimizer.replay(torch.tensor([0.5]))
                 found[-1] += list(weights(net.model).values())
     for exact, cast in zip(*found, strict=True):
         assert exact.equal(cast)

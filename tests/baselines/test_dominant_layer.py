@@ -18,7 +18,7 @@ from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_ma
 from experiments.config.composed import compose
 from experiments.config.schema import BadInput
 from experiments.methods import registry
-from experiments.training import prepare
+from experiments.training import parts as parts_of_a_run
 from experiments.training.session import run
 from tests.experiments.training.test_resume import run_and_die
 from tests.networks import Block, Network, Stack, qwen3, weights
@@ -55,7 +55,7 @@ def test_every_detector_finds_a_planted_outlier(family, layer):
 
 def study(optimizer: ZeroOrderOptimizer, batches: int = 1) -> Network:
     nets = [network(optimizer.model, seed) for seed in range(1, batches + 1)]
-    optimizer.study([(net.closure, net.token_mask) for net in nets])
+    optimizer.calibrate([(net.closure, net.token_mask) for net in nets])
     return nets[0]
 
 
@@ -87,10 +87,10 @@ def test_a_layer_that_is_given_is_tuned_and_the_scan_is_for_the_record():
     optimizer.step(net.closure, net.token_mask)
     moved = {name for name, p in model.named_parameters() if not p.equal(before[name])}
     assert moved == {name for name in before if ".layers.4." in name}
-    assert optimizer.studied is not None
-    assert optimizer.studied["given"] is True
-    assert optimizer.studied["layer"] == 4
-    assert optimizer.studied["found"] == dict.fromkeys(DETECTORS, 2)
+    assert optimizer.calibrated is not None
+    assert optimizer.calibrated["given"] is True
+    assert optimizer.calibrated["layer"] == 4
+    assert optimizer.calibrated["found"] == dict.fromkeys(DETECTORS, 2)
     assert optimizer.forwards == optimizer.forwards_once + optimizer.forwards_of_step(0)
 
 
@@ -146,10 +146,10 @@ def test_one_shot_bases_are_those_of_the_first_batch_and_null_is_the_bases_defau
 
 def test_a_step_before_the_layer_is_known_is_an_error():
     net = network(random_model("qwen3"))
-    with pytest.raises(RuntimeError, match=r"layer=None: call study"):
+    with pytest.raises(RuntimeError, match=r"layer=None: call calibrate"):
         method(net.model).step(net.closure, net.token_mask)
     with pytest.raises(ValueError, match=r"batches=\[\]: allowed are one or more"):
-        method(net.model).study([])
+        method(net.model).calibrate([])
 
 
 def test_the_base_method_works_as_it_does_alone_on_those_parameters():
@@ -289,7 +289,9 @@ def test_reused_layers_give_the_same_bits_and_are_run_once(family, options):
         per_step = optimizer.forwards_per_step
         before = 5 if reuse else 5 * per_step
         assert counts == [before] * 3 + [5 * per_step] * 2
-        assert optimizer.forwards == optimizer.forwards_once - optimizer.studies + 6 * per_step
+        assert (
+            optimizer.forwards == optimizer.forwards_once - optimizer.wants_batches + 6 * per_step
+        )
         assert not any("forward" in vars(layer) for layer in layers)
         ends.append((torch.stack(losses), weights(net.model)))
     assert ends[0][0].equal(ends[1][0])
@@ -468,7 +470,7 @@ def test_a_run_scans_tunes_and_goes_on_exactly_after_a_kill(tmp_path, planted):
     assert len(result["study"]["scores"]["super_weight"]) == DEPTH
     assert result["forwards"] == 2 + 2 + 3 + 12 * 2  # scan, check, check of reuse, steps
     assert result["embeddings"] == "frozen"
-    run_and_die(killed, prepare, "sample_batch", 2 + 7)
+    run_and_die(killed, parts_of_a_run, "sample_batch", 2 + 7)
     resumed = run(killed)
     assert resumed["resumed_at"] == [4]
     tiny_run.assert_same(killed, resumed, whole, result)

@@ -174,7 +174,7 @@ def test_full_width_is_plain_zo_on_the_weights():
     optimizer = ZOAct(
         net.model, lr, eps, rank, 1, update="sgd", params=lambda name, _: "down_proj" not in name
     )
-    optimizer.study([(net.closure, net.token_mask)])
+    optimizer.calibrate([(net.closure, net.token_mask)])
     measured = optimizer.estimate(net.closure, net.token_mask)
     ((directions, g),) = measured.queries
     own = dict(plain.model.named_parameters())
@@ -205,7 +205,7 @@ def test_a_narrow_basis_measures_the_projected_gradient():
     """g is <G V V^T, Z V^T>: the slope of the weights' gradient as far as V holds it."""
     net, plain = qwen3(torch.float64), qwen3(torch.float64)
     optimizer = ZOAct(net.model, 1e-3, 1e-6, 2, 1, update="sgd")
-    optimizer.study([(net.closure, net.token_mask)])
+    optimizer.calibrate([(net.closure, net.token_mask)])
     ((directions, g),) = optimizer.estimate(net.closure).queries
     plain.closure().backward()
     gradients = {name: p.grad for name, p in plain.model.named_parameters()}
@@ -220,7 +220,7 @@ def test_a_narrow_basis_measures_the_projected_gradient():
 def test_adam_on_the_coefficients_equals_its_textbook_form(estimator):
     net = qwen3(torch.float64)
     optimizer = ZOAct(net.model, 0.01, 1e-3, 2, 1, estimator=estimator, queries=2, large_state=True)
-    optimizer.study([(net.closure, net.token_mask)])
+    optimizer.calibrate([(net.closure, net.token_mask)])
     ours = {each.parameter: torch.zeros_like(each.parameter) for each in optimizer.tuned}
     first = {c: torch.zeros_like(c) for c in ours}
     second = {c: torch.zeros_like(c) for c in ours}
@@ -240,7 +240,7 @@ def test_a_step_of_the_coefficients_is_not_lost_beside_bfloat16_weights():
     layer = nn.Sequential(nn.Linear(16, 8, bias=False)).to(torch.bfloat16).eval()
     x = torch.randn(20, 16, dtype=torch.bfloat16)
     optimizer = ZOAct(layer, 0.1, 1e-3, large_state=True)
-    optimizer.study([(lambda: layer(x).sum(), None)])
+    optimizer.calibrate([(lambda: layer(x).sum(), None)])
     with torch.no_grad():
         layer[0].weight.zero_()
         optimizer.tuned[0].parameter.fill_(0.3)
@@ -280,7 +280,7 @@ def test_a_merge_into_bfloat16_rounds_once():
     model = nn.Sequential(nn.Linear(16, 8)).to(torch.bfloat16).eval()
     x = torch.randn(20, 16, dtype=torch.bfloat16)
     optimizer = ZOAct(model, 0.1, 1e-3, update="sgd")
-    optimizer.study([(lambda: model(x).sum(), None)])
+    optimizer.calibrate([(lambda: model(x).sum(), None)])
     optimizer.step(lambda: model(x).float().square().mean())
     ((a, b),) = optimizer.adapter().values()
     wanted = (model[0].weight.float() + b @ a).to(torch.bfloat16)
@@ -317,7 +317,7 @@ def test_a_run_saves_an_adapter_and_checkpoints_hold_no_frozen_weight(tmp_path):
     loaded = PeftModel.from_pretrained(model, str(config.folder / "model")).eval()
     own = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     optimizer = ZOAct(own, 1.0, 1.0)
-    optimizer.study([(lambda: own(IDS).logits.mean(), None)])
+    optimizer.calibrate([(lambda: own(IDS).logits.mean(), None)])
     checkpoint.load_weights(config.folder / "checkpoints", result["best_step"], own)
     torch.testing.assert_close(loaded(IDS).logits, own(IDS).logits, rtol=1e-4, atol=1e-4)
     assert (config.folder / "model" / "tokenizer.json").exists()
@@ -378,23 +378,23 @@ def test_bad_calibration_is_refused():
     net = qwen3()
     options = {"lr": 0.1, "eps": 0.1, "large_state": True}
     optimizer = ZOAct(net.model, **options)
-    with pytest.raises(RuntimeError, match="no bases yet; call study"):
+    with pytest.raises(RuntimeError, match="no bases yet; call calibrate"):
         optimizer.step(net.closure)
     with pytest.raises(ValueError, match="calibration: no batches; allowed is at least one"):
-        optimizer.study([])
+        optimizer.calibrate([])
     nothing = torch.zeros(3, 7, dtype=torch.bool)
     with pytest.raises(ValueError, match="rank=1: the calibration batches hold 0 tokens for layer"):
-        optimizer.study([(net.closure, nothing)])
+        optimizer.calibrate([(net.closure, nothing)])
     with pytest.raises(ValueError, match="the token mask fits no layer's input"):
-        optimizer.study([(net.closure, nothing[:, 1:])])
+        optimizer.calibrate([(net.closure, nothing[:, 1:])])
     with pytest.raises(ValueError, match="no batch reaches any of 14 layers"):
-        optimizer.study([(lambda: torch.zeros(()), None)])
+        optimizer.calibrate([(lambda: torch.zeros(()), None)])
     with pytest.raises(ValueError, match="has a branch of ZO-Act already"):
         ZOAct(net.model, **options)
     with torch.no_grad():
         net.model.model.embed_tokens.weight.fill_(float("nan"))  # pyright: ignore
     with pytest.raises(ValueError, match=r"input of layer model\.layers\.0.* is not finite"):
-        optimizer.study([(net.closure, net.token_mask)])
+        optimizer.calibrate([(net.closure, net.token_mask)])
 
 
 def test_a_weight_of_two_layers_cannot_be_merged_or_looked_at():

@@ -128,7 +128,7 @@ def wrong(draw):
 
 def try_combination(tmp_path_factory, overrides):
     out = tmp_path_factory.mktemp("fuzz")
-    trains = method_class(overrides[0].partition("=")[2]).trains  # pyright: ignore
+    trains = method_class(overrides[0].partition("=")[2]).about.trains  # pyright: ignore
     arguments = tiny_run.arguments if trains else without_lr(tiny_run.arguments)
     with mock.patch.object(tiny_run, "arguments", arguments):
         assert_starts_or_is_refused(out, overrides)

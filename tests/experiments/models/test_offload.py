@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from experiments.config.schema import BadInput
 from experiments.models.offload import check_offload
 from experiments.probe import scene
-from experiments.training import prepare, runner
+from experiments.training import parts as parts_of_a_run
+from experiments.training import runner
 from experiments.training.session import run
 from tests.experiments.training.test_resume import run_and_die
 
@@ -56,7 +57,9 @@ def test_a_streamed_run_has_the_result_of_a_resident_one(tmp_path, overrides):
     assert_same(*both(tmp_path, *overrides))
 
 
-@pytest.mark.parametrize("where", [(prepare, "sample_batch", 7), (runner, "evaluate", 4)], ids=str)
+@pytest.mark.parametrize(
+    "where", [(parts_of_a_run, "sample_batch", 7), (runner, "evaluate", 4)], ids=str
+)
 def test_a_run_that_dies_goes_on_streamed_or_not(tmp_path, where):
     begun = tiny_run.config(tmp_path / "two", "method=agzo", STREAMED)
     run_and_die(begun, *where)

@@ -13,6 +13,7 @@ from experiments.config.schema import BadInput
 from experiments.merge import merge
 from experiments.models import quantise as quantising
 from experiments.models.quantise import quantise
+from experiments.training import parts as parts_of_a_run
 from experiments.training.session import run
 from tests.baselines.test_zo_act import IDS, MASK, save_lora, token_loss, trained
 from tests.networks import Network
@@ -123,7 +124,7 @@ def test_a_layer_with_a_bias_in_every_dtype(kind, dtype):
         plain = small(x).float()
         quantise(small, kind)
         optimizer = ZOAct(small, 1e-2, 1e-3, update="sgd", calibration_batches=1)
-        optimizer.study([(lambda: small(x).float().square().mean(), None)])
+        optimizer.calibrate([(lambda: small(x).float().square().mean(), None)])
         assert (small(x).float() - plain).norm() < {"int8": 0.01, "int4": 0.12}[kind] * plain.norm()
         for _ in range(3):
             optimizer.step(lambda: small(x).float().square().mean())
@@ -170,9 +171,9 @@ def test_a_run_on_a_quantised_model_goes_on_exactly(tmp_path):
     ):
         merge(config.folder, tmp_path / "merged")
     interrupted = tiny_run.config(tmp_path / "parts", *overrides)
-    from tests.test_resume import prepare, run_and_die
+    from tests.test_resume import run_and_die
 
-    run_and_die(interrupted, prepare, "sample_batch", 4 + 7)
+    run_and_die(interrupted, parts_of_a_run, "sample_batch", 4 + 7)
     again = run(interrupted)
     assert again["resumed_at"] == [4]
     tiny_run.assert_same(interrupted, again, config, result)

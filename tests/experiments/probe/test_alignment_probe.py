@@ -153,7 +153,7 @@ def language_model():
     model, closure = net.model, net.closure
     tuned = AGZO(model, lr=1, eps=1).tuned
     optimizer = ZOAct(model, lr=1e-3, eps=1e-3, rank=2, large_state=True)
-    optimizer.study([(closure, net.token_mask)])
+    optimizer.calibrate([(closure, net.token_mask)])
     bases = optimizer.bases
     optimizer.remove()
     return model, Moment(0, closure, net.token_mask, gradients(closure, tuned)), tuned, bases  # pyright: ignore

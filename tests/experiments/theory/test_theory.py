@@ -137,8 +137,8 @@ class ScaledSampler(ActivationSubspace):
 
 
 class Scaled(AGZO):
-    def _sampler(self):
-        super()._sampler()
+    def _make_sampler(self):
+        super()._make_sampler()
         linear = [each for each in self.tuned if each.role == "linear"]
         self._subspace = ScaledSampler(
             linear, self.rank, self.power_steps, self.refresh_every, self.include_padding

@@ -18,6 +18,7 @@ from experiments.models import adapters
 from experiments.models.loss import loss
 from experiments.probe import scene
 from experiments.tasks import TASKS
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
 from experiments.training.session import run
 from tests.experiments.data.test_batches import EXAMPLES
@@ -75,7 +76,7 @@ def test_a_dominant_layer_of_an_adapted_model_is_its_adapter(family, base, layer
         optimizer = DominantLayer(
             model, 1e-3, 1e-3, layer=layer, base=base, reuse_prefix=reuse, **options
         )
-        optimizer.study([(lambda m=model: loss(m, batch), batch.token_mask)])
+        optimizer.calibrate([(lambda m=model: loss(m, batch), batch.token_mask)])
         for _ in range(3):
             optimizer.step(lambda m=model: loss(m, batch), batch.token_mask)
         moved = {name for name, p in model.named_parameters() if not p.equal(before[name])}
@@ -95,7 +96,7 @@ def test_a_run_tunes_the_adapter_of_one_layer_and_goes_on_exactly(tmp_path):
     assert result["adapter"]["name"] == "lora"
     assert 0 < result["tuned_parameters"] < result["adapter"]["parameters"]
     killed = tiny_run.config(tmp_path / "killed", *words)
-    run_and_die(killed, prepare, "sample_batch", 7)
+    run_and_die(killed, parts_of_a_run, "sample_batch", 7)
     again = run(killed)
     assert again["resumed_at"] == [4]
     tiny_run.assert_same(killed, again, whole, result)
@@ -130,7 +131,7 @@ def test_moments_and_variants_inside_one_layer_go_on_exactly(tmp_path, options):
     words = (*DOMINANT, *(f"method.{option}" for option in options))
     whole, killed = (tiny_run.config(tmp_path / end, *words) for end in ("whole", "killed"))
     result = run(whole)
-    run_and_die(killed, prepare, "sample_batch", 7)
+    run_and_die(killed, parts_of_a_run, "sample_batch", 7)
     again = run(killed)
     assert again["resumed_at"] == [4]
     tiny_run.assert_same(killed, again, whole, result)
@@ -156,7 +157,7 @@ def test_moments_of_an_adapter_go_on_exactly(tmp_path, update):
     words = ("method=agzo", "adapter=lora", f"method.update={update}", "method.large_state=true")
     whole, killed = (tiny_run.config(tmp_path / end, *words) for end in ("whole", "killed"))
     result = run(whole)
-    run_and_die(killed, prepare, "sample_batch", 7)
+    run_and_die(killed, parts_of_a_run, "sample_batch", 7)
     tiny_run.assert_same(killed, run(killed), whole, result)
 
 

@@ -20,8 +20,8 @@ from experiments.training.session import run
 
 # Where the process is killed: a function of the package, and at which of its calls.
 KILLS = {
-    "at the first step": (prepare, "sample_batch", 1),
-    "in mid-training": (prepare, "sample_batch", 7),
+    "at the first step": (parts_of_a_run, "sample_batch", 1),
+    "in mid-training": (parts_of_a_run, "sample_batch", 7),
     "while files are hashed": (checkpoint, "file_sha256", 2),
     "in the second checkpoint": (checkpoint, "_flush", 8),
     "before old checkpoints go": (checkpoint, "prune", 3),
@@ -85,15 +85,15 @@ QUICK = ("agzo", "mezo", "zo_act")  # the others in the slow tests
     [
         pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
         for name, method in METHODS.items()
-        if method.trains  # pyright: ignore
+        if method.about.trains  # pyright: ignore
     ],
 )
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
-    studied = getattr(rehearsed, "studies", 0)
-    run_and_die(config, prepare, "sample_batch", 7 + studied)
-    run_and_die(config, prepare, "sample_batch", 5 + studied)
+    studied = getattr(rehearsed, "wants_batches", 0)
+    run_and_die(config, parts_of_a_run, "sample_batch", 7 + studied)
+    run_and_die(config, parts_of_a_run, "sample_batch", 5 + studied)
     result = run(config)
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
@@ -116,7 +116,7 @@ def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
     """Files keep no layout, and products round by it."""
     overrides = ("method=agzo", *(f"method.{option}" for option in options))
     config = tiny_run.config(tmp_path, *overrides, "train.checkpoint_every=5")
-    run_and_die(config, prepare, "sample_batch", 7)
+    run_and_die(config, parts_of_a_run, "sample_batch", 7)
     result = run(config)
     assert result["resumed_at"] == [5]
     config.train.checkpoint_every = None
@@ -128,7 +128,7 @@ def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
 def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
     overrides = ("method=lozo", f"precision={precision}")
     config = tiny_run.config(tmp_path, *overrides)
-    run_and_die(config, prepare, "sample_batch", 7)
+    run_and_die(config, parts_of_a_run, "sample_batch", 7)
     tiny_run.assert_same(config, run(config), *undisturbed(*overrides))
 
 
@@ -180,7 +180,7 @@ def test_a_process_killed_at_any_moment_goes_on_exactly(tmp_path, undisturbed):
 def test_data_that_changed_since_the_start_are_refused(tmp_path):
     tiny_run.write_data(tmp_path / "data")
     config = tiny_run.config(tmp_path, "method=sgd", f"data.root={tmp_path / 'data'}")
-    run_and_die(config, prepare, "sample_batch", 7)
+    run_and_die(config, parts_of_a_run, "sample_batch", 7)
     path = tmp_path / "data" / "sst2" / "train.jsonl"
     path.write_text(path.read_text().replace("film", "book"))
     with pytest.raises(BadInput, match=r"another origin\.json:\n  data\.examples_sha256: "):
@@ -189,7 +189,7 @@ def test_data_that_changed_since_the_start_are_refused(tmp_path):
 
 def test_a_damaged_checkpoint_stops_the_run_with_its_name(tmp_path):
     config = tiny_run.config(tmp_path, "method=sgd")
-    run_and_die(config, prepare, "sample_batch", 10)
+    run_and_die(config, parts_of_a_run, "sample_batch", 10)
     path = config.folder / "checkpoints" / checkpoint.name(8) / checkpoint.WEIGHTS
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(checkpoint.CheckpointError, match=r"weights\.safetensors: damaged"):

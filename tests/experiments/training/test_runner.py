@@ -26,7 +26,7 @@ from experiments.training.session import run
 def test_every_method_runs_to_a_complete_result(tmp_path, method):
     config = tiny_run.config(tmp_path, f"method={method}")
     result = run(config)
-    trains = METHODS[method].trains  # pyright: ignore
+    trains = METHODS[method].about.trains  # pyright: ignore
     assert json.loads((config.folder / "result.json").read_text()) == result
     assert result["metrics"] == tiny_run.rows(config.folder)
     assert result["steps"] == (12 if trains else 0)
