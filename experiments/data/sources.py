@@ -52,8 +52,8 @@ def load_splits(
     if source == "local":
         rows, places, origin = _load_local(task, root)
     else:
-        whose = task.hub.path if source == "hub" else "pocket"
         rows, origin = load_hub(task) if source == "hub" else _load_pocket(task, seed, pocket_rows)
+        whose = origin["path"] if source == "hub" else "pocket"
         places = {split: _check(task, rows[split], f"{whose} {split}") for split in SPLITS}
     for split in SPLITS:
         if not rows[split]:

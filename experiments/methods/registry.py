@@ -169,7 +169,7 @@ def build(
     seed: int,
     stream: StreamedLayers | None = None,
     shares: Shares | None = None,
-) -> Optimizer:
+) -> Any:
     """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
     shares = shares or Shares()
     trains = method_class(name).about.trains

@@ -36,7 +36,7 @@ def _data(config: RunConfig) -> dict[str, str | None]:
     """Return what identifies the data that are at hand."""
     task = get_task(config.task.name)
     if config.data.source == "hub":
-        return {"revision": config.task.revision or task.hub.revision}
+        return {"revision": config.task.revision or (task.hub and task.hub.revision)}
     if config.data.source != "local" or config.data.root is None:
         return {}
     folder = user_path(config.data.root) / task.name

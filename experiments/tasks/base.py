@@ -67,11 +67,11 @@ class Task:
     metric: Literal["accuracy", "f1"]
     fields: Mapping[str, type]
     labels: tuple[int, ...]
-    hub: HubSource
     make_example: Callable[
         [Row], Example
     ]  # of a row with these fields; ValueError says what is wrong
     max_dev: int | None = None
+    hub: HubSource | None = None  # None: a task of one's own, whose rows are local
 
     def example(self, row: object, where: str = "row") -> Example:
         """Check a row and turn it into an example.

@@ -45,7 +45,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     device = loading.choose_device(config.device)
     loading.check_files(config.model)
     task = get_task(config.task.name)
-    if config.task.revision is not None:
+    if task.hub is not None and config.task.revision is not None:
         task = replace(task, hub=replace(task.hub, revision=config.task.revision))
     train = config.train
     raw = load_splits(

@@ -172,6 +172,17 @@ def test_hub_errors_name_id_and_cause(snapshot: Path):
         load_splits(replace(SST2, hub=HubSource(str(snapshot / "nowhere"))), "hub")
 
 
+def test_a_task_of_ones_own_has_local_rows_alone(tmp_path: Path):
+    mine = replace(SST2, name="mine", hub=None)
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "validation"):
+        lines = "\n".join(map(json.dumps, rows(3, split)))
+        (tmp_path / "mine" / f"{split}.jsonl").write_text(lines)
+    assert load_splits(mine, "local", root=str(tmp_path)).train == rows(3, "train")
+    with pytest.raises(DataError, match=r"'mine', data\.source='hub': .* allowed: 'local'"):
+        load_splits(mine, "hub")
+
+
 def test_hub_revision_is_asked_for_and_the_commit_recorded(monkeypatch: pytest.MonkeyPatch):
     import datasets
 

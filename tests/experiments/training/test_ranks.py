@@ -128,7 +128,7 @@ def test_micro_batches_have_the_result_of_the_whole_batch(tmp_path, basis):
 
 def stop_at(step, rank_to_stop):
     def child(rank):
-        real = prepare.sample_batch
+        real = parts_of_a_run.sample_batch
 
         def interrupt(*given):
             if rank == rank_to_stop and given[3] == step:
@@ -177,7 +177,7 @@ def test_a_stop_while_process_0_evaluates_stops_all(tmp_path):
 
 def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp_path):
     def child(rank):
-        real = prepare.sample_batch
+        real = parts_of_a_run.sample_batch
 
         def die(*given):
             if rank == 1 and given[3] == 9:
@@ -198,7 +198,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp
 @pytest.mark.slow
 def test_a_process_that_hangs_is_given_up_and_the_run_goes_on(tmp_path):
     def child(rank):
-        real = prepare.sample_batch
+        real = parts_of_a_run.sample_batch
 
         def hang(*given):
             if rank == 1 and given[3] == 9:

@@ -15,7 +15,7 @@ from experiments.methods.registry import METHODS
 from experiments.records import checkpoint
 from experiments.records.interrupt import Interrupted
 from experiments.training import parts as parts_of_a_run
-from experiments.training import prepare, runner, session
+from experiments.training import runner, session
 from experiments.training.session import run
 
 # Where the process is killed: a function of the package, and at which of its calls.
@@ -134,7 +134,7 @@ def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
 
 def test_a_stop_request_leaves_a_checkpoint_and_goes_on_exactly(tmp_path, undisturbed, monkeypatch):
     config = tiny_run.config(tmp_path, "method=agzo", "method.refresh_every=5")
-    real = prepare.sample_batch
+    real = parts_of_a_run.sample_batch
     calls = []
 
     def interrupt(*arguments):

@@ -17,7 +17,7 @@ from experiments.records import checkpoint
 from experiments.records.lock import lock
 from experiments.run import main
 from experiments.training import parts as parts_of_a_run
-from experiments.training import prepare, runner, session
+from experiments.training import runner, session
 from experiments.training.runner import NonFiniteLoss
 from experiments.training.session import run
 
@@ -164,7 +164,7 @@ def test_only_one_process_at_a_time(tmp_path):
 
 def test_a_stop_request_ends_a_sweep(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run", "-m", *tiny_run.arguments(tmp_path, "seed=0,1")])
-    real = prepare.sample_batch
+    real = parts_of_a_run.sample_batch
 
     def interrupt(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
