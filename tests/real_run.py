@@ -21,6 +21,7 @@ from pathlib import Path
 import tiny_run
 
 from experiments.records.trajectory import TRAJECTORY
+from experiments.training import parts as parts_of_a_run
 from experiments.training.session import run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -109,9 +110,8 @@ def assert_as_undisturbed(tmp_path, *overrides):
 
 def at_batch(number, action):
     """Call `action` where a run takes its batch of this number (from 1); for use in a child."""
-    from experiments.training import prepare
 
-    real, calls = prepare.sample_batch, []
+    real, calls = parts_of_a_run.sample_batch, []
 
     def sample(*arguments):
         calls.append(1)
@@ -119,7 +119,7 @@ def at_batch(number, action):
             action()
         return real(*arguments)
 
-    prepare.sample_batch = sample
+    parts_of_a_run.sample_batch = sample
 
 
 def die():

@@ -346,7 +346,7 @@ def test_a_packed_run_gives_the_padded_numbers(tmp_path, extra):
 def test_a_packed_run_resumes_exactly(tmp_path, monkeypatch, overrides):
     config, other = (ragged(tmp_path / name, *overrides) for name in ("cut", "whole"))
     whole = run(other)
-    real, layouts = prepare.collate, []
+    real, layouts = parts_of_a_run.collate, []
 
     def interrupt(*arguments, **keywords):
         batch = real(*arguments, **keywords)

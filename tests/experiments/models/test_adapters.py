@@ -415,7 +415,7 @@ def test_a_run_saves_the_adapter_alone_and_goes_on_exactly(tmp_path, monkeypatch
     assert sum(value.numel() for value in saved.values()) == result["tuned_parameters"]
 
     config = tiny_run.config(tmp_path / "parts", *words)
-    real, calls = prepare.sample_batch, []
+    real, calls = parts_of_a_run.sample_batch, []
 
     def stop(*arguments):
         calls.append(1)

@@ -16,7 +16,6 @@ from experiments.config.schema import BadInput
 from experiments.records import tracking
 from experiments.records.interrupt import Interrupted
 from experiments.training import parts as parts_of_a_run
-from experiments.training import prepare
 from experiments.training.session import run
 
 
@@ -175,7 +174,7 @@ def test_a_service_that_never_answers_is_not_waited_for(tmp_path, fake, monkeypa
 
 def test_a_run_that_goes_on_mirrors_what_was_before(tmp_path, fake, monkeypatch):
     config = tiny_run.config(tmp_path, "tracking=offline")
-    real, calls = prepare.sample_batch, []
+    real, calls = parts_of_a_run.sample_batch, []
 
     def interrupt(*arguments):
         calls.append(1)

@@ -162,7 +162,7 @@ def test_a_run_on_the_metric_is_complete_and_goes_on_exactly(tmp_path, monkeypat
         assert "accuracy" in row["dev"] if row["dev"] else True
     assert result["dev"]["loss"] > 0  # dev and evaluation report the task's own loss as ever
 
-    real, calls = prepare.sample_batch, []
+    real, calls = parts_of_a_run.sample_batch, []
 
     class Stopped(Exception):
         pass

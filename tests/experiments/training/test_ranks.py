@@ -25,6 +25,7 @@ from experiments.models.device_map import check_device_map
 from experiments.models.loss import classification_losses, loss, mean_log_probs, option_log_probs
 from experiments.records import checkpoint, record
 from experiments.run import main
+from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare, ranks, runner
 from experiments.training.parts import Parts
 from experiments.training.session import run
@@ -135,7 +136,7 @@ def stop_at(step, rank_to_stop):
                 os.kill(os.getpid(), signal.SIGTERM)
             return real(*given)
 
-        prepare.sample_batch = interrupt
+        parts_of_a_run.sample_batch = interrupt
 
     return child
 
@@ -184,7 +185,7 @@ def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*given)
 
-        prepare.sample_batch = die
+        parts_of_a_run.sample_batch = die
 
     codes, said = on(2, arguments(tmp_path, *AGZO), child)
     assert codes == [1, -signal.SIGKILL]
@@ -205,7 +206,7 @@ def test_a_process_that_hangs_is_given_up_and_the_run_goes_on(tmp_path):
                 time.sleep(6.0)
             return real(*given)
 
-        prepare.sample_batch = hang
+        parts_of_a_run.sample_batch = hang
 
     given = (*AGZO, "peer_timeout=3")
     codes, said = on(2, arguments(tmp_path, *given), child)

@@ -14,7 +14,6 @@ import pytest
 
 from experiments.config.composed import compose
 from experiments.training import parts as parts_of_a_run
-from experiments.training import prepare
 from experiments.training.session import run
 
 STEPS = int(os.environ.get("AGZO_SOAK_STEPS", "20000"))
@@ -33,7 +32,7 @@ def resident() -> int:
 def test_nothing_grows(tmp_path, monkeypatch, method):
     each = STEPS // PARTS
     samples = []
-    real, calls = prepare.sample_batch, []
+    real, calls = parts_of_a_run.sample_batch, []
 
     def sample(*arguments):
         if len(calls) % each == 0:
