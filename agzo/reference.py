@@ -3,7 +3,7 @@
 Each takes one step and returns the slope g. They write the perturbation into the weights and take
 it out again, as published code does, with a tensor of noise for one weight at a time; what the rest
 of this package does is the same without writing, in low precision too, and in less time. Tests hold
-every fast way to these functions, and the benchmark's "textbook" rows run them.
+every fast way to these functions.
 
     W        the tuned weights, name -> parameter
     f        () -> loss of one minibatch, 0-dim
