@@ -52,6 +52,10 @@ class DirectionSampler(Protocol):
         """Count the values of one parameter's factors: those drawn, and the known factor's."""
         ...
 
+    def kept(self, tuned: Tuned) -> int:
+        """Count the values that stay between steps for one parameter, moments apart."""
+        ...
+
     def moved(self, tuned: Tuned) -> Moved:
         """Say how one parameter moves: in a basis of some rank, or densely."""
         ...
@@ -106,6 +110,10 @@ class Gaussian:
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no known factor."""
         return tuned.parameter.numel(), 0
+
+    def kept(self, tuned: Tuned) -> int:
+        """Count nothing: noise is made again."""
+        return 0
 
     def moved(self, tuned: Tuned) -> Moved:
         """Say that it moves densely."""
@@ -244,6 +252,12 @@ class ActivationSubspace(Gaussian):
         d_in, d_out = width_of(tuned), tuned.parameter.shape[1 - tuned.inputs]
         rank = min(self._rank, d_in)
         return d_out * rank, d_in * rank
+
+    def kept(self, tuned: Tuned) -> int:
+        """Count the values of A, (d_in, r), of a linear weight or of a table that is a head."""
+        if all(each.parameter is not tuned.parameter for each in self._linear):
+            return 0
+        return width_of(tuned) * min(self._rank, width_of(tuned))
 
     def moved(self, tuned: Tuned) -> Moved:
         """Say that a linear weight moves in a basis, of its input's width at most."""
