@@ -167,8 +167,8 @@ test-slow: $(READY) ## the tests that take minutes
 
 # The library's tests; in an environment of its own with the oldest torch that pyproject.toml promises, whose wheel
 # comes with CUDA's libraries (3 GB).
-LIBRARY := accumulation alignment batched calls compiled dominant_layer experts gram group kernels moments optimizer \
-  optimizer_object precision rng rules seen slots spectrum steady stream subspace variants zo_act
+LIBRARY := accumulation alignment batched calls compiled dominant_layer experts finder gram group kernels moments \
+  observed optimizer optimizer_object precision rng rules seen slots spectrum steady stream subspace variants zo_act
 OLDEST  := .venv-oldest
 FLOOR   := $(shell sed -n 's/.*"torch>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 

@@ -4,6 +4,23 @@ from agzo.activations.subspace import subspace_extract
 from agzo.agzo import AGZO
 from agzo.directions.direction import Dense, Direction
 from agzo.directions.low_rank import LowRank
+from agzo.finder import EpsWindow, find_eps
+from agzo.observed import Measured
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.summary import Summary
 
-__all__ = ["AGZO", "Dense", "Direction", "LowRank", "ZeroOrderOptimizer", "subspace_extract"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "AGZO",
+    "Dense",
+    "Direction",
+    "EpsWindow",
+    "LowRank",
+    "Measured",
+    "Summary",
+    "ZeroOrderOptimizer",
+    "__version__",
+    "find_eps",
+    "subspace_extract",
+]

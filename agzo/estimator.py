@@ -35,11 +35,13 @@ EXECUTIONS: dict[str, type[Execution]] = {
 class Measurement:
     """The loss of a step and, for each query, its directions and its projected gradient (0-dim).
 
-    `loss` is f(W) where the step evaluated it, else the mean of the evaluations.
+    `loss` is f(W) where the step evaluated it, else the mean of the evaluations. `losses` are those
+    at the perturbed weights, (queries, 1) at W + eps Delta, or (queries, 2) with W - eps Delta.
     """
 
     loss: Tensor
     queries: list[tuple[Directions, Tensor]]
+    losses: Tensor
 
 
 Together = Callable[[Sequence[Closure]], list[Tensor]]
@@ -100,7 +102,8 @@ def measure(
             slope = (plus - minus) / (2.0 * eps)
         measured.append((directions, slope.to(own.dtype)))
     loss = torch.stack(losses).mean() if base is None else base
-    return Measurement(loss.to(own.dtype), measured)
+    perturbed = torch.stack(losses).reshape(queries, len(signs))
+    return Measurement(loss.to(own.dtype), measured, perturbed.to(own.dtype))
 
 
 def _full_precision(loss: Tensor) -> Tensor:

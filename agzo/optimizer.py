@@ -34,6 +34,7 @@ from agzo.execution.perturb import Directions, Execution, SideBranch
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import WAITING, Guard
 from agzo.moments import UPDATES, Moments, refuse_large_state
+from agzo.observed import Observed
 from agzo.rng import STREAM, Noise
 from agzo.saved_state import SavedState
 from agzo.torch_calls.inputs import is_low_precision
@@ -43,7 +44,7 @@ from agzo.tuned.select import Params, Tuned, select
 from agzo.update import ROUNDINGS, Mover
 
 
-class ZeroOrderOptimizer(Estimates, SavedState):
+class ZeroOrderOptimizer(Estimates, Observed, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_make_sampler` and name their own hyperparameters.
@@ -69,7 +70,8 @@ class ZeroOrderOptimizer(Estimates, SavedState):
             parameters, or parameter groups with their own "lr" and "weight_decay".
         stream: where the weights are, if not all on their device, see `agzo.execution.stream`.
         group: processes that share each batch and apply the same updates, see `agzo.distributed`.
-        accumulation: micro-batches of this process in a step, see `agzo.distributed.pieces`.
+        accumulation: micro-batches of this process in a step at most (the last step of an epoch may
+            have fewer), see `agzo.distributed.pieces`.
 
     With rounding="master" load weights before constructing: the copy is taken then.
 
@@ -211,6 +213,11 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         """Count the forward passes of step number `step`."""
         return forwards_per_step(self.estimator, self.queries, self._captures(step))
 
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether `calibrate` has to come before the first step, and has not yet."""
+        return False
+
     @apart
     def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Look at `wants_batches` batches, (closure, token mask) each, before the first step.
@@ -227,7 +234,8 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         Args:
             closure: returns the loss of one batch as a 0-dim tensor; it is called several times
                 and must be a function of the weights alone. Or the pieces of a batch, each with its
-                own mask: `accumulation` micro-batches, or a process's share.
+                own mask: `accumulation` micro-batches at most, or a process's share. None moves as
+                `stage` has measured.
             token_mask: boolean (batch, sequence), True for real tokens; used by methods that look
                 at activations.
 
@@ -239,13 +247,39 @@ class ZeroOrderOptimizer(Estimates, SavedState):
             ValueError: what the loss or the model is that no finite difference can be taken of.
             FloatingPointError: an earlier step measured what is not finite.
         """
+        staged = self._staged if closure is None else None
+        measurement, finite = staged or self._measured(closure, token_mask)
+        self._staged = None
+        self._take(measurement, finite)
+        return measurement.loss
+
+    @apart
+    def stage(self, closure: Batch, token_mask: Tensor | None = None) -> Tensor:
+        """Measure a step and return its loss; `step()` without a closure moves, once.
+
+        For training loops that call `step()` themselves: the lr is that of then. A state that is
+        saved, copied or loaded in between has nothing of it. Arguments and errors are `step`'s.
+        """
+        self._staged = self._measured(closure, token_mask)
+        return self._staged[0].loss
+
+    def _measured(self, closure: Batch | None, mask: Tensor | None) -> tuple[Measurement, Tensor]:
+        """Return what a step measures on a batch, checked, and whether its bases are finite."""
+        if self._staged is not None:
+            raise ValueError(
+                "closure: a step is staged that has not moved yet; allowed is step() without a "
+                "closure, or load_state_dict, before the next one is measured"
+            )
         self.refuse_not_finite()
-        zo = self._zo
         self._enter()
-        batch = joint(closure, token_mask, self.accumulation, self.group)
-        if self._guard.switched() or zo["step"] == 0:
+        batch = joint(closure, mask, self.accumulation, self.group)
+        if self._guard.switched() or self._zo["step"] == 0:
             self._check(batch)
-        measurement, finite = self._measure(batch, zo["step"])
+        return self._measure(batch, self._zo["step"])
+
+    def _take(self, measurement: Measurement, finite: Tensor) -> None:
+        """Move as was measured, and end the step."""
+        zo = self._zo
         self.projected_grad = torch.stack([g for _, g in measurement.queries])
         for each in (finite, torch.isfinite(self.projected_grad).all()):
             zo["alive"] &= each.to(zo["alive"].device)
@@ -254,7 +288,7 @@ class ZeroOrderOptimizer(Estimates, SavedState):
         self._guard.moved(zo)
         zo["step"] += 1
         self._look_later()
-        return measurement.loss
+        self._tell(measurement)
 
     @apart
     def replay(self, projected_grad: Tensor) -> None:

@@ -25,6 +25,7 @@ class SavedState(Progress):
     seed: int
     stream_version: str
     _weights: Weights
+    _staged: Any = None  # a step that is measured and has not moved; no part of a state
 
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self._weights, Resident):
@@ -32,7 +33,9 @@ class SavedState(Progress):
                 "stream: an optimizer of streamed layers cannot be copied or pickled; allowed is "
                 "its state_dict()"
             )
-        return super().__getstate__()
+        state = super().__getstate__()
+        state.pop("_staged", None)
+        return state
 
     def live_state(self) -> dict[str, Any]:
         """Return torch's state dict, of weights and moments that are up to date, to write at once.
@@ -75,6 +78,7 @@ class SavedState(Progress):
                     f"{key}={mine[key]!r}: allowed is {value!r}, as when the loaded state was made"
                 )
         self._weights.flush()
+        self._staged = None
         super().load_state_dict(state_dict)
         self._zo["settings"] = made_with
         self._zo.pop("made_with", None)

@@ -207,8 +207,13 @@ class DominantLayer(ZeroOrderOptimizer):
         """Name the tuned layer as its parameters' names do."""
         return f"{self.layers_name}.{self.layer}".lstrip(".")
 
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether the layer is still to be found."""
+        return self.layer is None
+
     def _enter(self) -> None:
-        if self.layer is None:
+        if self.must_calibrate:
             raise RuntimeError("layer=None: call calibrate(batches) before the first step")
         super()._enter()
 

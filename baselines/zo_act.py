@@ -165,10 +165,15 @@ class ZOAct(ZeroOrderOptimizer):
             branch.basis = basis
         self._zo["studied"] = True
 
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether there are no bases yet."""
+        return not self._zo["studied"]
+
     def _enter(self) -> None:
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
-        if not self._zo["studied"]:
+        if self.must_calibrate:
             raise RuntimeError("no bases yet; call calibrate(batches) before the first step")
         super()._enter()
 

@@ -153,6 +153,12 @@ class ActivationSubspace(Gaussian):
         rank = min(self._rank, d_in)
         return d_out * rank, d_in * rank
 
+    def kept(self, tuned: Tuned) -> int:
+        """Count the values of A, (d_in, r), of a linear weight or of a table that is a head."""
+        if all(each.parameter is not tuned.parameter for each in self._linear):
+            return 0
+        return width_of(tuned) * min(self._rank, width_of(tuned))
+
     def moved(self, tuned: Tuned) -> Moved:
         """Say that a linear weight moves in a basis, of its input's width at most."""
         if tuned.inputs is None:

@@ -49,6 +49,10 @@ class DirectionSampler(Protocol):
         """Count the values of one parameter's factors: those drawn, and the known factor's."""
         ...
 
+    def kept(self, tuned: Tuned) -> int:
+        """Count the values that stay between steps for one parameter, moments apart."""
+        ...
+
     def moved(self, tuned: Tuned) -> Moved:
         """Say how one parameter moves: in a basis of some rank, or densely."""
         ...
@@ -103,6 +107,10 @@ class Gaussian:
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no known factor."""
         return tuned.parameter.numel(), 0
+
+    def kept(self, tuned: Tuned) -> int:
+        """Count nothing: noise is made again."""
+        return 0
 
     def moved(self, tuned: Tuned) -> Moved:
         """Say that it moves densely."""

@@ -248,6 +248,10 @@ class OnSeenRows:
         """Count what the inner sampler draws; moments, which this is for, are refused."""
         return self._inner.sizes(tuned)
 
+    def kept(self, tuned: Tuned) -> int:
+        """Count what the inner sampler keeps."""
+        return self._inner.kept(tuned)
+
     def moved(self, tuned: Tuned) -> Moved:
         """Say that a table moves inside the span of its inputs, the rows of tokens."""
         if tuned.role != "embedding":

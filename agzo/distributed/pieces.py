@@ -124,8 +124,8 @@ def joint(batch: Batch | None, token_mask: Tensor | None, accumulation: int, gro
                     f"closure: a {type(piece).__name__}; allowed is a function that returns the "
                     "loss, or a list of agzo.distributed.Piece"
                 )
-    if len(pieces) != accumulation:
-        raise ValueError(f"{len(pieces)} pieces: allowed is accumulation={accumulation}")
+    if not 1 <= len(pieces) <= accumulation:
+        raise ValueError(f"{len(pieces)} pieces: allowed are 1 to accumulation={accumulation}")
     for piece in pieces:
         check_mask(piece.token_mask)
         if not piece.weight > 0:

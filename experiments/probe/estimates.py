@@ -13,6 +13,7 @@ What Adam or momentum makes of an estimate is no part of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ class OfCoefficients:
             queries = [(optimizer.on_weights(d), g) for d, g in measured.queries]
         finally:
             optimizer.remove()
-        return Measurement(measured.loss, queries)
+        return replace(measured, queries=queries)
 
 
 def affordable(estimates: Estimates, forwards: int) -> int:

@@ -38,9 +38,10 @@ from agzo.check import check_choice
 from agzo.estimator import ESTIMATORS, EXECUTIONS
 from agzo.execution.perturb import Directions
 from agzo.tuned.select import select
+from agzo.window import LIMIT, NEGLIGIBLE
 from baselines import LOZO, MeZO
 from experiments.config.lists import count, positive_numbers, words
-from experiments.probe.window import LIMIT, NEGLIGIBLE, recommend, text, windows
+from experiments.probe.window import recommend, text, windows
 from experiments.records import tidy
 from experiments.records.tidy import Row
 

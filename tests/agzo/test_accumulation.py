@@ -74,8 +74,8 @@ def test_a_joint_loss_is_the_weighted_mean():
 
 def test_what_cannot_be_is_refused():
     rows = Rows()
-    with pytest.raises(ValueError, match="1 pieces: allowed is accumulation=2"):
-        MeZO(rows.model, 1e-3, 1e-3, accumulation=2).step([rows.piece(0, 3)])
+    with pytest.raises(ValueError, match="3 pieces: allowed are 1 to accumulation=2"):
+        MeZO(rows.model, 1e-3, 1e-3, accumulation=2).step([rows.piece(0, 3)] * 3)
     with pytest.raises(ValueError, match="weight=0"):
         MeZO(rows.model, 1e-3, 1e-3).step([Piece(lambda: torch.ones(()), weight=0)])
     with pytest.raises(ValueError, match="accumulation=0"):

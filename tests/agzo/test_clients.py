@@ -1,4 +1,7 @@
-"""Ordinary clients of an optimizer: Lightning, Accelerate, TRL; where they are installed."""
+"""Ordinary clients of an optimizer: Lightning, Accelerate; where they are installed.
+
+TRL and transformers' Trainer: `test_integrations`.
+"""
 
 import logging
 import warnings
@@ -112,48 +115,3 @@ def test_accelerate_prepares_it(method, lr):
             optimizer.step(lambda model=model: loss_of(model))
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(p.equal(q) for p, q in zip(*ends, strict=True))
-
-
-@pytest.mark.parametrize("method", [AGZO, MeZO])
-def test_trls_trainer_with_two_methods_of_its_own(method, tmp_path):
-    trl = pytest.importorskip("trl")
-    datasets = pytest.importorskip("datasets")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    pocket = "experiments/pocket/model"
-
-    class Trainer(trl.SFTTrainer):
-        def create_optimizer(self, model: Any = None) -> Any:
-            if self.optimizer is None:
-                self.optimizer = method(self.model, lr=self.args.learning_rate, eps=1e-3)
-                inner = self.optimizer.step  # the loop calls step() without a closure
-                self.optimizer.step = lambda closure=None, **k: closure and inner(closure, **k)
-            return self.optimizer
-
-        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
-            model.eval()
-            inputs = self._prepare_inputs(inputs)
-
-            def closure() -> Tensor:
-                with self.compute_loss_context_manager():
-                    return self.compute_loss(model, dict(inputs))
-
-            mask = inputs.get("attention_mask")
-            given = {} if mask is None else {"token_mask": mask.bool()}
-            return self.optimizer.optimizer.step(closure, **given)
-
-    rows = [{"prompt": "the film was", "completion": f" {word}"} for word in ("good", "bad")] * 8
-    arguments = trl.SFTConfig(
-        output_dir=str(tmp_path), max_steps=10, per_device_train_batch_size=8, learning_rate=1e-3,
-        report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, save_strategy="no",
-        gradient_checkpointing=False, max_length=32,
-    )  # fmt: skip
-    trainer = Trainer(
-        model=AutoModelForCausalLM.from_pretrained(pocket), args=arguments,
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(pocket),
-    )  # fmt: skip
-    trainer.train()
-    optimizer = trainer.optimizer.optimizer
-    assert optimizer.state_dict()["state"]["zo"]["step"] == 10
-    assert optimizer.finite

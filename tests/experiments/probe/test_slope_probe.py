@@ -13,6 +13,7 @@ from networks import qwen3
 from torch import Tensor, nn
 
 from agzo import AGZO
+from agzo.window import LIMIT, quality
 from baselines import MeZO
 from experiments.probe import __main__, scene, slope, window
 from experiments.probe.slope import Minibatch
@@ -120,17 +121,17 @@ def test_values_that_are_not_finite_are_recorded_as_empty() -> None:
 
 def test_quality_of_hand_made_pairs() -> None:
     exact = [1.0, -1.0, 2.0, -2.0]
-    row = window.quality([(e, 2 * e + 0.5) for e in exact])
+    row = quality([(e, 2 * e + 0.5) for e in exact])
     assert row == pytest.approx(
         {
             "n": 4, "finite": 4, "zero": 0, "correlation": 1.0, "gain": 2.0,
             "relative_error": math.sqrt(2.75 / 2.5), "offset": 0.5 / math.sqrt(2.5),
         }
     )  # fmt: skip
-    turned = window.quality([(e, -e) for e in exact])
+    turned = quality([(e, -e) for e in exact])
     assert (turned["correlation"], turned["gain"]) == pytest.approx((-1, -1))
     assert turned["relative_error"] == pytest.approx(2)
-    silent = window.quality([(1.0, 0.0), (-1.0, 0.0), (1.0, None)])
+    silent = quality([(1.0, 0.0), (-1.0, 0.0), (1.0, None)])
     assert (silent["n"], silent["finite"], silent["zero"]) == (3, 2, 2)
     assert silent["correlation"] is None
     assert (silent["gain"], silent["relative_error"]) == (0, 1)
@@ -142,7 +143,7 @@ def table_of(errors: dict[float, float | None]) -> list[dict[str, Any]]:
             "method": "agzo", "dtype": "bf16", "estimator": "one_sided", "eps": eps, "n": 8,
             "finite": 8 if error is not None else 5, "correlation": 0.9, "gain": 1.0,
             "offset": 0.0, "relative_error": error,
-            "usable": int(error is not None and error <= window.LIMIT),
+            "usable": int(error is not None and error <= LIMIT),
         }
         for eps, error in errors.items()
     ]  # fmt: skip

@@ -4,6 +4,7 @@ precision, and wrong code on purpose, which the claims must catch.
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,7 +18,6 @@ from agzo.directions.direction import Direction
 from agzo.directions.low_rank import LowRank
 from agzo.directions.random_subspace import RandomSubspace
 from agzo.directions.sampler import Gaussian
-from agzo.estimator import Measurement
 from agzo.rng import Noise
 from agzo.tuned.select import Tuned
 from baselines import MeZO
@@ -153,9 +153,8 @@ class OtherDirection(AGZO):
         found = super().estimate(closure, token_mask, step)
         directions = [d for d, _ in found.queries]
         turned = directions[1:] + directions[:1]
-        return Measurement(
-            found.loss, [(d, g) for d, (_, g) in zip(turned, found.queries, strict=True)]
-        )
+        queries = [(d, g) for d, (_, g) in zip(turned, found.queries, strict=True)]
+        return replace(found, queries=queries)
 
 
 class SameSign(ZeroOrderOptimizer):
@@ -163,7 +162,7 @@ class SameSign(ZeroOrderOptimizer):
 
     def estimate(self, closure, token_mask=None, step=None):
         found = super().estimate(closure, token_mask, step)
-        return Measurement(found.loss, [(d, g.abs()) for d, g in found.queries])
+        return replace(found, queries=[(d, g.abs()) for d, g in found.queries])
 
 
 class SameSignAGZO(SameSign, AGZO):

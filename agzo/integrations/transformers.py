@@ -1,0 +1,221 @@
+"""Zeroth-order training inside transformers' Trainer, and in trainers made from it (TRL's SFT).
+
+    trainer = ZOTrainer(model, args, train_dataset=..., method="agzo", method_args={"eps": 1e-3})
+    trainer.train()
+
+    class ZOSFTTrainer(ZOTrainerMixin, SFTTrainer): ...
+
+Of Trainer's loop one method is another: `training_step` measures the step by forwards alone and
+stages it, and the `optimizer.step()` that Trainer calls behind it moves the weights, with the lr
+that the schedule has set. All else is Trainer's: schedule, callbacks, evaluation, checkpoints.
+
+    gradient_accumulation_steps   one direction, measured on all micro-batches
+    several processes             one direction, each process on its share (`agzo.distributed`)
+    dropout                       off in the step, whose modules are in eval mode meanwhile
+    mixed precision               autocast is as ever; there is no gradient to scale
+    logs                          beside the loss: projected_grad of the last step, its root mean
+                                  square since the line before, forwards so far
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from agzo.distributed.group import Group, Processes
+from agzo.distributed.pieces import Piece
+from agzo.integrations.limits import (
+    check_arguments,
+    check_method_args,
+    check_trainer,
+    class_of,
+)
+from agzo.observed import Measured
+from agzo.optimizer import ZeroOrderOptimizer
+
+COUNTED = ("_metrics", "_total_train_tokens")
+"""What TRL's `compute_loss` counts on the trainer: of each micro-batch one evaluation counts."""
+
+log = logging.getLogger(__name__)
+
+
+class ZOTrainerMixin:
+    """Put before a Trainer class: its weights then move without a backward pass.
+
+    Args:
+        method: "agzo", or a subclass of `agzo.ZeroOrderOptimizer` (`baselines.MeZO`).
+        method_args: its arguments beside those of Trainer; `eps` must be among them.
+        args, named: those of the Trainer class.
+
+    Raises:
+        ValueError: what a step without gradients cannot do; one line names it.
+    """
+
+    args: Any
+    model: Any
+    optimizer: Any
+    accelerator: Any
+    state: Any
+    current_gradient_accumulation_steps: int
+
+    def __init__(
+        self,
+        *args: Any,
+        method: str | type[ZeroOrderOptimizer] = "agzo",
+        method_args: Mapping[str, Any] | None = None,
+        **named: Any,
+    ) -> None:
+        self._method = class_of(method)
+        self._method_args = dict(method_args or {})
+        check_method_args(self._method_args)
+        self._pieces: list[Piece] = []
+        self._rows = 0
+        self._squares: Tensor | None = None  # sum over the steps since the last line of the log
+        self._summed = 0
+        check_arguments(named.get("args", args[1] if len(args) > 1 else None))
+        super().__init__(*args, **named)
+        check_trainer(self)
+        if self.args.max_grad_norm:
+            log.warning("max_grad_norm=%g is set to 0: no gradient", self.args.max_grad_norm)
+            self.args.max_grad_norm = 0.0
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """Return the method's optimizer, made where there is none yet."""
+        self._pieces, self._rows = [], 0
+        if self.accelerator.scaler is not None:  # of fp16; it would wait for gradients
+            self.accelerator.scaler = torch.amp.GradScaler(enabled=False)
+        if self.optimizer is None:
+            self.optimizer = self._made()
+            self.optimizer.register_measure_hook(self._measured)
+            log.info("%s", self.optimizer.summary())
+        return self.optimizer
+
+    def _made(self) -> ZeroOrderOptimizer:
+        given: dict[str, Any] = dict(self._method_args)
+        if self.args.weight_decay and given.get("params") is None:
+            given["params"] = self._decayed()
+        group: Group | None = Processes() if self.args.world_size > 1 else None
+        made = self._method(
+            self.model,
+            lr=self.args.learning_rate,
+            weight_decay=self.args.weight_decay,
+            seed=self.args.seed,
+            accumulation=self.args.gradient_accumulation_steps,
+            group=group,
+            **given,
+        )
+        if made.must_calibrate:
+            raise ValueError(
+                f"method: {type(made).__name__} looks at batches before its first step, and what "
+                "it finds is not in Trainer's checkpoints; allowed are methods that need no look "
+                "(DominantLayer with layer=...)"
+            )
+        return made
+
+    def _decayed(self) -> list[dict[str, Any]]:
+        """Return the groups that Trainer makes: biases and norms do not decay."""
+        decays = set(self.get_decay_parameter_names(self.model))  # pyright: ignore
+        named = list(self.model.named_parameters())
+        return [
+            {"params": [p for name, p in named if name in decays]},
+            {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+        ]
+
+    @property
+    def method(self) -> ZeroOrderOptimizer:
+        """The optimizer itself, without what Accelerate has put around it."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def training_step(
+        self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Take a micro-batch in; with the last of a step measure and stage it.
+
+        Returns the loss of the whole step with the last micro-batch, and 0 before, since Trainer
+        adds them up.
+        """
+        self.model.train()  # as Trainer leaves it; what wraps the model is of no use here
+        inputs = self._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+        tensors = (each for each in inputs.values() if isinstance(each, Tensor) and each.dim())
+        rows = next(each.shape[0] for each in tensors)
+        mask = inputs.get("attention_mask")
+        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        first = self._rows * self.args.world_size + rows * self.args.process_index
+        closure = self._closure(inputs, num_items_in_batch)
+        self._pieces.append(Piece(closure, mask, rows=first))
+        self._rows += rows
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), dtype=torch.float32, device=self.args.device)
+        pieces, self._pieces, self._rows = self._pieces, [], 0
+        with self._still():
+            return self.method.stage(pieces).to(self.args.device)
+
+    def _closure(self, inputs: Mapping[str, Any], items: Any) -> Any:
+        """Return the loss of a micro-batch, such that the mean over a step's is the step's."""
+        scaled = getattr(self, "loss_is_scaled_for_ga", None)
+        if scaled is None:  # by Trainer's own rule
+            by_items = self.model_accepts_loss_kwargs and items is not None  # pyright: ignore
+            scaled = by_items or self.compute_loss_func is not None  # pyright: ignore
+        pieces = self.current_gradient_accumulation_steps if scaled else 1
+        counted = False
+
+        def closure() -> Tensor:
+            nonlocal counted
+            with self._uncounted(counted), self.compute_loss_context_manager():  # pyright: ignore
+                loss = self.compute_loss(  # pyright: ignore[reportAttributeAccessIssue]
+                    self.model, dict(inputs), num_items_in_batch=items
+                )
+            counted = True
+            return loss * pieces if pieces > 1 else loss
+
+        return closure
+
+    @contextmanager
+    def _uncounted(self, counted: bool) -> Iterator[None]:
+        """Leave what the trainer counts in `compute_loss` as it is, once the batch is counted."""
+        held = {k: copy.deepcopy(vars(self)[k]) for k in COUNTED if counted and k in vars(self)}
+        yield
+        vars(self).update(held)
+
+    @contextmanager
+    def _still(self) -> Iterator[None]:
+        """Put every module in eval mode, and back.
+
+        The outermost one stays where the trainer counts: TRL's tells training batches by it.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        self.model.training = any(name in vars(self) for name in COUNTED)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """Have no norm of gradients for the log."""
+
+    def _measured(self, measured: Measured) -> None:
+        square = measured.projected_grad.double().square().mean()
+        self._squares = square if self._squares is None else self._squares + square
+        self._summed += 1
+
+    def log(self, logs: dict[str, Any], *args: Any, **named: Any) -> None:
+        """Log as Trainer does, and in a line of training what the steps measured."""
+        if "loss" in logs and self._squares is not None:
+            logs["projected_grad"] = self.method.projected_grad.mean().item()  # pyright: ignore
+            logs["projected_grad_rms"] = (self._squares / self._summed).sqrt().item()
+            logs["forwards"] = self.method.forwards
+            self._squares, self._summed = None, 0
+        super().log(logs, *args, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class ZOTrainer(ZOTrainerMixin, Trainer):
+    """transformers' Trainer by a zeroth-order method; see `ZOTrainerMixin`."""

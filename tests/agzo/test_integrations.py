@@ -1,0 +1,464 @@
+"""ZOTrainer: the step is by forwards alone, and all else is transformers' Trainer's own."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from agzo import AGZO
+from agzo.distributed.pieces import Piece
+from agzo.integrations.transformers import ZOTrainer, ZOTrainerMixin
+from baselines import LOZO, SGD, DominantLayer, MeZO, ZOAct
+
+METHODS = [
+    pytest.param("agzo", id="agzo"),
+    pytest.param(MeZO, id="mezo"),
+    pytest.param(LOZO, id="lozo"),
+]
+EPS = {"eps": 1e-3}
+
+
+def model(dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16,
+            pad_token_id=1, attention_dropout=dropout,
+        )
+    )  # fmt: skip
+
+
+def rows(count: int = 24, width: int = 7) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for index in range(count):
+        ids = torch.randint(4, 40, (width,), generator=generator)
+        mask = torch.ones(width, dtype=torch.int64)
+        mask[: index % 3] = 0  # left padding
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:3] = -100
+        found.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
+    return found
+
+
+ROWS = rows()
+
+
+def arguments(folder: Path, steps: int = 4, **named: Any) -> TrainingArguments:
+    given = {
+        "output_dir": str(folder), "max_steps": steps, "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2, "lr_scheduler_type": "linear", "logging_steps": 1, "report_to": [],
+        "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "seed": 3, "max_grad_norm": 0,
+    }  # fmt: skip
+    return TrainingArguments(**given | named)
+
+
+def trainer(folder: Path, method: Any = "agzo", net: nn.Module | None = None, **named: Any) -> Any:
+    own = {"eps": 1e-3} | named.pop("method_args", {})
+    made = net or model()
+    cls = named.pop("cls", ZOTrainer)
+    return cls(
+        made, arguments(folder, **named), train_dataset=ROWS, eval_dataset=ROWS[:8], method=method,
+        method_args=own,
+    )  # fmt: skip
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+
+def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    return [name for name in one if not one[name].equal(other[name])]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, tmp_path):
+    options = {"steps": 6, "save_strategy": "steps", "save_steps": 3, "weight_decay": 0.1}
+    whole = trainer(tmp_path, method, **options)
+    whole.train()
+    resumed = trainer(tmp_path, method, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert differing(weights(whole.model), weights(model())) == list(weights(model()))
+    assert differing(weights(whole.model), weights(resumed.model)) == []
+    assert whole.method.forwards == resumed.method.forwards == 2 + 6 * 2
+    assert whole.state.log_history[-2] == resumed.state.log_history[-2]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_steps_as_the_optimizer_alone_does_with_the_schedules_lr(method, tmp_path):
+    run = trainer(tmp_path, method, warmup_steps=2)
+    batches: list[Any] = []
+    rates: list[float] = []
+    plain = run.compute_loss
+
+    def compute_loss(net: Any, inputs: Any, **named: Any) -> Any:
+        if not batches or batches[-1]["input_ids"] is not inputs["input_ids"]:
+            batches.append(dict(inputs))
+            rates.append(run.optimizer.param_groups[0]["lr"])
+        return plain(net, inputs, **named)
+
+    run.compute_loss = compute_loss
+    run.train()
+    net = model().eval()
+    cls = AGZO if method == "agzo" else method
+    optimizer = cls(net, lr=1.0, eps=1e-3, seed=3)
+    for batch, lr in zip(batches, rates, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step(
+            lambda batch=batch: net(**batch, use_cache=False).loss, batch["attention_mask"].bool()
+        )
+    assert len(set(rates)) == 3  # 0, half, all of it, half
+    assert rates[0] == 0.0
+    assert [f"{lr:.3g}" for lr in rates[1:]] == ["0.005", "0.01", "0.005"]
+    for name, value in weights(net).items():
+        torch.testing.assert_close(weights(run.model)[name], value, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulated_micro_batches_move_as_one_large_batch(method, tmp_path):
+    ends = []
+    for size, steps in ((8, 1), (4, 2), (2, 4)):
+        run = trainer(
+            tmp_path, method, steps=3,
+            per_device_train_batch_size=size, gradient_accumulation_steps=steps,
+        )  # fmt: skip
+        run.train()
+        ends.append((weights(run.model), run.state.log_history[0]["loss"], run.method.forwards))
+    (whole, loss, forwards), *others = ends
+    start = weights(model())
+    moved = torch.cat([(whole[name] - start[name]).flatten() for name in whole])
+    for other, its_loss, its_forwards in others:
+        apart = torch.cat([(other[name] - whole[name]).flatten() for name in whole])
+        assert apart.norm() < 5e-3 * moved.norm()  # a slope has the round-off of two losses in it
+        assert its_loss == pytest.approx(loss, rel=1e-6)
+        assert its_forwards == forwards
+
+
+def test_the_last_step_of_an_epoch_may_have_fewer_micro_batches(tmp_path):
+    run = trainer(  # 24 rows: 6 micro-batches, 4 and then 2 of them a step
+        tmp_path, steps=-1, num_train_epochs=2, gradient_accumulation_steps=4
+    )
+    run.train()
+    assert run.state.global_step == run.method.state_dict()["state"]["zo"]["step"] == 4
+
+
+class Means(ZOTrainer):
+    """A trainer whose loss is a mean over each micro-batch, without regard to its items."""
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        found = model(**inputs)
+        return (found.loss, found) if return_outputs else found.loss
+
+
+def test_a_loss_that_is_a_mean_of_each_micro_batch_is_averaged(tmp_path):
+    run = trainer(tmp_path, cls=Means, steps=1, gradient_accumulation_steps=2)
+    run.loss_is_scaled_for_ga = False
+    seen: list[float] = []
+    plain = run.compute_loss
+
+    def compute_loss(*given: Any, **named: Any) -> Any:
+        loss = plain(*given, **named)
+        seen.append(loss.item())
+        return loss
+
+    run.compute_loss = compute_loss
+    run.train()
+    assert run.state.log_history[0]["loss"] == pytest.approx((seen[0] + seen[1]) / 2, rel=1e-6)
+
+
+def test_evaluation_schedule_and_the_best_checkpoint_are_trainers_own(tmp_path):
+    run = trainer(
+        tmp_path, steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2,
+        load_best_model_at_end=True, learning_rate=0.3, lr_scheduler_type="constant",
+    )  # fmt: skip
+    run.train()
+    losses = {e["step"]: e["eval_loss"] for e in run.state.log_history if "eval_loss" in e}
+    best = min(losses, key=lambda step: losses[step])
+    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], rel=1e-6)
+    assert len(set(losses.values())) == 3
+
+
+def test_the_log_has_what_the_steps_measured(tmp_path):
+    run = trainer(tmp_path, steps=4, logging_steps=2)
+    run.train()
+    lines = [each for each in run.state.log_history if "loss" in each]
+    assert [each["forwards"] for each in lines] == [2 + 2 * 2, 2 + 4 * 2]
+    assert lines[-1]["projected_grad"] == run.method.projected_grad.item()
+    assert all(each["projected_grad_rms"] > 0 and "grad_norm" not in each for each in lines)
+    json.dumps(lines)
+
+
+def test_dropout_is_off_in_the_step_and_modes_come_back(tmp_path):
+    run = trainer(tmp_path, net=model(dropout=0.5), steps=2)
+    modes: list[bool] = []
+    run.model.model.layers[0].register_forward_hook(lambda m, *_: modes.append(m.training))
+    run.train()
+    assert modes
+    assert not any(modes)
+    assert all(module.training for module in run.model.modules())
+
+
+def test_max_grad_norm_is_set_to_0_and_said(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = trainer(tmp_path, max_grad_norm=1.0)
+    assert run.args.max_grad_norm == 0
+    assert "max_grad_norm=1 is set to 0" in caplog.text
+
+
+def test_mixed_precision_and_compile_stay_trainers(tmp_path):
+    run = trainer(tmp_path, steps=2, bf16=True, torch_compile=True, torch_compile_backend="eager")
+    run.train()
+    assert run.method.finite
+    assert differing(weights(run.model), weights(model()))
+
+
+def test_a_gradient_scaler_is_switched_off(tmp_path, monkeypatch):
+    """As Trainer has one under fp16 on a GPU, where it asks for gradients three times a step."""
+    ends = []
+    for scaled in (False, True):
+        options = {"steps": 4, "save_strategy": "steps", "save_steps": 2}
+        run = trainer(tmp_path / str(scaled), **options)
+        again = trainer(tmp_path / str(scaled), **options)
+        for each in (run, again) if scaled else ():
+            each.accelerator.scaler = torch.amp.GradScaler("cpu")
+            monkeypatch.setattr(each.accelerator, "native_amp", True)
+            monkeypatch.setattr(each.accelerator.state, "_mixed_precision", "fp16")
+        run.train()
+        again.train(resume_from_checkpoint=str(tmp_path / str(scaled) / "checkpoint-2"))
+        assert differing(weights(run.model), weights(again.model)) == []
+        assert not run.accelerator.optimizer_step_was_skipped
+        ends.append(run)
+    assert differing(weights(ends[0].model), weights(model()))
+    assert ends[1].state.global_step == 4
+
+
+def test_a_lora_adapter_alone_moves_and_a_model_may_be_made_for_each_run(tmp_path):
+    peft = pytest.importorskip("peft")
+
+    def adapted() -> nn.Module:
+        return peft.get_peft_model(model(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+
+    run = ZOTrainer(
+        args=arguments(tmp_path), model_init=adapted, train_dataset=ROWS, method_args=EPS
+    )
+    for _ in range(2):
+        run.train()
+        moved = differing(weights(run.model), weights(adapted()))
+        assert moved
+        assert all("lora" in name for name in moved)
+
+
+def test_biases_and_norms_do_not_decay(tmp_path):
+    run = trainer(tmp_path, weight_decay=0.1)
+    groups = run.create_optimizer().param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    assert {names[id(p)].split(".")[-2] for p in groups[1]["params"]} == {
+        "input_layernorm", "post_attention_layernorm", "norm",
+    }  # fmt: skip
+
+
+REFUSED = {
+    "fsdp": ({"fsdp": "full_shard", "fsdp_config": {}}, {}, "fsdp=.*FSDP splits the weights"),
+    "deepspeed": ({"deepspeed": "zero.json"}, {}, "deepspeed='zero.json': DeepSpeed splits"),
+    "neftune": ({"neftune_noise_alpha": 5.0}, {}, "neftune_noise_alpha=5.0: noise"),
+    "optim": ({"optim": "adafactor"}, {}, "optim='.*adafactor.*': the optimizer is the method's"),
+    "n_gpu": ({"_n_gpu": 2}, {}, "n_gpu=2: DataParallel copies"),
+    "lr": ({}, {"method_args": {"lr": 1e-3}}, "method_args: lr=0.001 is Trainer's learning_rate"),
+    "no eps": ({}, {"method_args": {"eps": None}}, "eps"),
+    "name": ({}, {"method": "mezo"}, "method='mezo': allowed are 'agzo', or a class"),
+    "first order": ({}, {"method": SGD}, "method=.*SGD.*a subclass of"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(case, tmp_path):
+    changed, named, message = REFUSED[case]
+    given = arguments(tmp_path)
+    for key, value in changed.items():
+        object.__setattr__(given, key, value)
+    own = {"method_args": EPS} | named
+    if own["method_args"] == {"eps": None}:
+        own["method_args"] = {}
+    with pytest.raises(ValueError, match=message) as error:
+        ZOTrainer(model(), given, train_dataset=ROWS, **own)
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_beside_the_method_is_refused(tmp_path):
+    net = model()
+    with pytest.raises(ValueError, match="optimizers: the optimizer is made of method="):
+        ZOTrainer(
+            net, arguments(tmp_path), train_dataset=ROWS, method_args=EPS,
+            optimizers=(torch.optim.SGD(net.parameters(), 0.1), None),
+        )  # fmt: skip
+
+
+def test_a_method_that_studies_batches_first_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="ZOAct looks at batches before its first step"):
+        trainer(tmp_path, ZOAct).train()
+    run = trainer(tmp_path, DominantLayer, steps=1, method_args={"layer": 1})
+    run.train()
+    moved = differing(weights(run.model), weights(model()))
+    assert moved
+    assert all(".layers.1." in name for name in moved)
+
+
+def test_a_method_of_ones_own_and_the_mixin_on_another_trainer(tmp_path):
+    class Mine(MeZO):
+        pass
+
+    class Counting(Trainer):
+        """Counts in its loss, as TRL's trainers do."""
+
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self._total_train_tokens = 0
+
+        def compute_loss(self, model: Any, inputs: Any, *given: Any, **named: Any) -> Any:
+            if self.model.training:
+                self._total_train_tokens += inputs["attention_mask"].sum().item()
+            return super().compute_loss(model, inputs, *given, **named)
+
+    class ZOCounting(ZOTrainerMixin, Counting):
+        pass
+
+    run = trainer(tmp_path, Mine, cls=ZOCounting, steps=6)
+    run.train()
+    assert run._total_train_tokens == sum(row["attention_mask"].sum().item() for row in ROWS)
+
+
+def test_a_staged_step_moves_once_with_the_lr_of_then():
+    nets = []
+    for staged in (False, True):
+        net = model().eval()
+        batch = {key: torch.stack([row[key] for row in ROWS[:4]]) for key in ROWS[0]}
+        optimizer = AGZO(net, lr=1e-2, eps=1e-3)
+
+        def closure(net: nn.Module = net, batch: Any = batch) -> Tensor:
+            return net(**batch, use_cache=False).loss
+
+        for lr in (1e-2, 5e-3):
+            if staged:
+                optimizer.param_groups[0]["lr"] = 7.0
+                before = weights(net)
+                optimizer.stage([Piece(closure, batch["attention_mask"].bool())])
+                assert differing(before, weights(net)) == []
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.step()
+            else:
+                optimizer.param_groups[0]["lr"] = lr
+                optimizer.step(closure, batch["attention_mask"].bool())
+        nets.append(weights(net))
+        with pytest.raises(ValueError, match="closure=None"):
+            optimizer.step()
+    assert differing(*nets) == []
+    optimizer.stage(closure)
+    with pytest.raises(ValueError, match="a step is staged"):
+        optimizer.stage(closure)
+    with pytest.raises(ValueError, match="a step is staged"):
+        optimizer.step(closure)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step(closure)
+
+
+README = Path(__file__).resolve().parents[2] / "agzo/integrations/README.md"
+
+
+def example(heading: str) -> str:
+    """The code below a heading of the page."""
+    section = README.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return section.split("```python\n")[1].split("```")[0]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder as the repository's root is, to run an example in."""
+    (tmp_path / "experiments").symlink_to(README.parents[2] / "experiments")
+    monkeypatch.chdir(tmp_path)
+
+
+def run(heading: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example(heading), heading, "exec"), names)
+    return names
+
+
+def test_the_pages_example_of_zo_trainer(here):
+    history = run("transformers: ZOTrainer")["trainer"].state.log_history
+    losses = [line["loss"] for line in history if "loss" in line]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("heading", "package"),
+    [("TRL: SFTTrainer", "trl"), ("Accelerate", "accelerate"), ("Lightning", "lightning")],
+)
+def test_the_pages_other_examples(heading, package, here):
+    pytest.importorskip(package)
+    torch.manual_seed(0)
+    names = run(heading)
+    if package == "trl":
+        trainer = names["trainer"]
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        assert lines[-1]["loss"] < lines[0]["loss"]
+        assert lines[-1]["forwards"] == 2 + 20 * 2
+        tokens = sum(len(row["input_ids"]) for row in trainer.train_dataset) / 64 * 8 * 20
+        assert lines[-1]["num_tokens"] == pytest.approx(tokens, rel=0.05)
+    elif package == "accelerate":
+        assert names["losses"][-1] < 0.8 * names["losses"][0]
+        assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(0.0081)
+    else:
+        assert names["trainer"].callback_metrics["loss"] < 0.8 * names["x"].sum(1).square().mean()
+        assert names["trainer"].optimizers[0].param_groups[0]["lr"] < 1e-2
+
+
+ON_TWO = """
+import sys, torch
+from pathlib import Path
+from agzo import AGZO
+from baselines import MeZO
+from tests.agzo import test_integrations as t
+folder = Path(sys.argv[1])
+for name, method in (("agzo", AGZO), ("mezo", MeZO)):
+    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    run = t.trainer(folder, method, steps=4, **sizes)
+    run.train()
+    losses = [line["loss"] for line in run.state.log_history if "loss" in line]
+    torch.save((t.weights(run.model), losses), folder / f"{name}-{run.args.process_index}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_follow_one(tmp_path):
+    (tmp_path / "on_two.py").write_text(ON_TWO)
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    command += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    subprocess.run(
+        [*command, str(tmp_path / "on_two.py"), str(tmp_path)], check=True, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    for name, method in (("agzo", AGZO), ("mezo", MeZO)):
+        alone = trainer(tmp_path, method, gradient_accumulation_steps=2)
+        alone.train()
+        lines = [line["loss"] for line in alone.state.log_history if "loss" in line]
+        (first, losses), (second, _) = (torch.load(tmp_path / f"{name}-{i}.pt") for i in (0, 1))
+        assert differing(first, second) == []
+        assert losses == pytest.approx(lines, rel=1e-5)
+        start, end = weights(model()), weights(alone.model)
+        moved = torch.cat([(end[key] - start[key]).flatten() for key in end])
+        apart = torch.cat([(first[key] - end[key]).flatten() for key in end])
+        assert apart.norm() < 1e-2 * moved.norm()
