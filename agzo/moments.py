@@ -34,7 +34,7 @@ from agzo.directions.direction import ByRows, Direction
 from agzo.directions.low_rank import LowRank, Still
 from agzo.rng import chunks
 
-UPDATES = ("sgd", "momentum", "adam")
+MOMENTS = ("momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
 TINY = 1e-8
 LARGE = 0.1  # moments of more than this part of the model's size need large_state=True

@@ -33,15 +33,18 @@ from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_ste
 from agzo.execution.perturb import Directions, Execution, SideBranch
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import WAITING, Guard
-from agzo.moments import UPDATES, Moments, refuse_large_state
+from agzo.moments import MOMENTS, Moments, refuse_large_state
 from agzo.observed import Observed
 from agzo.rng import STREAM, Noise
 from agzo.saved_state import SavedState
+from agzo.scaling import SCALINGS, Scaling, check_scaling
 from agzo.torch_calls.inputs import is_low_precision
 from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
 from agzo.tuned.coordinates import Moved
 from agzo.tuned.select import Params, Tuned, select
 from agzo.update import ROUNDINGS, Mover
+
+UPDATES = ("sgd", *MOMENTS, *SCALINGS)
 
 
 class ZeroOrderOptimizer(Estimates, Observed, SavedState):
@@ -57,8 +60,10 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         queries: directions measured and averaged per step, >= 1.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
             table the rows of the batch's tokens alone, see `agzo.directions.seen`.
-        update: "sgd", "momentum" or "adam", see `agzo.moments`.
-        momentum, beta2: decay rates of the first and second moment, in [0, 1).
+        update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar" or "spread", see
+            `agzo.scaling`.
+        momentum, beta2: decay rates of the first and second moment, in [0, 1); beta2 of "scalar"
+            too.
         large_state: allow moments of more than 64 MiB and a tenth of the model's size.
         weight_decay: as in torch.optim.SGD, W <- W - lr * (g Delta + weight_decay * W).
         execution: "side_branch" (weights never written while measuring), "batched" (the two
@@ -117,6 +122,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         self.queries = check_count("queries", queries)
         check_choice("estimator", estimator, ESTIMATORS)
         check_choice("update", update, UPDATES)
+        check_scaling(update, self.queries)
         self.momentum = check_number("momentum", momentum, minimum=0.0, below=1.0)
         self.beta2 = check_number("beta2", beta2, minimum=0.0, below=1.0)
         check_choice("execution", execution, tuple(EXECUTIONS))
@@ -132,9 +138,10 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         self.estimator = estimator
         self.embeddings = embeddings
         if embeddings == "seen":
-            if update != "sgd":
+            if update in MOMENTS:
                 raise ValueError(
-                    f"update={update!r}: with embeddings='seen' allowed is 'sgd'; each step has "
+                    f"update={update!r}: with embeddings='seen' allowed are "
+                    f"{', '.join(each for each in UPDATES if each not in MOMENTS)}; each step has "
                     "other rows, and moments of the whole table would be as large as the table"
                 )
             self.needs_data = self.needs_data or "its directions lie on rows of each batch's tokens"
@@ -188,7 +195,8 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
 
     @property
     def _moments(self) -> Moments | None:
-        return None if self.update == "sgd" else Moments(self.update, self.momentum, self.beta2)
+        kept = self.update in MOMENTS
+        return Moments(self.update, self.momentum, self.beta2) if kept else None
 
     def _captures(self, step: int) -> bool:
         """Tell whether step number `step` must look at activations before it perturbs."""
@@ -359,6 +367,11 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         return evaluated
 
     def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
+        if self.update in SCALINGS:
+            scaling = Scaling(self.update, self.eps, self.beta2)
+            slopes = torch.stack([g for _, g in queries])
+            factors = scaling.factors(slopes, self._zo, noise.step).unbind()
+            queries = [(directions, c) for (directions, _), c in zip(queries, factors, strict=True)]
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
         refreshed = self._refreshes(noise.step)
         self._mover().move(self.param_groups, self.state, applied, self.finite, noise, refreshed)

@@ -42,7 +42,7 @@ class Noise:
     """Gaussian numbers of one (seed, step, query).
 
     `parameter` and `role` below complete the address: a parameter's name, and what the numbers are
-    for ("dense", "left", "right", "rounding", ...); `table` has a role of its own.
+    for ("dense", "left", "signs", "rounding", ...); `table` has a role of its own.
     """
 
     seed: int
@@ -82,6 +82,19 @@ class Noise:
         for start, stop in chunks(shape):
             own = (stop - start, *shape[1:]) if shape else ()
             yield start, stop, _normal(own, device, key, start * width)
+
+    def signs(
+        self, shape: torch.Size | tuple[int, ...], device: torch.device, parameter: str
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield ``(start, stop, values)`` as `rows` does, of -1 and 1 with equal chance, float32.
+
+        Each is one bit of its element's word, so it is exact and costs no logarithm.
+        """
+        key, width = self.key(parameter, "signs"), math.prod(shape[1:])
+        for start, stop in chunks(shape):
+            own = torch.Size((stop - start, *shape[1:]) if shape else ())
+            bits = kernels.sixteen_bits(key, start * width, own, device)
+            yield start, stop, bits.bitwise_and_(1).mul_(-2).add_(1).float()
 
     def table(
         self,

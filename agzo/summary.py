@@ -71,9 +71,9 @@ def summary(optimizer: Any) -> Summary:
 
 
 def _state_bytes(optimizer: Any) -> int:
-    """Count moments (with the factor they are for), bases and float32 copies."""
+    """Count moments (with the factor they are for), bases, float32 copies, and the scalar."""
     moments, sampler = optimizer._moments, optimizer._sampler
-    count = 0
+    count = 8 if optimizer.update == "scalar" else 0
     for each in optimizer.tuned:
         held = sampler.kept(each) if moments is None else moments.size(*sampler.sizes(each))
         master = optimizer.rounding == "master" and is_low_precision(each.parameter.dtype)

@@ -2,6 +2,7 @@
 
 from baselines.backprop import SGD, AdamW
 from baselines.dominant_layer import DominantLayer
+from baselines.fzoo import FZOO
 from baselines.icl import ICL
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
@@ -10,6 +11,7 @@ from baselines.zero_shot import ZeroShot
 from baselines.zo_act import ZOAct
 
 __all__ = [
+    "FZOO",
     "ICL",
     "LOZO",
     "LOZOM",

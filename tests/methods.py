@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import LOZO, LOZOM, DominantLayer, MeZO, ZOAct
+from baselines import FZOO, LOZO, LOZOM, DominantLayer, MeZO, ZOAct
 from tests.networks import NETWORKS, Network, stack
 
 
@@ -22,10 +22,12 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     part: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
     networks: tuple[str, ...] = tuple(NETWORKS)  # on which the rules of every network are run
+    unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
         """Construct the method on a network and let it study its batch, if it wants to."""
         given = {"lr": 1e-3, "eps": 1e-3, **self.options, **options}
+        given["lr"] *= self.unit
         optimizer = self.optimizer(net.model, **given)
         if optimizer.wants_batches:
             optimizer.calibrate([(net.closure, net.token_mask)] * optimizer.wants_batches)
@@ -56,6 +58,7 @@ METHODS = [
     Method("mezo-seen", MeZO, {"embeddings": "seen"}, networks=("qwen3-tied",)),
     Method("mezo-one-sided-q3", MeZO, {"estimator": "one_sided", "queries": 3}),
     Method("lozo", LOZO, {"refresh_every": 3}),
+    Method("fzoo", FZOO, {"queries": 3}, unit=1e-3),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",
@@ -122,6 +125,14 @@ METHODS = [
         {"rank": 2, "calibration_batches": 1, "large_state": True},
         part="zo_act",
         networks=("qwen3-tied",),
+    ),
+    Method("mezo-scalar", MeZO, {"update": "scalar", "queries": 2}, networks=("qwen3-tied",)),
+    Method(
+        "agzo-spread",
+        AGZO,
+        {"update": "spread", "queries": 3},
+        networks=("opt-tied",),
+        unit=1e-3,
     ),
     Method(
         "agzo-warm",

@@ -40,12 +40,13 @@ METHODS: dict[str, MethodStyle] = {
     "mezo": MethodStyle("MeZO", "#E69F00", (0, (4, 1.5)), "^"),
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),
     "lozo_m": MethodStyle("LOZO-M", "#0072B2", (0, (2, 1, 1, 1)), "<"),
+    "fzoo": MethodStyle("FZOO", "#999933", (0, (3, 1)), "p"),
     "zo_act": MethodStyle("ZO-Act", "#009E73", (0, (2, 1)), "D"),
     "dominant_layer": MethodStyle("Dominant layer", "#882255", (0, (6, 1, 1, 1)), "d"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),
 }
 SPARE = (
-    MethodStyle("", "#999933", (0, (3, 1)), "p"),
+    MethodStyle("", "#661100", (0, (3, 2)), "H"),
     MethodStyle("", "#DDCC77", (0, (5, 2)), "X"),
     MethodStyle("", "#332288", (0, (1, 1)), "*"),
 )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from agzo import AGZO
 from agzo.execution.stream import StreamedLayers
 from baselines import (
+    FZOO,
     ICL,
     LOZO,
     LOZOM,
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Any]] = {
     "mezo": MeZO,
     "lozo": LOZO,
     "lozo_m": LOZOM,
+    "fzoo": FZOO,
     "zo_act": ZOAct,
     "dominant_layer": DominantLayer,
     "sgd": SGD,

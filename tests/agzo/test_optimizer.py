@@ -107,6 +107,7 @@ def test_learning_rate_schedule_and_weight_decay_act_as_in_torch(method: Method)
     lr, decay = 1e-2, 0.1
     reference = method.make(plain, lr=lr)
     optimizer = method.make(decayed, lr=lr, weight_decay=decay)
+    lr = optimizer.param_groups[0]["lr"]
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=4)
     for step in range(4):
         plain.model.load_state_dict(decayed.model.state_dict())

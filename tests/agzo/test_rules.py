@@ -65,10 +65,21 @@ class WholeMoments:
         self.optimizer = optimizer
         self.mean: Tensor | None = None
         self.square: Tensor | None = None
+        self.v = 0.0
+
+    def factors(self, slopes: Tensor, step: int) -> Tensor:
+        """What the slopes are when they are applied: what `agzo.scaling` must amount to."""
+        if self.optimizer.update == "spread":
+            return slopes / (slopes * self.optimizer.eps).std()
+        if self.optimizer.update == "scalar":
+            b2 = self.optimizer.beta2
+            self.v = b2 * self.v + (1 - b2) * slopes.mean() ** 2
+            return slopes / ((self.v / (1 - b2 ** (step + 1))) ** 0.5 + 1e-8)
+        return slopes
 
     def take(self, estimate: Tensor, step: int) -> Tensor:
         update, b1, b2 = (getattr(self.optimizer, key) for key in ("update", "momentum", "beta2"))
-        if update == "sgd":
+        if update not in ("momentum", "adam"):
             return estimate
         kept = estimate if self.mean is None else self.in_span(self.mean, step)
         if update == "momentum":
@@ -100,15 +111,16 @@ class WholeMoments:
 @every_method_and_network
 @both_executions
 def test_applied_direction_is_the_evaluated_direction(method: Method, execution, network):
-    """W moves by -lr times the estimate sum g Delta / q, or times that estimate's moments.
+    """W moves by -lr times the estimate sum g Delta / q, scaled, or times its moments.
 
     Momentum is compared with that of the whole estimate, of which a change of basis keeps what lies
     in the span of the evaluated directions.
     """
     net = method.network(network, torch.float64)
     recorder = Recorder(net)
-    lr, eps = 1e-2, 1e-3
-    optimizer = method.make(net, lr=lr, eps=eps, execution=execution)
+    eps = 1e-3
+    optimizer = method.make(net, lr=1e-2, eps=eps, execution=execution)
+    lr = optimizer.param_groups[0]["lr"]
     reference = WholeMoments(optimizer)
     for step in range(5):  # every refresh interval in METHODS is crossed
         before = flat(weights(net.model))
@@ -121,7 +133,7 @@ def test_applied_direction_is_the_evaluated_direction(method: Method, execution,
             torch.testing.assert_close(evaluated[0::2], [-e for e in evaluated[1::2]])
             evaluated = evaluated[0::2]
         assert len(evaluated) == optimizer.queries
-        grads = optimizer.projected_grad
+        grads = reference.factors(optimizer.projected_grad, step)
         estimate = sum(g * e / eps for g, e in zip(grads, evaluated, strict=True))
         wanted = -lr * reference.take(estimate / optimizer.queries, step)
         assert F.cosine_similarity(applied, wanted, dim=0).item() == pytest.approx(1.0, abs=1e-9)

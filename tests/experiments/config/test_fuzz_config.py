@@ -28,7 +28,8 @@ REFUSED_WITHIN = 10.0  # seconds
 METHOD_VALUES = {
     "lr": ["1e-3", "1e-30", "10"], "eps": ["1e-3", "1e-8", "10"],
     "estimator": ["one_sided", "two_sided"], "queries": ["1", "2"],
-    "embeddings": ["tuned", "frozen", "seen"], "update": ["sgd", "momentum", "adam"],
+    "embeddings": ["tuned", "frozen", "seen"],
+    "update": ["sgd", "momentum", "adam", "scalar", "spread"],
     "momentum": ["0", "0.9"], "beta2": ["0.5"], "large_state": ["true", "false"],
     "weight_decay": ["0", "0.1"], "execution": ["side_branch", "batched", "in_place"],
     "rank": ["1", "3", "16", "17"], "refresh_every": ["1", "5", "null", "one_shot"],

@@ -1,0 +1,68 @@
+"""The methods of `baselines` against the plain functions that state them, in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from agzo.rng import Noise
+from baselines import FZOO, MeZO, reference
+from tests.networks import NETWORKS, Network, weights
+
+LR, EPS, STEPS = 1e-3, 1e-3, 7
+CPU = torch.device("cpu")
+networks = pytest.mark.parametrize("network", ["mlp", "qwen3-tied", "llama-untied", "opt-tied"])
+
+
+def W(net: Network) -> dict[str, nn.Parameter]:
+    return dict(net.model.named_parameters())
+
+
+def dense(step: int, query: int = 0):
+    """The library's own Gaussian numbers."""
+    noise = Noise(0, step, query)
+    return lambda name, w: noise.tensor(w.shape, CPU, name, "dense").double()
+
+
+def signs(step: int, query: int):
+    """The library's own signs."""
+
+    def of(name: str, w: nn.Parameter) -> Tensor:
+        rows = [values for _, _, values in Noise(0, step, query).signs(w.shape, CPU, name)]
+        return torch.cat(rows).view(w.shape).double()
+
+    return of
+
+
+def compare(kind, network, step_of_reference, lr=LR, tolerance=1e-6, **options):
+    """Take the same steps by a method and by its reference; compare slopes and weights."""
+    ours, plain = NETWORKS[network](torch.float64), NETWORKS[network](torch.float64)
+    optimizer = kind(ours.model, lr, EPS, **options)
+    for step in range(STEPS):
+        slopes = step_of_reference(plain, step)
+        optimizer.step(ours.closure, ours.token_mask)
+        wanted = torch.tensor(slopes, dtype=torch.float64).reshape(-1)
+        torch.testing.assert_close(optimizer.projected_grad, wanted, rtol=tolerance, atol=tolerance)
+    after = weights(plain.model)
+    for name, weight in weights(ours.model).items():
+        torch.testing.assert_close(weight, after[name], rtol=tolerance, atol=tolerance)
+
+
+@networks
+@pytest.mark.parametrize("execution", ["side_branch", "in_place"])
+def test_fzoo(network, execution):
+    def step(net, number):
+        u = [signs(number, query) for query in range(4)]
+        return reference.fzoo(W(net), net.closure, LR * EPS, EPS, u)
+
+    compare(FZOO, network, step, lr=LR * EPS, queries=4, execution=execution)
+
+
+@networks
+def test_meazo_is_mezo_with_update_scalar(network):
+    state: dict[str, float] = {}
+
+    def step(net, number):
+        return reference.meazo(W(net), net.closure, LR, EPS, dense(number), 0.9, state)
+
+    state.clear()
+    compare(MeZO, network, step, update="scalar", beta2=0.9)
