@@ -20,9 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from agzo.directions.direction import Direction
+from agzo.directions.direction import Dense, Direction
 from agzo.directions.low_rank import LowRank
 from agzo.directions.seen import SeenRows
+from agzo.directions.signs import Signs
 from agzo.execution.perturb import Directions
 
 Gradients = Mapping[nn.Parameter, Tensor]
@@ -116,5 +117,10 @@ def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
             yield from _parts(source, g[rows])
         if direction.head is not None:
             yield from _parts(direction.head, g)
-    else:
+    elif isinstance(direction, Dense | Signs):
         yield _Part(g.numel(), g.square().sum(), g.new_tensor(g.numel()))
+    else:
+        raise ValueError(
+            f"{type(direction).__name__}: the theory covers directions whose coordinates are drawn "
+            "alike, dense or in a basis; allowed are those"
+        )

@@ -4,7 +4,8 @@
     two-sided    g = (f(W + eps Delta) - f(W - eps Delta)) / (2 eps)    2 q forwards a step
 
 A method that needs activations captures them in the base forward f(W): free when one-sided (AGZO,
-Algorithm 2), one forward more when two-sided. The differences stay on the device.
+Algorithm 2), one forward more when two-sided, as it is for a method that needs f(W) itself. The
+differences stay on the device.
 
 The evaluations of a step are listed first and then run, one after another or side by side.
 """
@@ -55,21 +56,23 @@ def measure(
     eps: float,
     execution: Execution,
     watch: Watch | None,
+    at_w: bool = False,
     together: Together = in_turn,
     mean: Callable[[Tensor], Tensor] = lambda losses: losses,
 ) -> Measurement:
     """Measure `queries` directions; one is sampled after the capture has seen its parameter's use.
 
-    `watch` runs the closure at W and captures what it sees. `together` runs the evaluations; the
-    capture's own is the first of them. `mean` turns their losses, (evaluations,), into those of the
-    whole batch, where other processes have a share of it.
+    `watch` runs the closure at W and captures what it sees. `at_w` asks for f(W) where no slope
+    needs it. `together` runs the evaluations; the capture's own is the first of them. `mean` turns
+    their losses, (evaluations,), into those of the whole batch, where other processes have a share
+    of it.
     """
 
     def watched() -> Tensor:
         return closure() if watch is None else watch(closure)
 
     signs = (1.0,) if estimator == "one_sided" else (1.0, -1.0)
-    based = estimator == "one_sided" or watch is not None
+    based = estimator == "one_sided" or watch is not None or at_w
     drawn = functools.cache(sample)
 
     def at(query: int, scale: float) -> Tensor:
@@ -111,8 +114,8 @@ def _full_precision(loss: Tensor) -> Tensor:
     return loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
 
 
-def forwards_per_step(estimator: str, queries: int, captures: bool) -> int:
-    """Count the forwards of a step that takes bases for itself if `captures`."""
+def forwards_per_step(estimator: str, queries: int, at_w: bool) -> int:
+    """Count the forwards of a step; `at_w` if it needs one at W for bases, or for its loss."""
     if estimator == "one_sided":
         return 1 + queries
-    return 2 * queries + int(captures)
+    return 2 * queries + int(at_w)

@@ -36,6 +36,7 @@ from agzo.rng import chunks
 
 MOMENTS = ("momentum", "adam")
 KEPT = ("mean", "square", "right")  # keys of a parameter's state; float32 whatever the weight is
+REMEMBERED = ("memory",)  # and that of a method that remembers a number for each weight
 TINY = 1e-8
 LARGE = 0.1  # moments of more than this part of the model's size need large_state=True
 SMALL = 2**24  # values, 64 MiB: what no memory is too small for
@@ -180,26 +181,24 @@ def turned(mean: Tensor, old: Tensor, new: Tensor) -> Tensor:
     return mean @ solved.T
 
 
-def refuse_large_state(
-    moments: Moments, factors: Mapping[str, tuple[int, int]], whole: int
-) -> None:
-    """Moments are meant to be small: refuse those that would be a good part of a large model.
+def refuse_large_state(what: str, sizes: Mapping[str, int], whole: int, instead: str = "") -> None:
+    """State is meant to be small: refuse what would be a good part of a large model.
 
     Args:
-        moments: how they are kept.
-        factors: values drawn, and of the right factor, for each tuned parameter.
+        what: begins the error: the setting that asks for the state.
+        sizes: float32 values for each tuned parameter.
         whole: values of the model.
+        instead: a setting that needs none, if there is one.
     """
-    sizes = {name: moments.size(drawn, right) for name, (drawn, right) in factors.items()}
     values = sum(sizes.values())
     allowed = max(SMALL, LARGE * whole)
     if values > allowed:
         largest = max(sizes, key=lambda name: sizes[name])
         raise ValueError(
-            f"update={moments.update!r}: its state would take {_gib(values)} in float32, for a "
+            f"{what}: its state would take {_gib(values)} in float32, for a "
             f"model of {whole:,} values ({_gib(sizes[largest])} of it for {largest} alone); "
-            f"allowed are up to {_gib(allowed)} (low-rank directions, "
-            "embeddings='frozen', fewer params), update='sgd', or large_state=True"
+            f"allowed are up to {_gib(allowed)} ({'low-rank directions, ' if instead else ''}"
+            f"embeddings='frozen', fewer params){instead}, or large_state=True"
         )
 
 

@@ -88,6 +88,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
     wants_batches: int = 0  # training batches that `calibrate` wants to see before the first step
     calibrated: dict[str, Any] | None = None  # what `calibrate` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
+    needs_loss: ClassVar[bool] = False  # f(W) too, of two-sided steps
     needs_data: str | None = None  # why directions cannot be made without the batches
     _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
@@ -180,11 +181,15 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         )
         if self._seen is not None:
             self._sampler = OnSeenRows(self._sampler, self._seen)
-        if self._moments is not None and not self.large_state:
-            whole = sum(parameter.numel() for parameter in self.model.parameters())
-            sizes = {each.name: self._sampler.sizes(each) for each in self.tuned}
-            if self.tuned[0].device.type != "meta":  # a rehearsal says nothing of memory
-                refuse_large_state(self._moments, sizes, whole)
+        rehearsal = self.tuned[0].device.type == "meta"  # which says nothing of memory
+        if not self.large_state and not rehearsal:
+            self._refuse_large_state(sum(each.numel() for each in self.model.parameters()))
+
+    def _refuse_large_state(self, whole: int) -> None:
+        """Refuse moments that are too large for a model of `whole` values."""
+        if self._moments is not None:
+            sizes = {e.name: self._moments.size(*self._sampler.sizes(e)) for e in self.tuned}
+            refuse_large_state(f"update={self.update!r}", sizes, whole, ", update='sgd'")
 
     def _make_sampler(self) -> DirectionSampler:
         return Gaussian()
@@ -219,7 +224,8 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
 
     def forwards_of_step(self, step: int) -> int:
         """Count the forward passes of step number `step`."""
-        return forwards_per_step(self.estimator, self.queries, self._captures(step))
+        at_w = self._captures(step) or self.needs_loss
+        return forwards_per_step(self.estimator, self.queries, at_w)
 
     @property
     def must_calibrate(self) -> bool:
@@ -293,6 +299,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
             zo["alive"] &= each.to(zo["alive"].device)
         zo["alive"] &= torch.isfinite(measurement.loss).to(zo["alive"].device)
         self._move(measurement.queries, Noise(self.seed, zo["step"]))
+        self._learn(measurement.queries, measurement)
         self._guard.moved(zo)
         zo["step"] += 1
         self._look_later()
@@ -308,10 +315,9 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
             raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
         step = self._zo["step"]
         measured = enumerate(projected_grad.unbind())
-        self._move(
-            [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured],
-            Noise(self.seed, step),
-        )
+        queries = [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured]
+        self._move(queries, Noise(self.seed, step))
+        self._learn(queries, None)
         self._zo["step"] += 1
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
@@ -330,6 +336,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
             self.eps,
             self._execution,
             watch,
+            self.needs_loss,
             together=self._weights.together,
             mean=lambda losses: self.group.mean(losses, batch.weight),
         )
@@ -375,6 +382,11 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
         refreshed = self._refreshes(noise.step)
         self._mover().move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
+
+    def _learn(
+        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
+    ) -> None:
+        """Remember for later steps what a step has measured, of a replay the slopes alone."""
 
     def _mover(self) -> Mover:
         return Mover(self._weights, self._names, self.rounding, self._moments)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agzo.execution.weights import Resident, Weights
-from agzo.moments import KEPT
+from agzo.moments import KEPT, REMEMBERED
 from agzo.progress import ENTRY, Progress, saved_entry
 from agzo.tuned.select import Tuned
 
@@ -91,6 +91,6 @@ class SavedState(Progress):
         devices = {each.parameter: each.device for each in self.tuned}
         for saved_as, parameter in zip(keys, ordered, strict=True):
             saved = state_dict["state"].get(saved_as, {})
-            for key in ("master", *KEPT):
+            for key in ("master", *KEPT, *REMEMBERED):
                 if key in saved:
                     self.state[parameter][key] = saved[key].clone().to(devices[parameter])

@@ -1,8 +1,10 @@
 """The methods AGZO is compared with, all behind the same `step(closure, token_mask=None)`."""
 
 from baselines.backprop import SGD, AdamW
+from baselines.conmezo import ConMeZO
 from baselines.dominant_layer import DominantLayer
 from baselines.fzoo import FZOO
+from baselines.hizoo import HiZOO
 from baselines.icl import ICL
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
@@ -17,7 +19,9 @@ __all__ = [
     "LOZOM",
     "SGD",
     "AdamW",
+    "ConMeZO",
     "DominantLayer",
+    "HiZOO",
     "MeZO",
     "ZOAct",
     "ZeroShot",

@@ -11,6 +11,7 @@ For float32 and float64; tests hold the optimizers to them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -31,6 +32,16 @@ def one_sided(W: Weights, f: Loss, mu: float, directions: Sequence[Direction]) -
     return (torch.stack(losses) - l_0) / mu
 
 
+def two_sided(W: Weights, f: Loss, mu: float, D: Direction) -> tuple[Tensor, Tensor]:
+    """Return f(W + mu D) and f(W - mu D); W is as it was, but for rounding."""
+    add(W, D, mu)
+    plus = f()
+    add(W, D, -2 * mu)
+    minus = f()
+    add(W, D, mu)
+    return plus, minus
+
+
 @torch.no_grad()
 def fzoo(W: Weights, f: Loss, eta: float, mu: float, u: Sequence[Direction]) -> list[float]:
     """Take a step of FZOO (arXiv 2506.09034): u holds N directions of signs.
@@ -45,6 +56,58 @@ def fzoo(W: Weights, f: Loss, eta: float, mu: float, u: Sequence[Direction]) -> 
 
 
 @torch.no_grad()
+def hizoo(
+    W: Weights, f: Loss, eta: float, mu: float, z: Direction, alpha: float, H: dict[str, Tensor]
+) -> float:
+    """Take a step of HiZOO (arXiv 2402.15173); H is empty at first, and then the inverse of Sigma.
+
+    Delta = H^(-1/2) z;  W <- W - eta g Delta
+    H <- (1 - alpha) H + alpha |l+ + l- - 2 l| / (2 mu^2) H z^2
+    """
+    for name, w in W.items():
+        H.setdefault(name, torch.ones_like(w))
+
+    def Delta(name: str, w: nn.Parameter) -> Tensor:
+        return z(name, w) / H[name].sqrt()
+
+    l_0 = f()
+    plus, minus = two_sided(W, f, mu, Delta)
+    g = ((plus - minus) / (2 * mu)).item()
+    add(W, Delta, -eta * g)
+    bend = (plus + minus - 2 * l_0).abs() / (2 * mu**2)
+    for name, w in W.items():
+        H[name] = (1 - alpha) * H[name] + alpha * bend * H[name] * z(name, w) ** 2
+    return g
+
+
+@torch.no_grad()
+def conmezo(
+    W: Weights, f: Loss, eta: float, mu: float, u: Direction, theta: float, beta: float,
+    m: dict[str, Tensor],
+) -> float:  # fmt: skip
+    """Take a step of ConMeZO (arXiv 2511.02757); m is empty at first, and then the momentum.
+
+    z = cos(theta) sqrt(d) m / |m| + sin(theta) u;  W <- W - eta g z;  m <- beta m + (1 - beta) g z
+    """
+    d = sum(w.numel() for w in W.values())
+    length = sum(each.square().sum() for each in m.values()) ** 0.5
+    old = dict(m)
+
+    def z(name: str, w: nn.Parameter) -> Tensor:
+        if not old:
+            return u(name, w)
+        cone = math.cos(theta) * math.sqrt(d) / length * old[name]
+        return cone + math.sin(theta) * u(name, w)
+
+    plus, minus = two_sided(W, f, mu, z)
+    g = ((plus - minus) / (2 * mu)).item()
+    add(W, z, -eta * g)
+    for name, w in W.items():
+        m[name] = beta * old.get(name, torch.zeros_like(w)) + (1 - beta) * g * z(name, w)
+    return g
+
+
+@torch.no_grad()
 def meazo(
     W: Weights, f: Loss, eta: float, mu: float, Z: Direction, beta: float, state: dict[str, float]
 ) -> float:
@@ -52,12 +115,8 @@ def meazo(
 
     v <- beta v + (1 - beta) g^2;  W <- W - eta g / (sqrt(v / (1 - beta^t)) + 1e-8) Z
     """
-    add(W, Z, mu)
-    f_plus = f()
-    add(W, Z, -2 * mu)
-    f_minus = f()
-    add(W, Z, mu)
-    g = ((f_plus - f_minus) / (2 * mu)).item()
+    plus, minus = two_sided(W, f, mu, Z)
+    g = ((plus - minus) / (2 * mu)).item()
     t = state["t"] = state.get("t", 0) + 1
     v = state["v"] = beta * state.get("v", 0.0) + (1 - beta) * g * g
     add(W, Z, -eta * g / ((v / (1 - beta**t)) ** 0.5 + 1e-8))

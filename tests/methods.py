@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import FZOO, LOZO, LOZOM, DominantLayer, MeZO, ZOAct
+from baselines import FZOO, LOZO, LOZOM, ConMeZO, DominantLayer, HiZOO, MeZO, ZOAct
 from tests.networks import NETWORKS, Network, stack
 
 
@@ -59,6 +59,8 @@ METHODS = [
     Method("mezo-one-sided-q3", MeZO, {"estimator": "one_sided", "queries": 3}),
     Method("lozo", LOZO, {"refresh_every": 3}),
     Method("fzoo", FZOO, {"queries": 3}, unit=1e-3),
+    Method("hizoo", HiZOO, {"curvature_rate": 0.1, "large_state": True}),
+    Method("conmezo", ConMeZO, {"theta": 1.0, "large_state": True}),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",

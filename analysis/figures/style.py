@@ -41,6 +41,8 @@ METHODS: dict[str, MethodStyle] = {
     "lozo": MethodStyle("LOZO", "#56B4E9", (0, (4, 1, 1, 1)), "v"),
     "lozo_m": MethodStyle("LOZO-M", "#0072B2", (0, (2, 1, 1, 1)), "<"),
     "fzoo": MethodStyle("FZOO", "#999933", (0, (3, 1)), "p"),
+    "hizoo": MethodStyle("HiZOO", "#AA4499", (0, (5, 1, 1, 1)), "h"),
+    "conmezo": MethodStyle("ConMeZO", "#44AA99", (0, (3, 1, 1, 1, 1, 1)), ">"),
     "zo_act": MethodStyle("ZO-Act", "#009E73", (0, (2, 1)), "D"),
     "dominant_layer": MethodStyle("Dominant layer", "#882255", (0, (6, 1, 1, 1)), "d"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),

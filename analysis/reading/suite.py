@@ -19,7 +19,8 @@ KINDS = ("first_order", "zo", "untrained")
 COMPARED = (("agzo", "mezo"), ("agzo", "lozo"))  # of a plan that names none: older ones
 LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
-    "lozo_m": "LOZO-M", "fzoo": "FZOO", "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
+    "lozo_m": "LOZO-M", "fzoo": "FZOO", "hizoo": "HiZOO", "conmezo": "ConMeZO",
+    "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
     "zero_shot": "zero-shot", "icl": "in-context",
 }  # fmt: skip
 

@@ -9,7 +9,19 @@ from torch import nn
 from agzo import AGZO
 from agzo.directions.low_rank import LowRank
 from agzo.tuned.coordinates import coordinates
-from baselines import FZOO, LOZO, LOZOM, SGD, AdamW, DominantLayer, MeZO, ZeroShot, ZOAct
+from baselines import (
+    FZOO,
+    LOZO,
+    LOZOM,
+    SGD,
+    AdamW,
+    ConMeZO,
+    DominantLayer,
+    HiZOO,
+    MeZO,
+    ZeroShot,
+    ZOAct,
+)
 from tests.networks import mlp, qwen3, stack
 
 SMALL = {  # every method at its defaults, and each update
@@ -23,6 +35,8 @@ SMALL = {  # every method at its defaults, and each update
     "lozo_m": lambda model: LOZOM(model, lr=1e-3, eps=1e-3),
     "mezo scalar": lambda model: MeZO(model, lr=1e-2, eps=1e-3, update="scalar"),
     "agzo spread": lambda model: AGZO(model, lr=1e-5, eps=1e-3, update="spread", queries=8),
+    "hizoo": lambda model: HiZOO(model, lr=1e-3, eps=1e-3),
+    "conmezo": lambda model: ConMeZO(model, lr=1e-3, eps=1e-3),
     "fzoo": lambda model: FZOO(model, lr=1e-5, eps=1e-3),
     "zo_act": lambda model: ZOAct(model, lr=1e-2, eps=1e-3),
     "sgd": lambda model: SGD(model, lr=1e-2),

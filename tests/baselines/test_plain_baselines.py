@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.rng import Noise
-from baselines import FZOO, MeZO, reference
+from baselines import FZOO, ConMeZO, HiZOO, MeZO, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -58,11 +58,31 @@ def test_fzoo(network, execution):
 
 
 @networks
+@pytest.mark.parametrize("execution", ["side_branch", "batched"])
+def test_hizoo(network, execution):
+    H: dict[str, Tensor] = {}
+
+    def step(net, number):
+        return reference.hizoo(W(net), net.closure, LR, EPS, dense(number), 0.1, H)
+
+    compare(HiZOO, network, step, tolerance=1e-4, curvature_rate=0.1, execution=execution)
+
+
+@networks
+def test_conmezo(network):
+    m: dict[str, Tensor] = {}
+
+    def step(net, number):
+        return reference.conmezo(W(net), net.closure, LR, EPS, dense(number), 1.2, 0.9, m)
+
+    compare(ConMeZO, network, step, tolerance=1e-5, theta=1.2, beta=0.9)
+
+
+@networks
 def test_meazo_is_mezo_with_update_scalar(network):
     state: dict[str, float] = {}
 
     def step(net, number):
         return reference.meazo(W(net), net.closure, LR, EPS, dense(number), 0.9, state)
 
-    state.clear()
     compare(MeZO, network, step, update="scalar", beta2=0.9)

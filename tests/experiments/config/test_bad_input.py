@@ -28,7 +28,10 @@ def cli(tmp_path, monkeypatch, capfd):
 
 
 CASES = {
-    "method=foo": ["method=foo", "agzo, dominant_layer, fzoo, icl, lozo, lozo_m, mezo, sgd"],
+    "method=foo": [
+        "method=foo",
+        "agzo, conmezo, dominant_layer, fzoo, hizoo, icl, lozo, lozo_m, mezo, sgd",
+    ],
     "task=foo": ["task=foo", "rte, squad, sst2, wic"],
     "model=foo": ["model=foo", "pocket", "qwen3-0.6b"],
     "metod=agzo": ["metod", "no such key", "method, task, model"],
