@@ -9,6 +9,7 @@ from baselines.icl import ICL
 from baselines.lozo import LOZO
 from baselines.lozo_m import LOZOM
 from baselines.mezo import MeZO
+from baselines.subzero import SubZero
 from baselines.zero_shot import ZeroShot
 from baselines.zo_act import ZOAct
 
@@ -23,6 +24,7 @@ __all__ = [
     "DominantLayer",
     "HiZOO",
     "MeZO",
+    "SubZero",
     "ZOAct",
     "ZeroShot",
 ]

@@ -12,7 +12,7 @@ For float32 and float64; tests hold the optimizers to them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,29 @@ def fzoo(W: Weights, f: Loss, eta: float, mu: float, u: Sequence[Direction]) -> 
     sigma = (slopes * mu).std()  # that of the losses: l_0 is the same for all
     for u_i, g_i in zip(u, slopes, strict=True):
         add(W, u_i, -(eta * g_i / (len(u) * sigma)).item())
+    return slopes.tolist()
+
+
+@torch.no_grad()
+def subzero(
+    W: Weights, f: Loss, eta: float, mu: float, Z: Sequence[Direction],
+    U: Mapping[str, Tensor], V: Mapping[str, Tensor],
+) -> list[float]:  # fmt: skip
+    """Take a step of SubZero+ with SGD (arXiv 2608.15665); U and V are kept by the caller.
+
+    Z holds K directions, r x r of a matrix. Zbar = 1 / K sum ((l_k - l_0) / mu) Z_k;
+    W <- W - eta U Zbar V^T
+    """
+
+    def inside(Z_k: Direction) -> Direction:
+        return lambda name, w: U[name] @ Z_k(name, w) @ V[name].T if name in U else Z_k(name, w)
+
+    slopes = one_sided(W, f, mu, [inside(Z_k) for Z_k in Z])
+
+    def Zbar(name: str, w: nn.Parameter) -> Tensor:
+        return torch.stack([g * Z_k(name, w) for g, Z_k in zip(slopes, Z, strict=True)]).mean(0)
+
+    add(W, inside(Zbar), -eta)
     return slopes.tolist()
 
 

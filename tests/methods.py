@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
-from baselines import FZOO, LOZO, LOZOM, ConMeZO, DominantLayer, HiZOO, MeZO, ZOAct
+from baselines import (
+    FZOO,
+    LOZO,
+    LOZOM,
+    ConMeZO,
+    DominantLayer,
+    HiZOO,
+    MeZO,
+    SubZero,
+    ZOAct,
+)
 from tests.networks import NETWORKS, Network, stack
 
 
@@ -61,6 +71,7 @@ METHODS = [
     Method("fzoo", FZOO, {"queries": 3}, unit=1e-3),
     Method("hizoo", HiZOO, {"curvature_rate": 0.1, "large_state": True}),
     Method("conmezo", ConMeZO, {"theta": 1.0, "large_state": True}),
+    Method("subzero", SubZero, {"rank": 2, "refresh_every": 3, "queries": 2}),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from agzo import AGZO
-from baselines import FZOO, LOZO, LOZOM, SGD, ConMeZO, DominantLayer, HiZOO, MeZO, ZOAct
+from baselines import FZOO, LOZO, LOZOM, SGD, ConMeZO, DominantLayer, HiZOO, MeZO, SubZero, ZOAct
 from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 LR, EPS = 1e-7, 1e-3
@@ -72,6 +72,7 @@ METHODS: dict[str, Method] = {
     "mezo_in_place": Method("mezo", _with(MeZO, **_IN_PLACE), None, "mezo_textbook"),
     "fzoo": Method("fzoo", FZOO),
     "hizoo": Method("hizoo", _with(HiZOO, large_state=True)),
+    "subzero": Method("subzero", _with(SubZero, queries=2), 2),
     "conmezo": Method("conmezo", _with(ConMeZO, large_state=True)),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),

@@ -27,6 +27,7 @@ from baselines import (
     DominantLayer,
     HiZOO,
     MeZO,
+    SubZero,
     ZeroShot,
     ZOAct,
 )
@@ -43,6 +44,7 @@ METHODS: dict[str, type[Any]] = {
     "fzoo": FZOO,
     "hizoo": HiZOO,
     "conmezo": ConMeZO,
+    "subzero": SubZero,
     "zo_act": ZOAct,
     "dominant_layer": DominantLayer,
     "sgd": SGD,

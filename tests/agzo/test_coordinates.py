@@ -19,6 +19,7 @@ from baselines import (
     DominantLayer,
     HiZOO,
     MeZO,
+    SubZero,
     ZeroShot,
     ZOAct,
 )
@@ -37,6 +38,7 @@ SMALL = {  # every method at its defaults, and each update
     "agzo spread": lambda model: AGZO(model, lr=1e-5, eps=1e-3, update="spread", queries=8),
     "hizoo": lambda model: HiZOO(model, lr=1e-3, eps=1e-3),
     "conmezo": lambda model: ConMeZO(model, lr=1e-3, eps=1e-3),
+    "subzero": lambda model: SubZero(model, lr=1e-2, eps=1e-3, rank=1, queries=9),
     "fzoo": lambda model: FZOO(model, lr=1e-5, eps=1e-3),
     "zo_act": lambda model: ZOAct(model, lr=1e-2, eps=1e-3),
     "sgd": lambda model: SGD(model, lr=1e-2),

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agzo.directions.orthonormal import haar
 from agzo.rng import Noise
-from baselines import FZOO, ConMeZO, HiZOO, MeZO, reference
+from baselines import FZOO, ConMeZO, HiZOO, MeZO, SubZero, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -76,6 +77,37 @@ def test_conmezo(network):
         return reference.conmezo(W(net), net.closure, LR, EPS, dense(number), 1.2, 0.9, m)
 
     compare(ConMeZO, network, step, tolerance=1e-5, theta=1.2, beta=0.9)
+
+
+@networks
+def test_subzero(network):
+    rank, every = 2, 3
+
+    def step(net, number):
+        first = Noise(0, number - number % every)
+        matrices = {name: w for name, w in W(net).items() if w.dim() == 2}
+        U, V = (
+            {
+                name: haar(first.columns(w.shape[side], rank, CPU, name, f"orthonormal-{which}"))
+                for name, w in matrices.items()
+            }
+            for side, which in enumerate(("left", "right"))
+        )
+
+        def core(query):
+            noise = Noise(0, number, query)
+            return lambda name, w: (
+                noise.columns(rank, rank, CPU, name, "core").double()
+                if name in matrices
+                else noise.tensor(w.shape, CPU, name, "dense").double()
+            )
+
+        U, V = ({name: each.double() for name, each in side.items()} for side in (U, V))
+        return reference.subzero(
+            W(net), net.closure, LR, EPS, [core(query) for query in range(3)], U, V
+        )
+
+    compare(SubZero, network, step, tolerance=1e-4, rank=rank, refresh_every=every, queries=3)
 
 
 @networks
