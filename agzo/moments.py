@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,25 @@ LARGE = 0.1  # moments of more than this part of the model's size need large_sta
 SMALL = 2**24  # values, 64 MiB: what no memory is too small for
 
 Estimates = Sequence[tuple[Direction, Tensor]]  # (direction, projected_grad), one for each query
+
+
+class Combination(Protocol):
+    """Turns a step's estimates for one parameter into one direction; `Moments` is one."""
+
+    def size(self, drawn: int, right: int) -> int:
+        """Count the float32 values that are kept for L of `drawn` values and B of `right`."""
+        ...
+
+    def direction(
+        self,
+        queries: Estimates,
+        state: MutableMapping[str, Any],
+        step: int,
+        refreshed: bool,
+        alive: Tensor,
+    ) -> Direction:
+        """Return what to move along; see `Moments.direction`."""
+        ...
 
 
 @dataclass(frozen=True)

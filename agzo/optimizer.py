@@ -33,7 +33,7 @@ from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_ste
 from agzo.execution.perturb import Directions, Execution, SideBranch
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import WAITING, Guard
-from agzo.moments import MOMENTS, Moments, refuse_large_state
+from agzo.moments import MOMENTS, Combination, Moments, refuse_large_state
 from agzo.observed import Observed
 from agzo.rng import STREAM, Noise
 from agzo.saved_state import SavedState
@@ -85,6 +85,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
     """
 
     about: ClassVar[About] = About()
+    updates: ClassVar[tuple[str, ...]] = UPDATES  # those that are allowed
     wants_batches: int = 0  # training batches that `calibrate` wants to see before the first step
     calibrated: dict[str, Any] | None = None  # what `calibrate` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
@@ -122,7 +123,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         self.eps = check_number("eps", eps, above=0.0)
         self.queries = check_count("queries", queries)
         check_choice("estimator", estimator, ESTIMATORS)
-        check_choice("update", update, UPDATES)
+        check_choice("update", update, self.updates)
         check_scaling(update, self.queries)
         self.momentum = check_number("momentum", momentum, minimum=0.0, below=1.0)
         self.beta2 = check_number("beta2", beta2, minimum=0.0, below=1.0)
@@ -199,7 +200,7 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         return [self._sampler.moved(each) for each in self.tuned]
 
     @property
-    def _moments(self) -> Moments | None:
+    def _moments(self) -> Combination | None:
         kept = self.update in MOMENTS
         return Moments(self.update, self.momentum, self.beta2) if kept else None
 

@@ -14,13 +14,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from agzo.check import check_choice
 from agzo.directions.direction import Direction
 from agzo.directions.sampler import Gaussian
 from agzo.estimator import Measurement
 from agzo.execution.perturb import Directions
 from agzo.moments import refuse_large_state
-from agzo.optimizer import UPDATES, ZeroOrderOptimizer
+from agzo.optimizer import ZeroOrderOptimizer
 from agzo.scaling import SCALINGS
 from agzo.tuned.select import Tuned
 
@@ -32,16 +31,14 @@ class Remembering(ZeroOrderOptimizer):
 
     memory_is: ClassVar[str]
     empty: ClassVar[float] = 0.0
+    updates = ("sgd", *SCALINGS)  # moments would be a second memory of that size
 
     def __init__(self, model: Any, **shared: Any) -> None:
-        embeddings, update = shared.get("embeddings", "tuned"), shared.get("update", "sgd")
-        if embeddings == "seen":
+        if shared.get("embeddings") == "seen":
             raise ValueError(
                 f"embeddings='seen': {type(self).__name__} has {self.memory_is} for each row of a "
                 "table; allowed are tuned, frozen"
             )
-        if update in UPDATES:
-            check_choice("update", update, ("sgd", *SCALINGS))
         super().__init__(model, **shared)
 
     def memory(self, tuned: Tuned) -> Tensor | None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from agzo.directions.direction import Direction, Sum
 from agzo.execution.perturbed import Directions
 from agzo.execution.weights import Weights
-from agzo.moments import Moments
+from agzo.moments import Combination
 from agzo.rng import Noise
 from agzo.torch_calls.inputs import is_low_precision
 
@@ -79,7 +79,7 @@ class Mover:
         weights: Weights,
         names: Mapping[nn.Parameter, str],
         rounding: str,
-        moments: Moments | None,
+        moments: Combination | None,
     ) -> None:
         self._weights, self._names = weights, names
         self._rounding, self._moments = rounding, moments

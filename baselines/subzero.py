@@ -19,13 +19,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from agzo.check import check_choice, check_count
+from agzo.check import check_count
 from agzo.directions.direction import Direction
 from agzo.directions.low_rank import LowRank
 from agzo.directions.orthonormal import OrthonormalSubspace
 from agzo.estimator import Measurement
 from agzo.execution.perturb import Directions
-from agzo.optimizer import UPDATES, ZeroOrderOptimizer
+from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.scaling import SCALINGS
 from agzo.tuned.select import Tuned
@@ -55,6 +55,7 @@ class SubZero(ZeroOrderOptimizer):
     """
 
     settings = (*ZeroOrderOptimizer.settings, "rank", "refresh_every")
+    updates = ("sgd", *SCALINGS)  # moments would be of U Z, which is not the paper's r x r
 
     def __init__(
         self,
@@ -65,14 +66,11 @@ class SubZero(ZeroOrderOptimizer):
         refresh_every: int = 50,
         queries: int = 99,
         estimator: str = "one_sided",
-        update: str = "sgd",
         **shared: Any,
     ) -> None:
         self.rank = check_count("rank", rank)
         self.refresh_every = check_count("refresh_every", refresh_every)
-        if update in UPDATES:  # moments would be of U Z, which is not the paper's r x r
-            check_choice("update", update, ("sgd", *SCALINGS))
-        own = {"queries": queries, "estimator": estimator, "update": update}
+        own = {"queries": queries, "estimator": estimator}
         super().__init__(model, lr=lr, eps=eps, **own, **shared)
 
     def _make_sampler(self) -> BothSides:

@@ -32,6 +32,8 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     part: str = ""  # what the names of the tuned parameters hold; "": all of the model's own
     networks: tuple[str, ...] = tuple(NETWORKS)  # on which the rules of every network are run
+    becomes: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a weight's whole estimate
+    rounding: float = 1e-6  # how far the change may be off by, as a part of its largest number
     unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:

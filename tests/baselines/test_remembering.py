@@ -139,7 +139,7 @@ def test_memory_as_large_as_the_model_is_refused_with_its_size(kind, what):
         (ConMeZO, {"beta": 1.0}, r"beta=1.0: allowed are .* < 1.0"),
         (HiZOO, {"update": "adam"}, "update='adam': allowed are sgd, scalar, spread"),
         (ConMeZO, {"update": "momentum"}, "update='momentum': allowed are sgd, scalar, spread"),
-        (ConMeZO, {"update": "rmsprop"}, "update='rmsprop': allowed are sgd"),
+        (ConMeZO, {"update": "rmsprop"}, "update='rmsprop': allowed are sgd, scalar, spread"),
         (ConMeZO, {"embeddings": "seen"}, "embeddings='seen': ConMeZO has a momentum for each row"),
     ],
 )
