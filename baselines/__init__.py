@@ -12,6 +12,7 @@ from baselines.mezo import MeZO
 from baselines.subzero import SubZero
 from baselines.zero_shot import ZeroShot
 from baselines.zo_act import ZOAct
+from baselines.zo_muon import ZOMuon
 
 __all__ = [
     "FZOO",
@@ -26,5 +27,6 @@ __all__ = [
     "MeZO",
     "SubZero",
     "ZOAct",
+    "ZOMuon",
     "ZeroShot",
 ]

@@ -79,6 +79,39 @@ def subzero(
 
 
 @torch.no_grad()
+def zo_muon(
+    W: Weights, f: Loss, eta: float, mu: float, Psi: Sequence[Direction], P: Mapping[str, Tensor],
+    vector_rate: float,
+) -> list[float]:  # fmt: skip
+    """Take a step of ZO-Muon (arXiv 2602.17155); P is kept by the caller.
+
+    Psi holds N directions, (r, d_in) of a matrix. G = 1 / N sum ((l_i - l_0) / mu) P Psi_i;
+    W <- W - eta msign(G), and W - eta vector_rate G of what is no matrix
+    """
+
+    def inside(Psi_i: Direction) -> Direction:
+        return lambda name, w: P[name] @ Psi_i(name, w) if name in P else Psi_i(name, w)
+
+    slopes = one_sided(W, f, mu, [inside(Psi_i) for Psi_i in Psi])
+
+    def step(name: str, w: nn.Parameter) -> Tensor:
+        each = [g * inside(Psi_i)(name, w) for g, Psi_i in zip(slopes, Psi, strict=True)]
+        G = torch.stack(each).mean(0)
+        return msign(G) if name in P else vector_rate * G
+
+    add(W, step, -eta)
+    return slopes.tolist()
+
+
+def msign(G: Tensor) -> Tensor:
+    """Return U phi(S) V^T of G = U S V^T: Muon's odd polynomial of each singular value, 5 times."""
+    U, S, Vh = torch.linalg.svd(G / (G.norm() + 1e-7), full_matrices=False)
+    for _ in range(5):
+        S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
+    return U @ (S[:, None] * Vh)
+
+
+@torch.no_grad()
 def hizoo(
     W: Weights, f: Loss, eta: float, mu: float, z: Direction, alpha: float, H: dict[str, Tensor]
 ) -> float:

@@ -21,7 +21,9 @@ from baselines import (
     MeZO,
     SubZero,
     ZOAct,
+    ZOMuon,
 )
+from baselines.reference import msign
 from tests.networks import NETWORKS, Network, stack
 
 
@@ -74,6 +76,13 @@ METHODS = [
     Method("hizoo", HiZOO, {"curvature_rate": 0.1, "large_state": True}),
     Method("conmezo", ConMeZO, {"theta": 1.0, "large_state": True}),
     Method("subzero", SubZero, {"rank": 2, "refresh_every": 3, "queries": 2}),
+    Method(
+        "zo_muon",
+        ZOMuon,
+        {"rank": 2, "refresh_every": 3, "vector_rate": 1e-2},
+        becomes=lambda E: msign(E) if E.dim() == 2 else 1e-2 * E,
+        rounding=1e-4,  # small singular values, with their rounding, are magnified 485 times
+    ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",

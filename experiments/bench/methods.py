@@ -9,7 +9,19 @@ from typing import Any
 from torch import nn
 
 from agzo import AGZO
-from baselines import FZOO, LOZO, LOZOM, SGD, ConMeZO, DominantLayer, HiZOO, MeZO, SubZero, ZOAct
+from baselines import (
+    FZOO,
+    LOZO,
+    LOZOM,
+    SGD,
+    ConMeZO,
+    DominantLayer,
+    HiZOO,
+    MeZO,
+    SubZero,
+    ZOAct,
+    ZOMuon,
+)
 from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
 LR, EPS = 1e-7, 1e-3
@@ -73,6 +85,7 @@ METHODS: dict[str, Method] = {
     "fzoo": Method("fzoo", FZOO),
     "hizoo": Method("hizoo", _with(HiZOO, large_state=True)),
     "subzero": Method("subzero", _with(SubZero, queries=2), 2),
+    "zo_muon": Method("zo_muon", ZOMuon, 2),
     "conmezo": Method("conmezo", _with(ConMeZO, large_state=True)),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),

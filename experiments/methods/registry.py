@@ -30,6 +30,7 @@ from baselines import (
     SubZero,
     ZeroShot,
     ZOAct,
+    ZOMuon,
 )
 from experiments.config.composed import refuse_beyond_int64
 from experiments.config.schema import BadInput, RunConfig
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Any]] = {
     "hizoo": HiZOO,
     "conmezo": ConMeZO,
     "subzero": SubZero,
+    "zo_muon": ZOMuon,
     "zo_act": ZOAct,
     "dominant_layer": DominantLayer,
     "sgd": SGD,

@@ -22,6 +22,7 @@ from baselines import (
     SubZero,
     ZeroShot,
     ZOAct,
+    ZOMuon,
 )
 from tests.networks import mlp, qwen3, stack
 
@@ -39,6 +40,7 @@ SMALL = {  # every method at its defaults, and each update
     "hizoo": lambda model: HiZOO(model, lr=1e-3, eps=1e-3),
     "conmezo": lambda model: ConMeZO(model, lr=1e-3, eps=1e-3),
     "subzero": lambda model: SubZero(model, lr=1e-2, eps=1e-3, rank=1, queries=9),
+    "zo_muon": lambda model: ZOMuon(model, lr=1e-2, eps=1e-3, rank=1, vector_rate=0.1),
     "fzoo": lambda model: FZOO(model, lr=1e-5, eps=1e-3),
     "zo_act": lambda model: ZOAct(model, lr=1e-2, eps=1e-3),
     "sgd": lambda model: SGD(model, lr=1e-2),

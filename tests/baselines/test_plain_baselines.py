@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from agzo.directions.orthonormal import haar
 from agzo.rng import Noise
-from baselines import FZOO, ConMeZO, HiZOO, MeZO, SubZero, reference
+from baselines import FZOO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -108,6 +108,32 @@ def test_subzero(network):
         )
 
     compare(SubZero, network, step, tolerance=1e-4, rank=rank, refresh_every=every, queries=3)
+
+
+@networks
+def test_zo_muon(network):
+    rank, every = 2, 3
+
+    def step(net, number):
+        first = Noise(0, number - number % every)
+        P = {
+            name: haar(first.columns(w.shape[0], rank, CPU, name, "orthonormal-left")).double()
+            for name, w in W(net).items()
+            if w.dim() == 2
+        }
+
+        def psi(query):
+            noise = Noise(0, number, query)
+            return lambda name, w: (
+                noise.columns(w.shape[1], rank, CPU, name, "psi").T.double()
+                if name in P
+                else noise.tensor(w.shape, CPU, name, "dense").double()
+            )
+
+        Psi = [psi(query) for query in range(4)]
+        return reference.zo_muon(W(net), net.closure, LR, EPS, Psi, P, 0.1)
+
+    compare(ZOMuon, network, step, 1e-3, rank=rank, refresh_every=every, vector_rate=0.1)
 
 
 @networks

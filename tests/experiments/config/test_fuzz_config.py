@@ -40,6 +40,7 @@ METHOD_VALUES = {
     "base": ["mezo", "lozo", "lozo_m", "agzo"], "calibration_batches": ["1"],
     "calibration_passes": ["1", "2"], "betas": ["[0.5,0.9]"], "adam_eps": ["1e-8"],
     "curvature_rate": ["0", "0.1", "1"], "theta": ["0", "1.3"], "beta": ["0.9", "1"],
+    "vector_rate": ["0", "-1"],
     "demonstrations": ["1", "40"], "detector": ["massive_activations"],
 }  # fmt: skip
 
