@@ -3,11 +3,10 @@
     python -m experiments.replay runs/.../seed0 --out weights            (after the last step)
     python -m experiments.replay runs/.../seed0 --out weights --step 400
 
-A step of MeZO, LOZO, FZOO, ConMeZO, SubZero+ or dominant-layer ZO is a function of (seed, step,
-projected_grad, lr) and the state before it alone, so no data, no forward and no checkpoint is
-needed. In float32 the weights are those of the run, bit for bit, on the kind of device and with the
-number of threads it had. AGZO and ZO-Act look along bases of activations, HiZOO by a curvature:
-replaying them is refused with that reason.
+A step of most methods is a function of (seed, step, projected_grad, lr) and the steps before it
+alone, so no data, no forward and no checkpoint is needed. In float32 the weights are those of the
+run, bit for bit, on the kind of device and with the number of threads it had. AGZO and ZO-Act look
+along bases of activations, HiZOO by a curvature: replaying them is refused with that reason.
 """
 
 import argparse
@@ -94,12 +93,12 @@ def _refuse_data(config: RunConfig, values: dict[str, Any]) -> None:
     rehearsed = registry.rehearse(name, values)
     if not hasattr(rehearsed, "replay"):
         raise BadInput(f"method={name}: it has no random directions; allowed are MeZO, LOZO, "
-                       "FZOO, ConMeZO, SubZero+ and dominant-layer ZO")  # fmt: skip
+                       "FZOO, ConMeZO, SubZero+, ZO-Muon and dominant-layer ZO")  # fmt: skip
     why = getattr(rehearsed, "needs_data", None)
     if why is not None:
         raise BadInput(
             f"method={name}: cannot be replayed from its log, because {why}; allowed are methods "
-            "whose steps need no data (mezo, lozo, fzoo, conmezo, subzero, dominant_layer)"
+            "whose steps need no data (mezo, lozo, fzoo, conmezo, subzero, zo_muon, dominant_layer)"
         )
 
 

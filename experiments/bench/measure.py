@@ -188,5 +188,5 @@ def split(
     evaluate = optimizer._execution.evaluate
     perturb = evaluations * (clock(lambda: evaluate(closure, directions, EPS)) - forward)
     zero = torch.zeros((), device=optimizer.tuned[0].parameter.device)
-    update = clock(lambda: optimizer._move([(directions, zero)], noise))
+    update = clock(lambda: optimizer._move([(directions, zero)] * optimizer.queries, noise))
     return basis, perturb, update

@@ -292,7 +292,8 @@ def test_what_cannot_be_is_refused():
     model, ids = Indexed().eval(), torch.tensor([1, 2])
     with pytest.raises(ValueError, match=r"embeddings='seen': table\.weight is used by"):
         make("agzo", model).step(lambda: model(ids).mean())
-    with pytest.raises(ValueError, match=r"update='adam': with embeddings='seen' allowed is 'sgd'"):
+    message = "update='adam': with embeddings='seen' allowed are sgd, scalar, spread"
+    with pytest.raises(ValueError, match=message):
         make("mezo", qwen3().model, update="adam")
     with pytest.raises(ValueError, match=r"embeddings='seen': allowed are tuned, frozen"):
         SGD(qwen3().model, 1e-3, embeddings="seen")

@@ -26,6 +26,7 @@ EXACT = {
     "fzoo": ("method=fzoo", "method.queries=3"),
     "conmezo": ("method=conmezo",),
     "subzero": ("method=subzero", "method.queries=3", "method.rank=2"),
+    "zo_muon": ("method=zo_muon", "method.rank=2"),
     "scalar": ("method=mezo", "method.update=scalar"),
     "lora": ("method=mezo", "adapter=lora"),
     "bf16": ("method=lozo", "precision=bf16_stochastic"),
