@@ -184,7 +184,7 @@ def split(
 
     basis = clock(captured) - forward if capture else 0.0
     directions = optimizer._directions(noise)
-    evaluations = 1 if optimizer.estimator == "one_sided" else 2
+    evaluations = optimizer.queries * (1 if optimizer.estimator == "one_sided" else 2)
     evaluate = optimizer._execution.evaluate
     perturb = evaluations * (clock(lambda: evaluate(closure, directions, EPS)) - forward)
     zero = torch.zeros((), device=optimizer.tuned[0].parameter.device)
