@@ -17,9 +17,13 @@ from typing import Any
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from agzo.estimator import Measurement
+from agzo.directions.sampler import DirectionSampler
+from agzo.estimator import Measurement, forwards_per_step
+from agzo.guard import WAITING
 from agzo.progress import Progress
 from agzo.summary import Summary, summary
+from agzo.tuned.coordinates import Moved
+from agzo.tuned.select import Tuned
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,30 @@ class _Hooks(OrderedDict[int, MeasureHook]):
 class Observed(Progress):
     """Base of the zeroth-order optimizers: `Progress`, and what is told about it."""
 
+    tuned: list[Tuned]
+    estimator: str
+    queries: int
+    _sampler: DirectionSampler
+    _captures: Callable[[int], bool]
     _measure_hooks: _Hooks | None = None
+
+    def moved(self) -> list[Moved]:
+        """List the tensors of the model that move, see `agzo.tuned.coordinates`."""
+        return [self._sampler.moved(each) for each in self.tuned]
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes of a step that refreshes its bases (the check of the first step apart)."""
+        return self.forwards_of_step(0)
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count the forward passes of step number `step`."""
+        return forwards_per_step(self.estimator, self.queries, self._captures(step))
+
+    @property
+    def joined_late(self) -> bool:
+        """Whether there is a parameter that did not take part from the first step on."""
+        return WAITING in self._zo
 
     def summary(self) -> Summary:
         """Return what moves how, forwards a step and expected state; its str is one line."""
