@@ -65,18 +65,18 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
             f"examples, {len(splits.train)}"
         )
     if trains:
-        check_shares(config, shares)
+        check_shares(config.train, shares)
     tokenizer = loading.load_tokenizer(config.model)
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
-    model = loading.load_model(config.model, config.precision.dtype, host(config, device))
+    model = loading.load_model(config.model, config.precision.dtype, host(config.model, device))
     encoder.vocabulary = loading.vocabulary(model)
     about = loading.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     if encoder.chat_sha256 is not None:  # of a tokenizer's files, and of the program that read them
         about |= {"chat_sha256": encoder.chat_sha256}
     model, adapter = _adapted(config, model)
-    stream = offload(config, model, device)
+    stream = offload(config.model, model, device)
     encoded = encoder.encode_all(splits.train)
     _check_length(config, max(len(ids) for each in encoded for ids in each.ids), _context(model))
     where = f"model={config.model.name}" + (f" ({about['path']})" if "path" in about else "")
@@ -94,8 +94,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     check_runs(where, model, encoded, longest, encoder.pad_id)
     lost = own.truncated if own else sum(example.truncated for example in encoded)
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
-    taken = steps(config, optimizer) if trains else 0
-    looks = eval_steps(config, taken)
+    taken = steps(train, optimizer) if trains else 0
+    looks = eval_steps(train, taken)
     pad_id = encoder.pad_id
     compiling, compiled = compile_choice.choose(
         config, model, optimizer, task, encoded, pad_id, taken, trial.why.get("rows")

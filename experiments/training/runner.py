@@ -98,7 +98,9 @@ class Runner:
         if unrelated is None:
             return None
         losses = {"loss_before": self.unrelated_before, "loss_after": self._unrelated_loss()}
-        moved = forgetting.moved(self.config, self.parts.optimizer)
+        moved, config = None, self.config
+        if config.adapter.name == "none":  # an adapter does not start where the model is
+            moved = forgetting.moved(config.model, config.precision.dtype, self.parts.optimizer)
         return unrelated.about | losses | (moved or {"moved": None, "norm": None})
 
     def _unrelated_loss(self) -> float | None:
