@@ -161,7 +161,10 @@ def _first_lines(config: RunConfig, parts: Parts, trial: Trial) -> list[str]:
         trial.usage.no_basis(parts.compiled.without_slots())
         _settle(config, optimizer, trial)
     if optimizer.about.trains:
-        said = [f"{config.method['name']}: {coordinates(parts.model, optimizer)}", *said]
+        moves = str(coordinates(parts.model, optimizer))
+        if isinstance(optimizer, ZeroOrderOptimizer):
+            moves += f"; {optimizer.summary().costs}"
+        said = [f"{config.method['name']}: {moves}", *said]
     return said
 
 
