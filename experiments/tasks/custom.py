@@ -159,7 +159,9 @@ class Label:
             number, allowed = self.numbers.get(written or ""), str(list(self.numbers))
         else:
             number = None if written is None or isinstance(found, bool) else whole(written)
-            allowed = f"{_numbers(len(options))}, or {shortened(list(options))}"
+            allowed = (
+                f"{_numbers(len(options))}, or {shortened(list(options))}; task.labels names others"
+            )
             if written in options:
                 number = options.index(written)
         if number is None or number >= len(options):
