@@ -100,7 +100,7 @@ COMMANDS = [
     pytest.param(line, id=f"{name}: {line[:60]}")
     for name, text in READMES.items()
     for block in blocks("bash", text)
-    for line in block.splitlines()
+    for line in block.replace("\\\n", " ").splitlines()
     if "experiments.run" in line
 ]
 
@@ -112,7 +112,7 @@ def test_run_commands_compose(line):
     if "--cfg" in given:
         del given[given.index("--cfg") : given.index("--cfg") + 2]
     overrides = [word for word in given if word != "-m" and not word.startswith("hydra")]
-    compose([re.sub(r"(=[^,]*),.*", r"\1", word) for word in overrides])  # of a sweep, the first
+    compose([re.sub(r"(=[^,[]*),.*", r"\1", word) for word in overrides])  # of a sweep, the first
 
 
 @every_readme

@@ -6,7 +6,7 @@ Cheap checks come first, so that a bad setting stops a run before a large model 
 import hashlib
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -18,8 +18,9 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.coordinates import coordinates
 from agzo.tuned.roles import roles
 from experiments.config.schema import BadInput, RunConfig
+from experiments.config.shorten import shortened
 from experiments.data import Splits, load_splits, protocol
-from experiments.data.demonstrations import with_demonstrations
+from experiments.data.demonstrations import answered, with_demonstrations
 from experiments.data.encode import Encoder
 from experiments.data.shares import Shares, check_shares
 from experiments.evaluation import forgetting
@@ -29,7 +30,7 @@ from experiments.methods import registry
 from experiments.models import loading
 from experiments.models.offload import host, offload
 from experiments.models.reach import leave_out
-from experiments.tasks import Example, Task, get_task
+from experiments.tasks import Example, Task, task_of
 from experiments.training import compile_choice, pack_choice
 from experiments.training.budget import eval_steps, steps
 from experiments.training.parts import Parts, virtual_tokens
@@ -44,9 +45,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     method = registry.method_class(config.method["name"])
     device = loading.choose_device(config.device)
     loading.check_files(config.model)
-    task = get_task(config.task.name)
-    if task.hub is not None and config.task.revision is not None:
-        task = replace(task, hub=replace(task.hub, revision=config.task.revision))
+    task = task_of(config.task)
     train = config.train
     raw = load_splits(
         task,
@@ -122,6 +121,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     )  # fmt: skip
     calibrate(config, parts, optimizer)
     parts.lines = _first_lines(config, parts, trial)
+    if task.any_file:
+        parts.lines.insert(0, f"{task.name}: an example is {shortened(answered(splits.train[0]))}")
     return parts
 
 
