@@ -144,7 +144,7 @@ progress: $(READY) ## how far one step gets: gain, curvature, best learning rate
 update-arrival: $(READY) ## the share of an update that survives rounding
 	@$(call measure,arrival,,update_arrival,update_arrival)
 
-notebooks: $(READY) ## run both notebooks and store their outputs
+notebooks: $(READY) ## run all notebooks and store their outputs
 	@$(BIN)/python tests/test_notebooks.py
 
 theory: $(READY) ## each statement of the paper's theory: claimed, measured, interval, verdict

@@ -12,14 +12,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from agzo.estimator import Measurement
+from agzo.directions.sampler import DirectionSampler
+from agzo.estimator import Measurement, forwards_per_step
+from agzo.guard import WAITING
 from agzo.progress import Progress
 from agzo.summary import Summary, summary
+from agzo.tuned.coordinates import Moved
+from agzo.tuned.select import Tuned
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,32 @@ class _Hooks(OrderedDict[int, MeasureHook]):
 class Observed(Progress):
     """Base of the zeroth-order optimizers: `Progress`, and what is told about it."""
 
+    tuned: list[Tuned]
+    estimator: str
+    queries: int
+    needs_loss: ClassVar[bool]
+    _sampler: DirectionSampler
+    _captures: Callable[[int], bool]
     _measure_hooks: _Hooks | None = None
+
+    def moved(self) -> list[Moved]:
+        """List the tensors of the model that move, see `agzo.tuned.coordinates`."""
+        return [self._sampler.moved(each) for each in self.tuned]
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forward passes of a step that refreshes its bases (the check of the first step apart)."""
+        return self.forwards_of_step(0)
+
+    def forwards_of_step(self, step: int) -> int:
+        """Count the forward passes of step number `step`."""
+        at_w = self._captures(step) or self.needs_loss
+        return forwards_per_step(self.estimator, self.queries, at_w)
+
+    @property
+    def joined_late(self) -> bool:
+        """Whether there is a parameter that did not take part from the first step on."""
+        return WAITING in self._zo
 
     def summary(self) -> Summary:
         """Return what moves how, forwards a step and expected state; its str is one line."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from agzo.about import About
-from agzo.activations.capture import ActivationCapture
 from agzo.check import (
     check_choice,
     check_count,
@@ -24,30 +23,29 @@ from agzo.check import (
     check_rates,
     check_seed,
 )
-from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
+from agzo.directions.sampler import DirectionSampler, Gaussian
 from agzo.directions.seen import OnSeenRows, SeenTokens
 from agzo.distributed.group import UNSAID, Group
-from agzo.distributed.pieces import Batch, Joint, joint
-from agzo.estimates import Estimates
-from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement, forwards_per_step, measure
-from agzo.execution.perturb import Directions, Execution, SideBranch
+from agzo.distributed.pieces import Batch, joint
+from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement
+from agzo.execution.perturb import Directions, Execution
 from agzo.execution.weights import Resident, Weights, check_streamed
-from agzo.guard import WAITING, Guard
+from agzo.guard import Guard
+from agzo.measuring import Measuring
 from agzo.moments import MOMENTS, Combination, Moments, refuse_large_state
 from agzo.observed import Observed
 from agzo.rng import STREAM, Noise
 from agzo.saved_state import SavedState
 from agzo.scaling import SCALINGS, Scaling, check_scaling
 from agzo.torch_calls.inputs import is_low_precision
-from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
-from agzo.tuned.coordinates import Moved
-from agzo.tuned.select import Params, Tuned, select
+from agzo.torch_calls.surroundings import Closure, apart
+from agzo.tuned.select import Params, select
 from agzo.update import ROUNDINGS, Mover
 
 UPDATES = ("sgd", *MOMENTS, *SCALINGS)
 
 
-class ZeroOrderOptimizer(Estimates, Observed, SavedState):
+class ZeroOrderOptimizer(Measuring, Observed, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_make_sampler` and name their own hyperparameters.
@@ -89,7 +87,6 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
     wants_batches: int = 0  # training batches that `calibrate` wants to see before the first step
     calibrated: dict[str, Any] | None = None  # what `calibrate` found, for the record of a run
     forwards_once: int = 2  # the check that the loss is a function
-    needs_loss: ClassVar[bool] = False  # f(W) too, of two-sided steps
     needs_data: str | None = None  # why directions cannot be made without the batches
     _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
     settings: ClassVar[tuple[str, ...]] = (
@@ -156,10 +153,8 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         device = self.tuned[0].device
         self.stream_version = STREAM
         self._guard = Guard(model, self.tuned)
-        settings = {
-            "method": type(self).__name__,
-            **{key: getattr(self, key) for key in self.settings},
-        }
+        own = {key: getattr(self, key) for key in self.settings}
+        settings = {"method": type(self).__name__, **own}
         self._begin_progress(device, seed=self.seed, stream=self.stream_version, settings=settings)
         self._ready()
 
@@ -195,10 +190,6 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
     def _make_sampler(self) -> DirectionSampler:
         return Gaussian()
 
-    def moved(self) -> list[Moved]:
-        """List the tensors of the model that move, see `agzo.tuned.coordinates`."""
-        return [self._sampler.moved(each) for each in self.tuned]
-
     @property
     def _moments(self) -> Combination | None:
         kept = self.update in MOMENTS
@@ -217,16 +208,6 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         if hasattr(self, "stream_version"):
             raise ValueError("add_param_group: allowed is params= of a new optimizer")
         super().add_param_group(param_group)
-
-    @property
-    def forwards_per_step(self) -> int:
-        """Forward passes of a step that refreshes its bases (the check of the first step apart)."""
-        return self.forwards_of_step(0)
-
-    def forwards_of_step(self, step: int) -> int:
-        """Count the forward passes of step number `step`."""
-        at_w = self._captures(step) or self.needs_loss
-        return forwards_per_step(self.estimator, self.queries, at_w)
 
     @property
     def must_calibrate(self) -> bool:
@@ -321,55 +302,6 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
         self._learn(queries, None)
         self._zo["step"] += 1
 
-    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
-        """Return what a step measures, and whether its bases are finite (0-dim bool)."""
-        capture, watch = self._looking(batch, step)
-        if self._seen is not None and capture is None and self.estimator == "two_sided":
-            with self.around.entered():
-                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
-            watch = None
-        self._guard.begin()
-        measurement = measure(
-            self.estimator,
-            lambda: self._forward(batch),
-            lambda query: self._directions(Noise(self.seed, step, query)),
-            self.queries,
-            self.eps,
-            self._execution,
-            watch,
-            self.needs_loss,
-            together=self._weights.together,
-            mean=lambda losses: self.group.mean(losses, batch.weight),
-        )
-        self._guard.end(batch)
-        finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
-        return measurement, finite if capture is None else capture.finite()
-
-    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
-        """Return the capture of bases that is due, and what watches a forward at W for the step."""
-        mask = batch.pieces[0].token_mask
-        capture = self._sampler.capture(Noise(self.seed, step), mask)
-        watch = None if capture is None else capture.watch
-        return capture, watch if self._seen is None else self._seen.beside(watch, mask)
-
-    def _forward(self, closure: Closure) -> Tensor:
-        self._zo["forwards"] += self._execution.points
-        with self._guard.running(self._zo):
-            loss = self._run(closure)
-        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
-        self._guard.evaluated()
-        return loss
-
-    def _run(self, closure: Closure) -> Tensor:
-        """Evaluate a closure: every evaluation of a method comes by here."""
-        with self.around.entered(), watched():
-            return closure()
-
-    def _directions(self, noise: Noise) -> Directions:
-        return Sampled(self._active, lambda each: self._sampler.sample(each, noise))
-
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         """Return what the update applies: the evaluated directions themselves."""
         return evaluated
@@ -382,33 +314,10 @@ class ZeroOrderOptimizer(Estimates, Observed, SavedState):
             queries = [(directions, c) for (directions, _), c in zip(queries, factors, strict=True)]
         applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
         refreshed = self._refreshes(noise.step)
-        self._mover().move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
+        mover = Mover(self._weights, self._names, self.rounding, self._moments)
+        mover.move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
 
     def _learn(
         self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
     ) -> None:
         """Remember for later steps what a step has measured, of a replay the slopes alone."""
-
-    def _mover(self) -> Mover:
-        return Mover(self._weights, self._names, self.rounding, self._moments)
-
-    @property
-    def joined_late(self) -> bool:
-        """Whether there is a parameter that did not take part from the first step on."""
-        return WAITING in self._zo
-
-    @property
-    def _active(self) -> list[Tuned]:
-        """The parameters that take part now."""
-        return self._guard.active(self._zo)
-
-    def _enter(self) -> None:
-        """Refuse a step or an estimate that the model or the optimizer is not ready for."""
-        self._guard.enter(self._zo)
-
-    def _check(self, closure: Joint) -> None:
-        """Refuse, before the first step, a loss that no finite difference can be taken of."""
-        must_see = isinstance(self._execution, SideBranch)
-        self._guard.check(
-            self._zo, closure, self._forward, self._sampler, self._seen, must_see, self.group
-        )

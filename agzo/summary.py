@@ -46,9 +46,14 @@ class Summary:
             for kind, word in WORDS.items()
             if self.tensors[kind]
         )
+        return f"{self.method}: {moved}; {self.costs}"
+
+    @property
+    def costs(self) -> str:
+        """What a step and the state cost, in words."""
         unit, size = ("MiB", 2**20) if self.state_bytes >= 2**20 else ("KiB", 2**10)
         state = f"{self.state_bytes / size:,.3g} {unit} of state"
-        return f"{self.method}: {moved}; {self.forwards_per_step} forwards a step, {state}"
+        return f"{self.forwards_per_step} forwards a step, {state}"
 
 
 def summary(optimizer: Any) -> Summary:

@@ -29,7 +29,7 @@ from agzo.rng import Noise
 from agzo.torch_calls.inputs import BySameTensor, fits, is_transformed
 from agzo.torch_calls.products import TURNS, Matrices, Role, product
 from agzo.torch_calls.surroundings import Closure, exactly
-from agzo.torch_calls.uses import ADDRESSES, TorchCalls, among, used
+from agzo.torch_calls.uses import ADDRESSES, TorchCalls, among, holds, used
 from agzo.tuned.select import Tuned
 
 
@@ -115,20 +115,24 @@ class ActivationCapture(TorchCalls):
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Answer a call of torch."""
-        any_layer = product(func, args, kwargs)
-        if any_layer is not None:  # of a layer that is not wanted too
-            self._mask_used |= fits(any_layer.x, mask_now(self._mask))
-        found = self._matrices.times(func, args, kwargs)
+        found = product(func, args, kwargs)
+        if found is not None:
+            self._mask_used |= fits(found.x, mask_now(self._mask))  # of any layer, wanted or not
+            found = self._matrices.known(found)
         if found is not None and self._roles[id(found.weight)] == found.role:
             self.see(found.x, found.weight)
-        elif self._unmet and func not in ADDRESSES and func not in TURNS:
-            other = among(self._unmet, used(func, args, kwargs))
-            self.used_otherwise.update(self._names[key] for key in other)
+        elif holds(self._unmet, args) or (kwargs and holds(self._unmet, kwargs.values())):
+            self._note_other_use(func, args, kwargs)
         result = func(*args, **kwargs)
         self._matrices.follow(func, args, result)
         if self._constants is not None:
             self._constants.take_in(func, args, kwargs, result)
         return result
+
+    def _note_other_use(self, func: Any, args: Any, kwargs: Any) -> None:
+        if func not in ADDRESSES and func not in TURNS:
+            other = among(self._unmet, used(func, args, kwargs))
+            self.used_otherwise.update(self._names[key] for key in other)
 
     def wants(self, weight: Tensor) -> bool:
         """Tell whether what enters the layer with this weight is looked at."""

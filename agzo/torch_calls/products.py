@@ -88,7 +88,11 @@ class Matrices:
     def times(self, func: Any, args: Any, kwargs: Any) -> Product | None:
         """Return the product with one of the parameters that a torch call is, None of any other."""
         found = product(func, args, kwargs)
-        if found is None or id(found.weight) not in self._known:
+        return None if found is None else self.known(found)
+
+    def known(self, found: Product) -> Product | None:
+        """Return a product as one with a parameter, None if it is none."""
+        if id(found.weight) not in self._known:
             return None
         parameter, turned = self._known[id(found.weight)]
         return Product(found.x, parameter, TURNED[found.role] if turned else found.role)

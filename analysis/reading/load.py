@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, tuple[type, ...]]] = {
     "model": ("model.name", (str,)),
     "data": ("data.source", (str,)),
     "task": ("task", (str,)),
-    "task_version": ("task_version", (int,)),
+    "task_version": ("task_version", (int, str)),
     "method": ("method", (str,)),
     "variant": ("variant", (str, type(None))),
     "seed": ("seed", (int,)),

@@ -15,6 +15,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.config.own_task import fill_own_task
 from experiments.config.paths import home, quoted, user_path
 from experiments.config.schema import MAX_INT, AdapterConfig, BadInput, RunConfig
 
@@ -77,6 +78,7 @@ def check(config: RunConfig) -> None:
     for name, value, bounds in _entries(config):
         _check_bounds(name, value, bounds)
     _check_adapter(config.adapter)
+    fill_own_task(config.task, config.data.source)
     _check_homes(config)
     train, model = config.train, config.model
     if (train.steps is None) == (train.forwards is None):
@@ -91,7 +93,8 @@ def check(config: RunConfig) -> None:
         )
     if config.data.source == "local" and not config.data.root:
         raise BadInput(
-            f"data.root={config.data.root}: data=local needs the folder of <task>/train.jsonl"
+            f"data.root={config.data.root}: data=local needs the folder of <task>/train.jsonl "
+            "(of task=custom a file or a folder)"
         )
     if model.source in ("local", "hub") and not model.path:
         raise BadInput(f"model.path={model.path}: model.source={model.source} needs a path")
@@ -104,6 +107,8 @@ def check(config: RunConfig) -> None:
     if "name" not in config.method:
         raise BadInput("method.name=<missing>: a file in conf/method gives it")
     folders = {"suite": config.suite, "variant": config.variant, "model.name": model.name}
+    if config.task.prompt is not None:
+        folders["task.name"] = config.task.name
     for name, value in folders.items():
         if value is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+=,-]*", value):
             made = f" (if not given, the end of model.path={model.path})"

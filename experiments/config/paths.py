@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 _UNQUOTED_HOME = re.compile(r"([^=]+)=(~[\w./+-]*)")
+_TEMPLATE = re.compile(r"(\+{0,2}task\.prompt)=(?!null$|(['\"]).*\2$)(.+)", re.DOTALL)
 
 
 class NoHome(ValueError, argparse.ArgumentTypeError):
@@ -34,5 +35,11 @@ def user_path(text: str | Path) -> Path:
 
 
 def quoted(word: str) -> str:
-    """Return an override as Hydra reads it: in its grammar a value with ~ stands in quotes."""
+    """Return an override as Hydra reads it: in its grammar a value with ~ stands in quotes.
+
+    So does a prompt, with its braces, commas and question marks.
+    """
+    if template := _TEMPLATE.fullmatch(word):
+        text = re.sub(r'(\\*)("|\Z)', lambda at: at[1] * 2 + at[2].replace('"', '\\"'), template[3])
+        return f'{template[1]}="{text}"'
     return _UNQUOTED_HOME.sub(r'\1="\2"', word) if _UNQUOTED_HOME.fullmatch(word) else word

@@ -5,7 +5,7 @@ metadata, the bounds. The keys of a method are not listed here: they come from i
 (`methods.registry`). Everything wrong is one `BadInput` that names key, value and what is allowed.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,11 @@ def key(**bounds: Any) -> Any:
     return field(default=MISSING, metadata=bounds)
 
 
+def own() -> Any:
+    """Declare a key of a task that is written in the configuration; others leave it null."""
+    return field(default=None, metadata={"own": True})
+
+
 def only(*adapters: str, **bounds: Any) -> Any:
     """Declare a key that these adapters have and others have not; without it the value is null."""
     return field(default=None, metadata={"of": adapters, **bounds})
@@ -32,10 +37,19 @@ def only(*adapters: str, **bounds: Any) -> Any:
 
 @dataclass
 class TaskConfig:
-    """Which task (experiments/tasks)."""
+    """Which task (experiments/tasks), or what makes up one of the user's own (`prompt` is set)."""
 
     name: str = key()
     revision: str | None = key()
+    file: str | None = own()
+    prompt: str | None = own()
+    options: Any = own()  # noqa: RUF009
+    label: str | None = own()
+    labels: Any = own()  # noqa: RUF009
+    answer: str | None = own()
+    hub: str | None = own()
+    hub_config: str | None = own()
+    splits: list[str] | None = own()  # noqa: RUF009
 
 
 @dataclass
@@ -148,8 +162,16 @@ class RunConfig:
     plan: dict[str, Any] | None = field(default=MISSING)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the resolved configuration as plain nested dicts, without the suite's plan."""
-        return {name: value for name, value in asdict(self).items() if name != "plan"}
+        """Return the resolved configuration as plain nested dicts, without the suite's plan.
+
+        Of the task without keys that only one of the user's own has, so that a run of a task of
+        the protocol is the same run as before there were such keys.
+        """
+        tree = {name: value for name, value in asdict(self).items() if name != "plan"}
+        unset = {each.name for each in fields(self.task) if "own" in each.metadata}
+        unset &= {name for name, value in tree["task"].items() if value is None}
+        tree["task"] = {name: value for name, value in tree["task"].items() if name not in unset}
+        return tree
 
     @property
     def model_label(self) -> str:

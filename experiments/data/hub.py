@@ -11,11 +11,14 @@ from typing import Any
 from experiments.config.shorten import clipped
 from experiments.tasks.base import DataError, Row, Task
 
+SPLITS = ("train", "validation")
 COMMIT_LENGTH = 40  # hex digits of a full git commit
 
 
 def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     """Return the unchecked rows of a task's train and validation splits and their origin.
+
+    Of a task with one split all rows are `train`.
 
     Raises DataError naming id, configuration and revision when they cannot be loaded, when a split
     is absent, or when a pinned commit is not the one that came.
@@ -38,10 +41,10 @@ def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
             raise DataError(f"{what}: commit {commit!r} was found in its place (an offline cache?)")
         builder.download_and_prepare()
         names = sorted(builder.info.splits or {})
-        missing = [split for split in ("train", "validation") if split not in names]
+        missing = [split for split in task.splits if split not in names]
         if missing:
             raise DataError(f"{what}: no split {missing}; found {names}")
-        loaded = {split: builder.as_dataset(split=split) for split in ("train", "validation")}
+        loaded = [builder.as_dataset(split=split) for split in task.splits]
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -49,7 +52,9 @@ def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
             f"{what} cannot be loaded: {clipped(str(error), 400)} "
             "(needed: network or a filled cache; or data=local with data.root)"
         ) from error
-    rows: dict[str, list[Row]] = {split: list(map(dict, table)) for split, table in loaded.items()}
+    rows: dict[str, list[Row]] = {
+        split: list(map(dict, table)) for split, table in zip(SPLITS, loaded, strict=False)
+    }
     origin = {
         "source": "hub",
         "path": source.path,
@@ -57,4 +62,6 @@ def load_hub(task: Task) -> tuple[dict[str, list[Row]], dict[str, Any]]:
         "revision": source.revision,
         "commit": commit,
     }
+    if task.splits != SPLITS:
+        origin["splits"] = list(task.splits)
     return rows, origin

@@ -43,6 +43,22 @@ def objects(content: bytes) -> Iterator[tuple[int, Any]]:
             yield number, _value(number, line)
 
 
+def array(content: bytes) -> list[Any] | None:
+    """Return the values of a file that is one JSON array, None for any other.
+
+    Raises ValueError where it cannot be read.
+    """
+    if not _array(content):
+        return None
+    try:
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_once)
+    except json.JSONDecodeError as error:
+        said = f"{error.msg.removesuffix(' at')}, line {error.lineno}, column {error.colno}"
+        raise ValueError(f": no JSON array ({said})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f": no JSON array ({clipped(str(error))})") from error
+
+
 def refuse_other_kinds(content: bytes, needed: str = NEEDED) -> None:
     """Raise ValueError that says what a file is, if it is not text in UTF-8."""
     for mark, kind in OTHERS.items():

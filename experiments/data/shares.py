@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Piece
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import BadInput, TrainConfig
 from experiments.data.batches import Batch
 
 BY_ROW = ("input_ids", "attention_mask", "token_mask", "position_ids", "targets", "target_mask")
@@ -44,9 +44,9 @@ class Shares:
         return self.ranges(examples)[first : first + self.accumulation]
 
 
-def check_shares(config: RunConfig, shares: Shares) -> None:
+def check_shares(train: TrainConfig, shares: Shares) -> None:
     """Refuse a batch that cannot be divided so."""
-    train, processes = config.train, shares.group.size
+    processes = shares.group.size
     if shares.count == 1:
         return
     if train.batch_size < shares.count:

@@ -1,23 +1,26 @@
 """Where rows come from. Every source gives the Hub's field names and integer labels.
 
-`pocket` generates them, `local` reads `<root>/<task>/{train,validation}.jsonl`, `hub` asks the
-Hugging Face Hub (see hub.py). Each row is checked here, so that a bad one stops a run before its
-model loads. `origin` tells a result exactly which data it stands on.
+`pocket` generates them, `local` reads `<root>/<task>/{train,validation}.jsonl` (of a task without
+code any file, see files.py), `hub` asks the Hugging Face Hub (see hub.py). Each row is checked
+here, so that a bad one stops a run before its model loads. `origin` tells a result exactly which
+data it stands on.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.config.paths import user_path
 from experiments.config.shorten import shortened
-from experiments.data.hub import load_hub
+from experiments.data import files
+from experiments.data.hub import SPLITS, load_hub
 from experiments.data.jsonl import NEEDED, objects
 from experiments.tasks.base import DataError, Row, Task
 
-SPLITS = ("train", "validation")
 SOURCES = ("pocket", "local", "hub")
 
 
@@ -44,7 +47,8 @@ def load_splits(
 ) -> RawData:
     """Load the train and validation rows of a task.
 
-    `root` is for `local` only; `seed` and `pocket_rows` (train, validation) are for `pocket` only.
+    `root` is for `local` only, `pocket_rows` (train, validation) for `pocket` only; `seed` is for
+    `pocket`, and for rows in one file or split, of which a fifth becomes the validation split.
     Raises DataError naming the key, path or field that cannot be used.
     """
     if source not in SOURCES:
@@ -54,7 +58,10 @@ def load_splits(
     else:
         rows, origin = load_hub(task) if source == "hub" else _load_pocket(task, seed, pocket_rows)
         whose = origin["path"] if source == "hub" else "pocket"
-        places = {split: _check(task, rows[split], f"{whose} {split}") for split in SPLITS}
+        places = {split: _check(task, rows[split], f"{whose} {split}") for split in rows}
+    if len(rows) == 1:
+        origin |= {"divided_by_seed": seed}
+        rows, places = _divided(task, rows["train"], places["train"], seed)
     for split in SPLITS:
         if not rows[split]:
             raise DataError(
@@ -85,6 +92,8 @@ def _load_local(
             "data.root is not set; data.source='local' needs the folder of the data sets"
         )
     folder = user_path(root)
+    if task.any_file:
+        return _load_files(task, folder)
     if not folder.is_dir():
         raise DataError(
             f"data.root={str(root)!r} is no folder, "
@@ -114,18 +123,56 @@ def read_jsonl(path: Path, task: Task) -> tuple[list[Row], list[str], str]:
             f"{NEEDED}, with the Hub's field names"
         )
     content = path.read_bytes()
+    lines = ((f"line {number}", row) for number, row in objects(content))
+    return *_checked(task, path, lines), hashlib.sha256(content).hexdigest()
+
+
+def _load_files(
+    task: Task, root: Path
+) -> tuple[dict[str, list[Row]], dict[str, list[str]], dict[str, Any]]:
+    rows: dict[str, list[Row]] = {}
+    places: dict[str, list[str]] = {}
+    origin: dict[str, Any] = {"source": "local", "root": str(root)}
+    for split, path in files.find(task, root).items():
+        rows[split], places[split] = _checked(task, path, files.read(path))
+        origin[f"{split}_sha256"] = files.sha256(path)
+    return rows, places, origin
+
+
+def _checked(
+    task: Task, path: Path, found: Iterable[tuple[str, Any]]
+) -> tuple[list[Row], list[str]]:
+    """Check each row of a file as it is read; return rows and where each is."""
     rows: list[Row] = []
     places: list[str] = []
     try:
-        for number, row in objects(content):
-            places.append(f"{path} line {number}")
+        for place, row in found:
+            places.append(f"{path} {place}")
             task.example(row, places[-1])
             rows.append(row)
     except DataError:
         raise
     except ValueError as error:  # a line that cannot be read
         raise DataError(f"task {task.name!r}, {path}{error}") from error
-    return rows, places, hashlib.sha256(content).hexdigest()
+    return rows, places
+
+
+def _divided(
+    task: Task, rows: list[Row], places: list[str], seed: int
+) -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
+    """Divide the rows of one file: a fifth of them, drawn by the seed, are for evaluation."""
+    if len(rows) < 3:
+        raise DataError(
+            f"task {task.name!r}: {len(rows)} rows in one file or split, needed: at least 3, to "
+            "train, to choose and to evaluate on"
+        )
+    order = np.random.RandomState(seed).permutation(len(rows)).tolist()
+    count = max(1, len(rows) // 5)
+    chosen = {"train": sorted(order[count:]), "validation": sorted(order[:count])}
+    return (
+        {split: [rows[i] for i in numbers] for split, numbers in chosen.items()},
+        {split: [places[i] for i in numbers] for split, numbers in chosen.items()},
+    )
 
 
 def _check(task: Task, rows: Sequence[Row], what: str) -> list[str]:

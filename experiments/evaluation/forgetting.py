@@ -25,7 +25,7 @@ from torch import nn
 
 from experiments.config.files import file_sha256
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import BadInput, ModelConfig
 from experiments.config.shorten import shortened
 from experiments.data.jsonl import objects, refuse_other_kinds
 from experiments.models import loading
@@ -108,16 +108,15 @@ def loss(model: nn.Module, ids: Sequence[Sequence[int]], device: torch.device) -
 
 
 @torch.no_grad()
-def moved(config: RunConfig, optimizer: Any) -> dict[str, float] | None:
+def moved(model: ModelConfig, dtype: str, optimizer: Any) -> dict[str, float] | None:
     """Return how far the tuned weights are from the untouched model's, and how long those are.
 
-    None where what is tuned does not start at zero beside the model (an adapter), or where nothing
-    is tuned.
+    None where what is tuned does not start at zero beside the model, or where nothing is tuned.
     """
     tuned = list(getattr(optimizer, "tuned", ()))
-    if not tuned or config.adapter.name != "none":
+    if not tuned:
         return None
-    untouched, _ = loading.load(config.model, config.precision.dtype, torch.device("cpu"))
+    untouched, _ = loading.load(model, dtype, torch.device("cpu"))
     start = dict(untouched.named_parameters())
     distance, length = 0.0, 0.0
     for each in tuned:

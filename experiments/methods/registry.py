@@ -35,7 +35,7 @@ from baselines import (
 from experiments.config.composed import refuse_beyond_int64
 from experiments.config.schema import BadInput, RunConfig
 from experiments.data.shares import Shares
-from experiments.tasks import get_task
+from experiments.tasks import task_of
 
 METHODS: dict[str, type[Any]] = {
     "agzo": AGZO,
@@ -151,7 +151,7 @@ def check_fit(config: RunConfig) -> None:
             f"train.objective=metric: the metric has steps and no derivative, which method={name} "
             "follows; allowed are zeroth-order methods, or train.objective=loss"
         )
-    generates = config.train.objective == "metric" and get_task(config.task.name).kind
+    generates = config.train.objective == "metric" and task_of(config.task).kind
     if generates == "generation" and config.method.get("reuse_prefix"):
         raise BadInput(
             f"method.reuse_prefix=true: with train.objective=metric {config.task.name} generates, "

@@ -11,7 +11,7 @@ from torch import nn
 
 from agzo.execution.stream import StreamedLayers
 from agzo.execution.weights import Resident
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import BadInput, ModelConfig, RunConfig
 from experiments.methods import registry
 
 
@@ -42,14 +42,14 @@ def check_offload(config: RunConfig) -> None:
     registry.rehearse(name, values | {"stream": Resident()})
 
 
-def host(config: RunConfig, device: torch.device) -> torch.device:
+def host(model: ModelConfig, device: torch.device) -> torch.device:
     """Return the device on which the model is loaded."""
-    return device if config.model.offload == "none" else torch.device("cpu")
+    return device if model.offload == "none" else torch.device("cpu")
 
 
-def offload(config: RunConfig, model: nn.Module, device: torch.device) -> StreamedLayers | None:
+def offload(asked: ModelConfig, model: nn.Module, device: torch.device) -> StreamedLayers | None:
     """Stream the layers of a model, its adapter included, if the run asks for it."""
-    if config.model.offload == "none":
+    if asked.offload == "none":
         return None
     try:
         return StreamedLayers(model, device)

@@ -11,14 +11,15 @@ from typing import Any
 from experiments.config.files import known_sha256
 from experiments.config.paths import user_path
 from experiments.config.schema import BadInput, RunConfig
-from experiments.data.sources import SPLITS
+from experiments.data import files
+from experiments.data.hub import SPLITS
 from experiments.models.loading import model_sha256
-from experiments.tasks import get_task
+from experiments.tasks import DataError, task_of
 
 
 def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
     """List what a result was made from and has changed, as "what: then -> now"."""
-    now: dict[str, Any] = {"task_version": get_task(config.task.name).version}
+    now: dict[str, Any] = {"task_version": task_of(config.task).version}
     now |= {f"data.{key}": value for key, value in _data(config).items()}
     if config.model.source != "hub":
         now |= _model(config)
@@ -34,14 +35,20 @@ def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
 
 def _data(config: RunConfig) -> dict[str, str | None]:
     """Return what identifies the data that are at hand."""
-    task = get_task(config.task.name)
+    task = task_of(config.task)
     if config.data.source == "hub":
-        return {"revision": config.task.revision or (task.hub and task.hub.revision)}
+        return {"revision": task.hub and task.hub.revision}
     if config.data.source != "local" or config.data.root is None:
         return {}
+    if task.any_file:
+        try:
+            there = files.find(task, user_path(config.data.root))
+        except DataError:  # not at hand
+            return {}
+        return {f"{split}_sha256": files.sha256(path) for split, path in there.items()}
     folder = user_path(config.data.root) / task.name
-    files = {split: folder / f"{split}.jsonl" for split in SPLITS}
-    return {f"{split}_sha256": known_sha256(p) for split, p in files.items() if p.is_file()}
+    paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
+    return {f"{split}_sha256": known_sha256(p) for split, p in paths.items() if p.is_file()}
 
 
 def _model(config: RunConfig) -> dict[str, str]:

@@ -92,8 +92,8 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     )
     trains = optimizer.about.trains
     prepare.calibrate(config, parts, optimizer)
-    steps = budget.steps(config, optimizer) if trains else 0
-    looks = len(budget.eval_steps(config, steps)) * len(parts.dev.encoded)
+    steps = budget.steps(config.train, optimizer) if trains else 0
+    looks = len(budget.eval_steps(config.train, steps)) * len(parts.dev.encoded)
     evaluated = looks + len(parts.eval.encoded)
     if getattr(optimizer, "demonstrations", 0):
         example *= _lengthening(parts, config.train.max_length)

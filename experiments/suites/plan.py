@@ -79,7 +79,7 @@ class Group:
         config = self.search[0].config
         values = registry.settings(config.method, config.precision.rounding)
         optimizer = registry.rehearse(config.method["name"], values)
-        return budget.forwards(optimizer, budget.steps(config, optimizer))
+        return budget.forwards(optimizer, budget.steps(config.train, optimizer))
 
 
 @dataclass(frozen=True)

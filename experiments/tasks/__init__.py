@@ -1,9 +1,13 @@
 """The tasks by name. A new one is a file beside these and a line in `TASKS`."""
 
+from dataclasses import replace
+
+from experiments.config.schema import BadInput, TaskConfig
 from experiments.tasks.base import DataError, Example, HubSource, Row, Task
 from experiments.tasks.boolq import BOOLQ
 from experiments.tasks.cb import CB
 from experiments.tasks.copa import COPA
+from experiments.tasks.custom import custom
 from experiments.tasks.drop import DROP
 from experiments.tasks.multirc import MULTIRC
 from experiments.tasks.record import RECORD
@@ -17,7 +21,7 @@ TASKS: dict[str, Task] = {
     task.name: task for task in (SST2, RTE, CB, BOOLQ, WSC, WIC, MULTIRC, COPA, RECORD, SQUAD, DROP)
 }
 
-__all__ = ["TASKS", "DataError", "Example", "HubSource", "Row", "Task", "get_task"]
+__all__ = ["TASKS", "DataError", "Example", "HubSource", "Row", "Task", "get_task", "task_of"]
 
 
 def get_task(name: str) -> Task:
@@ -25,3 +29,18 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise DataError(f"task={name!r} is unknown, allowed: {sorted(TASKS)}")
     return TASKS[name]
+
+
+def task_of(config: TaskConfig) -> Task:
+    """Return the task that a configuration names, at its revision, or writes out."""
+    if config.prompt is None:
+        task = get_task(config.name)
+        if task.hub is not None and config.revision is not None:
+            task = replace(task, hub=replace(task.hub, revision=config.revision))
+        return task
+    if config.name in TASKS:
+        raise BadInput(
+            f"task.name={config.name}: a task of the protocol has this name; allowed beside "
+            "task.prompt is another"
+        )
+    return custom(config)

@@ -61,7 +61,7 @@ class Task:
     """
 
     name: str
-    version: int
+    version: int | str  # of a task without code the hash of its template
     kind: Literal["options", "generation"]
     loss: Literal["classification", "lm"]
     metric: Literal["accuracy", "f1"]
@@ -72,6 +72,8 @@ class Task:
     ]  # of a row with these fields; ValueError says what is wrong
     max_dev: int | None = None
     hub: HubSource | None = None  # None: a task of one's own, whose rows are local
+    splits: tuple[str, ...] = ("train", "validation")  # their names; of one the rows are divided
+    any_file: bool = False  # local data are files of any kind, not <root>/<name>/<split>.jsonl
 
     def example(self, row: object, where: str = "row") -> Example:
         """Check a row and turn it into an example.
@@ -89,7 +91,8 @@ class Task:
     def _checked(self, row: object) -> Row:
         if not isinstance(row, Mapping):
             raise ValueError(
-                f"expected an object with fields {list(self.fields)}, got {shortened(row)}"
+                f"expected an object with fields {list(self.fields) or 'of the template'}, "
+                f"got {shortened(row)}"
             )
         for name, kind in self.fields.items():
             if name not in row:

@@ -3,12 +3,11 @@
 from torch.optim import Optimizer
 
 from agzo.progress import Progress
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import BadInput, TrainConfig
 
 
-def steps(config: RunConfig, optimizer: Optimizer) -> int:
+def steps(train: TrainConfig, optimizer: Optimizer) -> int:
     """Return the steps of a run: those asked for, or what its forward passes pay for."""
-    train = config.train
     if train.steps is not None:
         return train.steps
     assert train.forwards is not None
@@ -18,7 +17,7 @@ def steps(config: RunConfig, optimizer: Optimizer) -> int:
         least = optimizer.forwards_once + optimizer.forwards_of_step(0)
         raise BadInput(
             f"train.forwards={train.forwards}: allowed are {least} or more, what one step of "
-            f"{config.method['name']} takes"
+            f"{type(optimizer).__name__} takes"
         )
     return affordable
 
@@ -29,9 +28,8 @@ def forwards(optimizer: Optimizer, steps: int) -> int:
     return optimizer.forwards_once + sum(map(optimizer.forwards_of_step, range(steps)))
 
 
-def eval_steps(config: RunConfig, steps: int) -> set[int]:
+def eval_steps(train: TrainConfig, steps: int) -> set[int]:
     """Return the steps after which dev is evaluated; the last one always is."""
-    train = config.train
     start = {0} if train.eval_at_start or steps == 0 else set()
     if train.evals is not None:
         return start | {-(-steps * i // train.evals) for i in range(1, train.evals + 1)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.distributed.group import checksum
 from agzo.distributed.pieces import Joint, Piece
 from agzo.execution.compiled import CompiledLayers
 from agzo.execution.stream import StreamedLayers
@@ -108,6 +109,18 @@ class Parts:
         They see virtual tokens alone, or each length of row by itself.
         """
         return mask if self.asking.padded and not virtual_tokens(self.model) else None
+
+    def check_replicas(self, at: int) -> None:
+        """Raise `Drifted` where processes that took the same steps hold other weights."""
+        if self.shares.group.size == 1:
+            return
+        if self.stream is not None:
+            self.stream.flush()
+        weights = checksum(each.parameter for each in self.optimizer.tuned)
+        gradient = self.optimizer.projected_grad
+        read = weights if gradient is None else torch.cat([weights, gradient.double().cpu()])
+        what = f"the sum of all weights, or projected_grad, at step {at}"
+        self.shares.group.check_same(read, what)
 
 
 def virtual_tokens(model: nn.Module) -> int:

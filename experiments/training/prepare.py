@@ -6,7 +6,7 @@ Cheap checks come first, so that a bad setting stops a run before a large model 
 import hashlib
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -18,8 +18,9 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.coordinates import coordinates
 from agzo.tuned.roles import roles
 from experiments.config.schema import BadInput, RunConfig
+from experiments.config.shorten import shortened
 from experiments.data import Splits, load_splits, protocol
-from experiments.data.demonstrations import with_demonstrations
+from experiments.data.demonstrations import answered, with_demonstrations
 from experiments.data.encode import Encoder
 from experiments.data.shares import Shares, check_shares
 from experiments.evaluation import forgetting
@@ -29,7 +30,7 @@ from experiments.methods import registry
 from experiments.models import loading
 from experiments.models.offload import host, offload
 from experiments.models.reach import leave_out
-from experiments.tasks import Example, Task, get_task
+from experiments.tasks import Example, Task, task_of
 from experiments.training import compile_choice, pack_choice
 from experiments.training.budget import eval_steps, steps
 from experiments.training.parts import Parts, virtual_tokens
@@ -44,9 +45,7 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     method = registry.method_class(config.method["name"])
     device = loading.choose_device(config.device)
     loading.check_files(config.model)
-    task = get_task(config.task.name)
-    if task.hub is not None and config.task.revision is not None:
-        task = replace(task, hub=replace(task.hub, revision=config.task.revision))
+    task = task_of(config.task)
     train = config.train
     raw = load_splits(
         task,
@@ -65,18 +64,18 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
             f"examples, {len(splits.train)}"
         )
     if trains:
-        check_shares(config, shares)
+        check_shares(config.train, shares)
     tokenizer = loading.load_tokenizer(config.model)
     encoder = Encoder(tokenizer, train.max_length, chat=config.model.prompt == "chat")
     unrelated = forgetting.read(train.forgetting, tokenizer) if train.forgetting else None
-    model = loading.load_model(config.model, config.precision.dtype, host(config, device))
+    model = loading.load_model(config.model, config.precision.dtype, host(config.model, device))
     encoder.vocabulary = loading.vocabulary(model)
     about = loading.origin(config.model, model)  # before anything is added to it
     about |= {"name": config.model_label}
     if encoder.chat_sha256 is not None:  # of a tokenizer's files, and of the program that read them
         about |= {"chat_sha256": encoder.chat_sha256}
     model, adapter = _adapted(config, model)
-    stream = offload(config, model, device)
+    stream = offload(config.model, model, device)
     encoded = encoder.encode_all(splits.train)
     _check_length(config, max(len(ids) for each in encoded for ids in each.ids), _context(model))
     where = f"model={config.model.name}" + (f" ({about['path']})" if "path" in about else "")
@@ -94,8 +93,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     check_runs(where, model, encoded, longest, encoder.pad_id)
     lost = own.truncated if own else sum(example.truncated for example in encoded)
     truncated = {"train": lost} | {name: split.truncated for name, split in asked.items()}
-    taken = steps(config, optimizer) if trains else 0
-    looks = eval_steps(config, taken)
+    taken = steps(train, optimizer) if trains else 0
+    looks = eval_steps(train, taken)
     pad_id = encoder.pad_id
     compiling, compiled = compile_choice.choose(
         config, model, optimizer, task, encoded, pad_id, taken, trial.why.get("rows")
@@ -122,6 +121,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
     )  # fmt: skip
     calibrate(config, parts, optimizer)
     parts.lines = _first_lines(config, parts, trial)
+    if task.any_file:
+        parts.lines.insert(0, f"{task.name}: an example is {shortened(answered(splits.train[0]))}")
     return parts
 
 
@@ -161,7 +162,10 @@ def _first_lines(config: RunConfig, parts: Parts, trial: Trial) -> list[str]:
         trial.usage.no_basis(parts.compiled.without_slots())
         _settle(config, optimizer, trial)
     if optimizer.about.trains:
-        said = [f"{config.method['name']}: {coordinates(parts.model, optimizer)}", *said]
+        moves = str(coordinates(parts.model, optimizer))
+        if isinstance(optimizer, ZeroOrderOptimizer):
+            moves += f"; {optimizer.summary().costs}"
+        said = [f"{config.method['name']}: {moves}", *said]
     return said
 
 

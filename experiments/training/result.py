@@ -46,6 +46,7 @@ def _result(
         "stream_version": optimizer.stream_version,
         "tuned_parameters": sum(each.parameter.numel() for each in optimizer.tuned),
         "coordinates": coordinates(parts.model, optimizer).about(),
+        "summary": optimizer.summary().about() if hasattr(optimizer, "summary") else None,
         "steps": parts.steps,
         "forwards": optimizer.forwards,
         "best_step": best["step"],

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agzo.distributed.group import checksum
 from experiments.config.schema import RunConfig
 from experiments.evaluation import forgetting
 from experiments.evaluation.evaluate import Questions, evaluate
@@ -99,7 +98,9 @@ class Runner:
         if unrelated is None:
             return None
         losses = {"loss_before": self.unrelated_before, "loss_after": self._unrelated_loss()}
-        moved = forgetting.moved(self.config, self.parts.optimizer)
+        moved, config = None, self.config
+        if config.adapter.name == "none":  # an adapter does not start where the model is
+            moved = forgetting.moved(config.model, config.precision.dtype, self.parts.optimizer)
         return unrelated.about | losses | (moved or {"moved": None, "norm": None})
 
     def _unrelated_loss(self) -> float | None:
@@ -218,7 +219,7 @@ class Runner:
 
     def _row(self, dev: dict[str, Any] | None) -> None:
         self._drain()
-        self._check_replicas()
+        self.parts.check_replicas(self.at)
         progress = self.progress
         pending = progress.pending
         row = {
@@ -277,18 +278,6 @@ class Runner:
         found = self.group.first(look)
         self.line.pause(time.perf_counter() - begin)
         return found
-
-    def _check_replicas(self) -> None:
-        """Raise `Drifted` where processes that took the same steps hold other weights."""
-        if self.group.size == 1:
-            return
-        if self.parts.stream is not None:
-            self.parts.stream.flush()
-        weights = checksum(each.parameter for each in self.parts.optimizer.tuned)
-        gradient = self.parts.optimizer.projected_grad
-        read = weights if gradient is None else torch.cat([weights, gradient.double().cpu()])
-        what = f"the sum of all weights, or projected_grad, at step {self.at}"
-        self.group.check_same(read, what)
 
     def _save(self) -> None:
         if self.at == 0:

@@ -28,6 +28,7 @@ from experiments.records.interrupt import Interrupted, StopRequest
 from experiments.records.lock import lock
 from experiments.records.provenance import changes_since
 from experiments.records.tracking import Tracker, resolve_mode
+from experiments.tasks import task_of
 from experiments.training import ranks
 from experiments.training.parts import Parts
 from experiments.training.prepare import prepare
@@ -44,6 +45,7 @@ def verify(config: RunConfig) -> None:
     registry.settings(config.method, config.precision.rounding)
     registry.check_fit(config)
     check_offload(config)
+    task_of(config.task)
 
 
 def run(config: RunConfig) -> dict[str, Any]:

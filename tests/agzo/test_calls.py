@@ -156,7 +156,7 @@ def test_of_a_closure_that_runs_the_model_again_the_first_run_is_looked_at(kind)
 
 def test_weights_that_are_called_once_are_looked_at_as_ever(monkeypatch):
     """No watching of constants, no Gram matrix."""
-    monkeypatch.setattr("agzo.directions.sampler.AccumulatedCapture", None)
+    monkeypatch.setattr("agzo.directions.activation_subspace.AccumulatedCapture", None)
     monkeypatch.setattr("agzo.activations.capture.Constants", None)
     model = random_model("qwen3")
     ids = torch.randint(4, 40, (3, 6), generator=torch.Generator().manual_seed(0))

@@ -23,7 +23,9 @@ OPTIONS = [
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_into_a_valid_run(option):
+    own = ["task.prompt='{x} y'", "task.answer=z", "data=local", "data.root=/data"]
     extra = {"data=local": ["data.root=/data"], "model=local": ["model.path=/models/x"]}
+    extra["task=custom"] = own
     prefix = "+" if option.startswith(("experiment", "debug")) else ""
     config = compose([prefix.replace("+", "") + option, *extra.get(option, [])])
     assert settings(config.method, config.precision.rounding).keys() >= set()

@@ -249,7 +249,7 @@ def ragged(out, *overrides):
     return tiny_run.config(out, "train.packing=always", *overrides)
 
 
-def decide(config, model, task=CLASSIFICATION, optimizer=None):
+def decide(config, model, task=CLASSIFICATION, optimizer=MeZO):
     encoded = ENCODER.encode_all(EXAMPLES)
     return pack_choice.choose(config, model, optimizer, task, encoded, ENCODER.pad_id)
 

@@ -254,6 +254,7 @@ def test_part_of_the_weights_against_the_whole_gradient(name):
         assert set(queries[0][0]) == own
 
 
+@pytest.mark.slow
 def test_layers_that_a_method_leaves_have_no_row():
     model, whole, tuned, bases = language_model()
     linear = [each for each in tuned if each.role == "linear"]

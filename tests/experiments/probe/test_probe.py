@@ -115,7 +115,11 @@ def test_tables_hold_no_gaps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("module", "name"), [(singular_spectrum, "structure"), (gradient_alignment, "alignment")]
+    ("module", "name"),
+    [
+        pytest.param(singular_spectrum, "structure", marks=pytest.mark.slow),
+        (gradient_alignment, "alignment"),
+    ],
 )
 def test_a_figure_is_drawn_from_files_alone_and_twice_the_same(measured, tmp_path, module, name):
     paths = module.draw(measured / name, tmp_path / "one")
@@ -244,6 +248,7 @@ def test_a_folder_that_cannot_be_written_or_is_damaged_is_named_first(tmp_path, 
     assert "holds measurements with another layers, overrides" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_runs_own_method_keeps_its_settings(tmp_path):
     given = ["method=agzo", "method.eps=1e-2", "method.estimator=two_sided", "method.rank=2"]
     options = ["--steps", "0", "--groups", "2", "--forwards", "3", "--layer-queries", "2"]

@@ -91,10 +91,10 @@ def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, program, killed, na
 
 
 def add_to_losses(value):
-    from experiments.training import prepare
+    from experiments.training import parts
 
-    real = prepare.loss
-    prepare.loss = lambda model, batch: real(model, batch) + value
+    real = parts.loss
+    parts.loss = lambda model, batch: real(model, batch) + value
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

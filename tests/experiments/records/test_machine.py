@@ -40,6 +40,7 @@ def measured(how: str) -> tuple[int, float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a matter of Linux and glibc")
+@pytest.mark.slow
 def test_freed_memory_is_kept_for_the_next_step_and_is_no_part_of_the_next_peak():
     import ctypes
 

@@ -298,7 +298,6 @@ SCALES = [
     for budget in at.budgets
 ]
 FAST = [
-    ("table1", "paper", "steps"),
     ("table2", "pocket", "forwards"),
     ("table_adapters", "pocket", "forwards"),
 ]
@@ -660,6 +659,7 @@ def test_a_stopped_suite_goes_on_where_it_was(plan, tmp_path):
     assert any(result["resumed_at"] for result in results)
 
 
+@pytest.mark.slow
 def test_methods_that_add_to_the_model_leave_the_next_column_the_model_as_it_was(
     plan, tmp_path, monkeypatch
 ):

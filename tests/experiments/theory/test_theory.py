@@ -116,7 +116,17 @@ def coarse(**changes) -> Context:
     return Context(level(0.999, CLAIMS), **{"precision": 0.07, **changes})
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.measure.__name__)
+LONG = ("lipschitz_bound", "smooth", "whole_network", "one_layer_cosines")  # seconds each
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(claim, id=name, marks=pytest.mark.slow if name in LONG else [])
+        for claim in CLAIMS
+        for name in [claim.measure.__name__]
+    ],
+)
 def test_claim(claim: Claim):
     rows = collect(claim, coarse())
     assert rows

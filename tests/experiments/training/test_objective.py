@@ -105,8 +105,11 @@ def test_f1_is_that_of_an_evaluation(family: str):
 
 @pytest.mark.parametrize(
     ("method", "lr", "eps"),
-    [(AGZO, 3e-2, 1e-1), (MeZO, 1e-3, 1e-2), (LOZO, 3e-3, 3e-2)],
-    ids=["agzo", "mezo", "lozo"],
+    [
+        pytest.param(AGZO, 3e-2, 1e-1, id="agzo"),
+        pytest.param(MeZO, 1e-3, 1e-2, id="mezo", marks=pytest.mark.slow),
+        pytest.param(LOZO, 3e-3, 3e-2, id="lozo", marks=pytest.mark.slow),
+    ],
 )
 def test_a_zeroth_order_method_learns_from_accuracy_alone(method, lr: float, eps: float):
     model, asked = random_model("qwen3", scale=0.5), questions(ENCODER, SST2, LETTERS)
@@ -222,9 +225,9 @@ def test_a_suites_estimate_times_the_objective_of_the_run(tmp_path, monkeypatch)
     parts = prepare.prepare(tiny_run.config(tmp_path, *METRIC))
     assert parts.questions is not None
     seen = []
-    real = prepare.metric_objective
+    real = parts_of_a_run.metric_objective
     monkeypatch.setattr(
-        prepare, "metric_objective", lambda *given: seen.append(given[4]) or real(*given)
+        parts_of_a_run, "metric_objective", lambda *given: seen.append(given[4]) or real(*given)
     )
     assert _step_seconds(parts, parts.optimizer, 4, 0) > 0
     assert len(seen) == 4

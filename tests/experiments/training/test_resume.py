@@ -104,9 +104,9 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
 @pytest.mark.parametrize(
     "options",
     [
-        ("warm_start=true", "estimator=two_sided"),
+        pytest.param(("warm_start=true", "estimator=two_sided"), marks=pytest.mark.slow),
         ("rank=3", "refresh_every=7"),
-        ("rank=3", "update=momentum", "large_state=true"),
+        pytest.param(("rank=3", "update=momentum", "large_state=true"), marks=pytest.mark.slow),
         ("rank=2", "refresh_every=3", "update=adam", "large_state=true"),
         ("basis=exact", "rank=2", "refresh_every=null"),
     ],
@@ -124,7 +124,9 @@ def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
     tiny_run.assert_same(config, result, *undisturbed(*overrides))
 
 
-@pytest.mark.parametrize("precision", ["bf16_master", "bf16_stochastic"])
+@pytest.mark.parametrize(
+    "precision", ["bf16_master", pytest.param("bf16_stochastic", marks=pytest.mark.slow)]
+)
 def test_rounding_policies_go_on_exactly(tmp_path, undisturbed, precision):
     overrides = ("method=lozo", f"precision={precision}")
     config = tiny_run.config(tmp_path, *overrides)

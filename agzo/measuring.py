@@ -1,0 +1,158 @@
+"""Measuring a batch: capture what its bases need, sample, evaluate; the weights stay as they are.
+
+_measure      what a step does between its checks and its move
+estimate, directions, losses     the same for whoever looks at a method
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from agzo.activations.capture import ActivationCapture
+from agzo.directions.sampler import DirectionSampler, Sampled
+from agzo.directions.seen import SeenTokens
+from agzo.distributed.group import ALONE, Group
+from agzo.distributed.pieces import Batch, Joint, joint
+from agzo.estimator import Measurement, measure
+from agzo.execution.perturb import Execution, SideBranch
+from agzo.execution.perturbed import Directions
+from agzo.execution.weights import Weights
+from agzo.guard import Guard
+from agzo.progress import Progress
+from agzo.rng import Noise
+from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
+from agzo.tuned.select import Tuned
+
+
+class Measuring(Progress):
+    """The part of a `ZeroOrderOptimizer` that measures."""
+
+    accumulation: int
+    group: Group
+    seed: int
+    eps: float
+    estimator: str
+    queries: int
+    needs_loss: ClassVar[bool] = False  # f(W) too, of two-sided steps
+    _execution: Execution
+    _weights: Weights
+    _guard: Guard
+    _sampler: DirectionSampler
+    _seen: SeenTokens | None
+
+    @property
+    def _active(self) -> list[Tuned]:
+        """The parameters that take part now."""
+        return self._guard.active(self._zo)
+
+    def _enter(self) -> None:
+        """Refuse a step or an estimate that the model or the optimizer is not ready for."""
+        self._guard.enter(self._zo)
+
+    def _check(self, closure: Joint) -> None:
+        """Refuse, before the first step, a loss that no finite difference can be taken of."""
+        must_see = isinstance(self._execution, SideBranch)
+        self._guard.check(
+            self._zo, closure, self._forward, self._sampler, self._seen, must_see, self.group
+        )
+
+    @apart
+    def estimate(
+        self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
+    ) -> Measurement:
+        """Measure as step number `step` (default: the next one) would, and move nothing.
+
+        For looking at a method: the directions and projected gradients are those of `step`. Weights
+        and the counts of steps and forwards stay; a method's bases are those taken here.
+        """
+        self._enter()
+        batch = joint(closure, token_mask, self.accumulation, self.group)
+        forwards = self._zo["forwards"]
+        try:
+            return self._measure(batch, self._zo["step"] if step is None else step)[0]
+        finally:
+            self._zo["forwards"] = forwards
+
+    @apart
+    def directions(
+        self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
+    ) -> tuple[list[Directions], Tensor]:
+        """Return the directions that step number `step` would measure on a batch, and its loss.
+
+        Takes one forward, in which bases are captured; it is not counted. `losses` evaluates them.
+        """
+        self._enter()
+        batch = joint(closure, token_mask, 1, ALONE)
+        capture, watch = self._looking(batch, step)
+        run = partial(self._run, batch)
+        loss = run() if watch is None else watch(run)
+        if capture is not None:
+            capture.finite()  # checks the mask's use
+        found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
+        for each in found:
+            list(each.values())  # sampled now: the next batch has other bases
+        return found, loss
+
+    @apart
+    def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
+        """Return the losses at W + scale * direction, (scales,); they are not counted.
+
+        The closure may be of another batch than that of the directions. Weights stay as they are.
+        """
+        run = partial(self._run, closure)
+        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
+        return torch.stack(found)
+
+    def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
+        """Return what a step measures, and whether its bases are finite (0-dim bool)."""
+        capture, watch = self._looking(batch, step)
+        if self._seen is not None and capture is None and self.estimator == "two_sided":
+            with self.around.entered():
+                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+            watch = None
+        self._guard.begin()
+        measurement = measure(
+            self.estimator,
+            lambda: self._forward(batch),
+            lambda query: self._directions(Noise(self.seed, step, query)),
+            self.queries,
+            self.eps,
+            self._execution,
+            watch,
+            self.needs_loss,
+            together=self._weights.together,
+            mean=lambda losses: self.group.mean(losses, batch.weight),
+        )
+        self._guard.end(batch)
+        finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
+        return measurement, finite if capture is None else capture.finite()
+
+    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
+        """Return the capture of bases that is due, and what watches a forward at W for the step."""
+        mask = batch.pieces[0].token_mask
+        capture = self._sampler.capture(Noise(self.seed, step), mask)
+        watch = None if capture is None else capture.watch
+        return capture, watch if self._seen is None else self._seen.beside(watch, mask)
+
+    def _forward(self, closure: Closure) -> Tensor:
+        self._zo["forwards"] += self._execution.points
+        with self._guard.running(self._zo):
+            loss = self._run(closure)
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"closure returned {found}; allowed is a 0-dim floating-point tensor")
+        self._guard.evaluated()
+        return loss
+
+    def _run(self, closure: Closure) -> Tensor:
+        """Evaluate a closure: every evaluation of a method comes by here."""
+        with self.around.entered(), watched():
+            return closure()
+
+    def _directions(self, noise: Noise) -> Directions:
+        return Sampled(self._active, lambda each: self._sampler.sample(each, noise))
