@@ -12,7 +12,7 @@ All of it raises ValueError before a wrong slope is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -26,7 +26,6 @@ from agzo.distributed.pieces import Joint
 from agzo.execution.loss_check import Uses, check_loss, dropouts, refuse_dropout
 from agzo.execution.steady import Steady, backward_refused
 from agzo.torch_calls.surroundings import Closure
-from agzo.tuned.places import Places
 from agzo.tuned.select import Tuned
 
 WAITING = "waiting"  # in the state of a method: names of the parameters that wait
@@ -131,6 +130,42 @@ class Guard:
         if self._reached:
             zo[WAITING] = [name for name in zo[WAITING] if name not in self._reached]
             self._reached.clear()
+
+
+class Places:
+    """The module and the name under which it holds each tuned parameter.
+
+    A parameter that takes the place of a tuned one, after ``load_state_dict(assign=True)`` say, is
+    used by the loss and known to no optimizer: it would neither be perturbed nor moved.
+    """
+
+    def __init__(self, model: nn.Module, tuned: Sequence[Tuned]) -> None:
+        self._model, self._tuned = model, list(tuned)
+        self._places = self._find()
+
+    def check(self) -> None:
+        """Raise ValueError if a tuned parameter is no longer one of the model's."""
+        for module, name, parameter in self._places:
+            held = module._parameters
+            if name not in held or held[name] is not parameter:
+                self._places = self._find()  # it may have moved, into a parametrization say
+                break
+
+    def _find(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        found = {
+            parameter: (module, name, parameter)
+            for module in self._model.modules()
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        }
+        gone = [each.name for each in self._tuned if each.parameter not in found]
+        if gone:
+            raise ValueError(
+                f"{len(gone)} tuned parameter(s) are no longer the model's: {', '.join(gone[:5])} "
+                "(replaced, as load_state_dict(assign=True) does, or taken away); allowed is a "
+                "model with the parameters that the optimizer was made of: make a new optimizer"
+            )
+        return [found[each.parameter] for each in self._tuned]
 
 
 class _Reached(Uses):

@@ -28,24 +28,25 @@ from agzo.directions.seen import OnSeenRows, SeenTokens
 from agzo.distributed.group import UNSAID, Group
 from agzo.distributed.pieces import Batch, joint
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement
-from agzo.execution.perturb import Directions, Execution
+from agzo.execution.perturb import Execution
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import Guard
 from agzo.measuring import Measuring
-from agzo.moments import MOMENTS, Combination, Moments, refuse_large_state
+from agzo.moments import MOMENTS, refuse_large_state
+from agzo.moving import Moving
 from agzo.observed import Observed
 from agzo.rng import STREAM, Noise
 from agzo.saved_state import SavedState
-from agzo.scaling import SCALINGS, Scaling, check_scaling
+from agzo.scaling import SCALINGS, check_scaling
 from agzo.torch_calls.inputs import is_low_precision
 from agzo.torch_calls.surroundings import Closure, apart
 from agzo.tuned.select import Params, select
-from agzo.update import ROUNDINGS, Mover
+from agzo.update import ROUNDINGS
 
 UPDATES = ("sgd", *MOMENTS, *SCALINGS)
 
 
-class ZeroOrderOptimizer(Measuring, Observed, SavedState):
+class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_make_sampler` and name their own hyperparameters.
@@ -190,11 +191,6 @@ class ZeroOrderOptimizer(Measuring, Observed, SavedState):
     def _make_sampler(self) -> DirectionSampler:
         return Gaussian()
 
-    @property
-    def _moments(self) -> Combination | None:
-        kept = self.update in MOMENTS
-        return Moments(self.update, self.momentum, self.beta2) if kept else None
-
     def _captures(self, step: int) -> bool:
         """Tell whether step number `step` must look at activations before it perturbs."""
         return False
@@ -286,38 +282,3 @@ class ZeroOrderOptimizer(Measuring, Observed, SavedState):
         zo["step"] += 1
         self._look_later()
         self._tell(measurement)
-
-    @apart
-    def replay(self, projected_grad: Tensor) -> None:
-        """Move as the step did that measured `projected_grad`, (queries,), without a forward.
-
-        Needs the weights, the state and the lr of that step; `needs_data` methods cannot.
-        """
-        if self.needs_data is not None:
-            raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
-        step = self._zo["step"]
-        measured = enumerate(projected_grad.unbind())
-        queries = [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured]
-        self._move(queries, Noise(self.seed, step))
-        self._learn(queries, None)
-        self._zo["step"] += 1
-
-    def _applied(self, query: int, evaluated: Directions) -> Directions:
-        """Return what the update applies: the evaluated directions themselves."""
-        return evaluated
-
-    def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
-        if self.update in SCALINGS:
-            scaling = Scaling(self.update, self.eps, self.beta2)
-            slopes = torch.stack([g for _, g in queries])
-            factors = scaling.factors(slopes, self._zo, noise.step).unbind()
-            queries = [(directions, c) for (directions, _), c in zip(queries, factors, strict=True)]
-        applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
-        refreshed = self._refreshes(noise.step)
-        mover = Mover(self._weights, self._names, self.rounding, self._moments)
-        mover.move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
-
-    def _learn(
-        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
-    ) -> None:
-        """Remember for later steps what a step has measured, of a replay the slopes alone."""

@@ -1,0 +1,75 @@
+"""Moving: how what a step has measured becomes an update, also from a log without a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agzo.estimator import Measurement
+from agzo.execution.perturbed import Directions
+from agzo.execution.weights import Weights
+from agzo.moments import MOMENTS, Combination, Moments
+from agzo.progress import Progress
+from agzo.rng import Noise
+from agzo.scaling import SCALINGS, Scaling
+from agzo.torch_calls.surroundings import apart
+from agzo.update import Mover
+
+
+class Moving(Progress):
+    """The part of a `ZeroOrderOptimizer` that moves."""
+
+    eps: float
+    momentum: float
+    beta2: float
+    seed: int
+    update: str
+    rounding: str
+    needs_data: str | None
+    _weights: Weights
+    _names: dict[Any, str]
+    _directions: Callable[[Noise], Directions]
+    _refreshes: Callable[[int], bool]
+
+    @property
+    def _moments(self) -> Combination | None:
+        kept = self.update in MOMENTS
+        return Moments(self.update, self.momentum, self.beta2) if kept else None
+
+    @apart
+    def replay(self, projected_grad: Tensor) -> None:
+        """Move as the step did that measured `projected_grad`, (queries,), without a forward.
+
+        Needs the weights, the state and the lr of that step; `needs_data` methods cannot.
+        """
+        if self.needs_data is not None:
+            raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
+        step = self._zo["step"]
+        measured = enumerate(projected_grad.unbind())
+        queries = [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured]
+        self._move(queries, Noise(self.seed, step))
+        self._learn(queries, None)
+        self._zo["step"] += 1
+
+    def _applied(self, query: int, evaluated: Directions) -> Directions:
+        """Return what the update applies: the evaluated directions themselves."""
+        return evaluated
+
+    def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
+        if self.update in SCALINGS:
+            scaling = Scaling(self.update, self.eps, self.beta2)
+            slopes = torch.stack([g for _, g in queries])
+            factors = scaling.factors(slopes, self._zo, noise.step).unbind()
+            queries = [(directions, c) for (directions, _), c in zip(queries, factors, strict=True)]
+        applied = [(self._applied(i, directions), g) for i, (directions, g) in enumerate(queries)]
+        refreshed = self._refreshes(noise.step)
+        mover = Mover(self._weights, self._names, self.rounding, self._moments)
+        mover.move(self.param_groups, self.state, applied, self.finite, noise, refreshed)
+
+    def _learn(
+        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
+    ) -> None:
+        """Remember for later steps what a step has measured, of a replay the slopes alone."""
