@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from experiments.config.composed import read_yaml
+from experiments.config.errors import BadInput
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, ModelConfig
+from experiments.config.schema import ModelConfig
 from experiments.models import loading
 
 ADAPTER = "adapter_config.json"

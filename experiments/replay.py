@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from experiments.config.composed import from_dict, read_yaml
+from experiments.config.errors import BadInput
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import RunConfig
 from experiments.methods import registry
 from experiments.models import loading
 from experiments.models.reach import leave_out

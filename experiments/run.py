@@ -19,8 +19,8 @@ from omegaconf import DictConfig
 
 from agzo.distributed.group import Drifted, ProcessLost
 from experiments.config.composed import COMPOSITION_ERRORS, CONF, explain, resolve
+from experiments.config.errors import BadInput
 from experiments.config.paths import quoted
-from experiments.config.schema import BadInput
 from experiments.launch.launchers import SweepFailed, register
 from experiments.records.checkpoint import CheckpointError
 from experiments.records.interrupt import Interrupted, told, told_first

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import torch
 
+from experiments.config.errors import BadInput
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput
 from experiments.launch import slurm
 from experiments.launch.job import LOG, State, look
 from experiments.launch.launchers import of_slurm

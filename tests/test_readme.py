@@ -147,7 +147,13 @@ def test_every_make_target_named_exists(name):
 
 
 def test_make_help_lists_every_target_under_a_heading():
-    said = subprocess.run(["make", "help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    said = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     parts = [part.splitlines() for part in said.stdout.strip().split("\n\n")]
     listed = [line.split()[1] for _, *lines in parts for line in lines]
     assert all(not heading.startswith(" ") and lines for heading, *lines in parts)

@@ -15,9 +15,10 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.config.errors import BadInput
 from experiments.config.own_task import fill_own_task
 from experiments.config.paths import home, quoted, user_path
-from experiments.config.schema import MAX_INT, AdapterConfig, BadInput, RunConfig
+from experiments.config.schema import MAX_INT, AdapterConfig, RunConfig
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

@@ -4,15 +4,15 @@ The file is YAML whose values are texts, lists and maps of texts: `Yes`, `no` an
 What it says is put in its place, so the configuration of a run stands without it.
 """
 
-import re
 from dataclasses import fields
 from typing import Any
 
 import yaml
 
+from experiments.config.errors import BadInput
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, TaskConfig
-from experiments.config.shorten import shortened
+from experiments.config.schema import TaskConfig
+from experiments.config.shorten import label_text, shortened
 
 CUSTOM = "custom"  # the name, where none is given
 OWN = tuple(entry.name for entry in fields(TaskConfig) if "own" in entry.metadata)
@@ -143,13 +143,3 @@ def _labels(value: Any) -> Any:
 
 def _plain(value: object) -> bool:
     return isinstance(value, str | int | float) and value == value
-
-
-def label_text(value: Any) -> str:
-    """Return how a label is written, whatever kind of file it is from: true, 1, 1.5, pos."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def whole(text: str) -> int | None:
-    """Return the whole number that a text is, from 0 on; None for any other text."""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

@@ -16,10 +16,6 @@ from experiments.config.paths import home
 MAX_INT, MAX_SEED = 2**63 - 1, 2**32 - 1
 
 
-class BadInput(ValueError):
-    """Something the user gave cannot be used; the message says what, and what is allowed."""
-
-
 def key(**bounds: Any) -> Any:
     """Declare a key: choices=(...), above=x, at_least=x, at_most=x; the value comes from conf/."""
     return field(default=MISSING, metadata=bounds)

@@ -1,6 +1,8 @@
-"""Values in messages: one line that can be read, whatever a file holds."""
+"""Values of files in words: shortened for a message, and as they are written."""
 
+import re
 import reprlib
+from typing import Any
 
 LENGTH = 160  # characters of a value
 
@@ -26,3 +28,13 @@ def clipped(text: str, length: int = LENGTH) -> str:
     line = " ".join(text.split())
     half = length // 2
     return line if len(line) <= length else f"{line[:half]}...{line[-half:]}"
+
+
+def label_text(value: Any) -> str:
+    """Return how a label is written, whatever kind of file it is from: true, 1, 1.5, pos."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def whole(text: str) -> int | None:
+    """Return the whole number that a text is, from 0 on; None for any other text."""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

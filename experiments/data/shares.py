@@ -15,7 +15,8 @@ from torch import Tensor
 
 from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Piece
-from experiments.config.schema import BadInput, TrainConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import TrainConfig
 from experiments.data.batches import Batch
 
 BY_ROW = ("input_ids", "attention_mask", "token_mask", "position_ids", "targets", "target_mask")

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from experiments.config.errors import BadInput
 from experiments.config.files import file_sha256
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, ModelConfig
+from experiments.config.schema import ModelConfig
 from experiments.config.shorten import shortened
 from experiments.data.jsonl import objects, refuse_other_kinds
 from experiments.models import loading

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.tuned.roles import Usage
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data.batches import collate_rows, pad_left
 from experiments.data.encode import Encoded
 from experiments.evaluation.asking import (

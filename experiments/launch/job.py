@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.composed import changes
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.records import record
 from experiments.records.provenance import changes_since
 

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config.composed import COMPOSITION_ERRORS, CONF, explain, resolve
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.launch import slurm
 from experiments.launch.job import LOG, Run
 from experiments.launch.pool import End, Pool, Worker

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.launch.job import SUBMITTED, Run
 from experiments.records import record
 

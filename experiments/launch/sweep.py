@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.launch import slurm
 from experiments.launch.job import Run
 from experiments.launch.state import KINDS, Now, state

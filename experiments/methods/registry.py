@@ -33,7 +33,8 @@ from baselines import (
     ZOMuon,
 )
 from experiments.config.composed import refuse_beyond_int64
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.data.shares import Shares
 from experiments.tasks import task_of
 

@@ -28,7 +28,8 @@ from peft import (
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
-from experiments.config.schema import AdapterConfig, BadInput
+from experiments.config.errors import BadInput
+from experiments.config.schema import AdapterConfig
 from experiments.models.loading import context
 from experiments.models.weight_files import Damaged, check_finite, check_weights
 

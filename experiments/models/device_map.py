@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 
 
 def check_device_map(config: RunConfig, processes: int) -> None:

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.models.weight_files import Damaged, refuse_pointer
 
 SUFFIX = ".gguf"

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.config.errors import BadInput
 from experiments.config.files import known_sha256
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, ModelConfig
+from experiments.config.schema import ModelConfig
 from experiments.config.shorten import clipped, shortened
 from experiments.models import gguf, wheel
 from experiments.models.device_map import settle

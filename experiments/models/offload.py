@@ -11,7 +11,8 @@ from torch import nn
 
 from agzo.execution.stream import StreamedLayers
 from agzo.execution.weights import Resident
-from experiments.config.schema import BadInput, ModelConfig, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import ModelConfig, RunConfig
 from experiments.methods import registry
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from agzo.tuned.linears import body_linears, sizes, weight_inputs
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 
 GROUP = 32  # inputs that share a scale at int4
 ROWS = 16  # outputs that the CPU packs together at int4

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.config.shorten import clipped, shortened
 
 POINTER = b"version https://git-lfs"

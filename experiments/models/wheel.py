@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.config.errors import BadInput
 from experiments.config.files import file_sha256
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput
 from experiments.models import gguf
 
 RECORD = "wheel.json"  # in the model folder: where it came from

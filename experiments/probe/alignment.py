@@ -170,7 +170,7 @@ def run(
     options: argparse.Namespace, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], tidy.Tables]:
     """Look at a run as the options say; see the module's text for the tables."""
-    from experiments.config.schema import BadInput
+    from experiments.config.errors import BadInput
     from experiments.probe import scene as scenes
 
     steps = whole_numbers("--steps", options.steps)

@@ -141,7 +141,7 @@ def makers(
         layer: of the dominant layer, from 0, where that is not the run's own method.
     """
     from experiments.config.composed import compose
-    from experiments.config.schema import BadInput
+    from experiments.config.errors import BadInput
     from experiments.methods import registry
 
     if scene.config.method["name"] == "zo_act":
@@ -188,7 +188,7 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
     Raises:
         BadInput: no such layer in the model, or a model of low precision.
     """
-    from experiments.config.schema import BadInput
+    from experiments.config.errors import BadInput
 
     own = scene.parts.optimizer
     if isinstance(own, DominantLayer):

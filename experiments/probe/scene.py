@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.data.batches import Batch, collate
 from experiments.methods import registry
 from experiments.models.loss import loss

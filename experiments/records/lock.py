@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 
 NAME, GUARD = ".lock", ".lock.guard"
 BEAT, STALE = 20.0, 180.0  # seconds

@@ -8,9 +8,10 @@ as unchanged: a result outlives its data.
 
 from typing import Any
 
+from experiments.config.errors import BadInput
 from experiments.config.files import known_sha256
 from experiments.config.paths import user_path
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.schema import RunConfig
 from experiments.data import files
 from experiments.data.hub import SPLITS
 from experiments.models.loading import model_sha256

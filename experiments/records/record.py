@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 
 RESULT, FAILED, METRICS = "result.json", "failed.json", "metrics.jsonl"
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.composed import FREE_KEYS, flatten
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.config.shorten import shortened
 
 # What W&B's variable WANDB_MODE can say, its old words among them.

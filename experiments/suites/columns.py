@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.suites.widen import LR, on_grid
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import torch
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.evaluation.evaluate import Questions, evaluate
 from experiments.methods import registry
 from experiments.suites.plan import Group

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.launch.job import Run
 from experiments.methods import registry
 from experiments.models.offload import check_offload

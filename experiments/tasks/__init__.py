@@ -1,8 +1,11 @@
 """The tasks by name. A new one is a file beside these and a line in `TASKS`."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from experiments.config.schema import BadInput, TaskConfig
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from experiments.config.errors import BadInput
 from experiments.tasks.base import DataError, Example, HubSource, Row, Task
 from experiments.tasks.boolq import BOOLQ
 from experiments.tasks.cb import CB
@@ -16,6 +19,9 @@ from experiments.tasks.squad import SQUAD
 from experiments.tasks.sst2 import SST2
 from experiments.tasks.wic import WIC
 from experiments.tasks.wsc import WSC
+
+if TYPE_CHECKING:
+    from experiments.config.schema import TaskConfig  # which needs hydra's packages
 
 TASKS: dict[str, Task] = {
     task.name: task for task in (SST2, RTE, CB, BOOLQ, WSC, WIC, MULTIRC, COPA, RECORD, SQUAD, DROP)

@@ -13,17 +13,21 @@ trained with the language-model loss (as COPA), answers are generated and scored
 SQuAD).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import string
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.config.own_task import label_text, whole
-from experiments.config.schema import BadInput, TaskConfig
-from experiments.config.shorten import shortened
+from experiments.config.errors import BadInput
+from experiments.config.shorten import label_text, shortened, whole
 from experiments.tasks.base import Example, HubSource, Row, Task
 from experiments.tasks.text import blank, check_whole
+
+if TYPE_CHECKING:
+    from experiments.config.schema import TaskConfig  # which needs hydra's packages
 
 FORMAT = 1  # grows when the same template makes other texts
 HASHED = ("prompt", "options", "label", "labels", "answer")

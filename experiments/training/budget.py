@@ -3,7 +3,8 @@
 from torch.optim import Optimizer
 
 from agzo.progress import Progress
-from experiments.config.schema import BadInput, TrainConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import TrainConfig
 
 
 def steps(train: TrainConfig, optimizer: Optimizer) -> int:

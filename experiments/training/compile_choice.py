@@ -28,7 +28,8 @@ from agzo.execution.compiled import CompiledLayers
 from agzo.execution.loss_check import Uses
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.layers import decoder_layers
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.data.batches import collate_rows
 from experiments.data.encode import Encoded
 from experiments.models.loss import label_logits, spread, wrapped

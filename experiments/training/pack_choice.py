@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.data.batches import collate_rows
 from experiments.data.encode import Encoded
 from experiments.data.packing import can_pack

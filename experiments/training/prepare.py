@@ -17,7 +17,8 @@ from agzo.execution.stream import StreamedLayers
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.coordinates import coordinates
 from agzo.tuned.roles import roles
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.config.shorten import shortened
 from experiments.data import Splits, load_splits, protocol
 from experiments.data.demonstrations import answered, with_demonstrations

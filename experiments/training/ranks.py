@@ -12,7 +12,7 @@ import sys
 import torch
 
 from agzo.distributed.group import ALONE, Group, Processes
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 
 _joined: list[Group] = []
 

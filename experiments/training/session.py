@@ -18,7 +18,8 @@ import torch
 
 from agzo.distributed.group import Group, ProcessLost
 from experiments.config.composed import changes, check, read_yaml, to_yaml
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.methods import registry
 from experiments.models.device_map import check_device_map
 from experiments.models.offload import check_offload

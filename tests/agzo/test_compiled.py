@@ -15,7 +15,7 @@ from agzo.execution.slotted import Slotted
 from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, SGD, MeZO
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data.batches import collate, collate_rows
 from experiments.data.encode import Encoder
 from experiments.models import attention

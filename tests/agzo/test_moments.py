@@ -12,7 +12,7 @@ from agzo.moments import KEPT, Moments, turned
 from agzo.rng import Noise
 from agzo.update import move
 from baselines import LOZO, LOZOM, MeZO
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from tests.networks import mlp, qwen3, weights
 

@@ -16,7 +16,7 @@ from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, LOZOM, DominantLayer, MeZO
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.training import parts as parts_of_a_run
 from experiments.training.session import run

@@ -19,7 +19,7 @@ from agzo.execution.perturb import InPlace
 from agzo.rng import Noise
 from agzo.tuned.linears import body_linears
 from baselines import ZOAct
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.merge import merge
 from experiments.models.adapter_files import save_lora
 from experiments.records import checkpoint

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from tiny_run import StandIn
 
 from experiments.config.composed import CONF, changes, compose, flatten, read_yaml, to_yaml
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.methods.registry import METHODS, cast, method_keys, settings
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from analysis.reading.command import place
 from experiments import merge, replay
 from experiments.config.composed import compose
+from experiments.config.errors import BadInput
 from experiments.config.paths import NoHome, home, quoted, user_path
-from experiments.config.schema import BadInput
 from experiments.models import wheel
 from experiments.models.loading import locate
 from experiments.records.provenance import changes_since

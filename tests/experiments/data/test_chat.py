@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 from text_models import byte_tokenizer
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data import chat
 from experiments.data.chat import ChatError, ChatFrame
 from experiments.data.encode import Encoder

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_models import byte_tokenizer
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data import load_splits, protocol
 from experiments.data.encode import EncodeError, Encoder
 from experiments.data.jsonl import objects

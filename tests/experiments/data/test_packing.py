@@ -16,7 +16,7 @@ from agzo.rng import Noise
 from agzo.tuned.select import select
 from baselines import SGD, MeZO
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data import packing
 from experiments.data.batches import Batch, collate, collate_rows
 from experiments.data.encode import Encoder

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from text_models import byte_tokenizer, random_model
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.evaluation import forgetting
 from experiments.training.session import run
 

@@ -13,7 +13,7 @@ from text_models import byte_tokenizer, random_model
 from torch import nn
 
 from agzo.tuned.roles import Usage
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data.batches import collate
 from experiments.data.encode import Encoded, EncodeError, Encoder
 from experiments.evaluation.asking import USUAL, Asking

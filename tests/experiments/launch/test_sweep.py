@@ -12,7 +12,7 @@ import pytest
 import real_run
 import tiny_run
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.launch import slurm, slurm_task, sweep
 from experiments.launch.job import LOG, SUBMITTED, Run
 from experiments.launch.launchers import of_slurm, places

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, FalconConfig
 from agzo import AGZO
 from baselines import LOZO, SGD, AdamW, MeZO
 from experiments.config.composed import compose
-from experiments.config.schema import AdapterConfig, BadInput
+from experiments.config.errors import BadInput
+from experiments.config.schema import AdapterConfig
 from experiments.data.batches import collate, pad_left
 from experiments.data.encode import Encoder
 from experiments.evaluation.generate import generate

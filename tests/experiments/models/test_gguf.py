@@ -9,8 +9,8 @@ import tiny_run
 import torch
 
 from experiments.config.composed import compose
+from experiments.config.errors import BadInput
 from experiments.config.files import file_sha256
-from experiments.config.schema import BadInput
 from experiments.models import gguf, loading, wheel
 from experiments.training.session import run
 from tests.experiments.models.test_models import CPU, model_config

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import world
 
-from experiments.config.schema import BadInput, ModelConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import ModelConfig
 from experiments.models import loading
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import tiny_run
 import torch
 from safetensors.torch import load_file
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.models.offload import check_offload
 from experiments.probe import scene
 from experiments.training import parts as parts_of_a_run

@@ -9,7 +9,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from agzo import AGZO
 from agzo.tuned.linears import body_linears, is_quantised, stored_bytes
 from baselines import LOZO, SGD, AdamW, MeZO, ZOAct
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.merge import merge
 from experiments.models import quantise as quantising
 from experiments.models.quantise import quantise

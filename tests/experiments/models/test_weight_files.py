@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from experiments import merge
-from experiments.config.schema import BadInput, ModelConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import ModelConfig
 from experiments.models import loading
 from experiments.models.weight_files import Damaged, check_finite, check_folder, check_weights
 from experiments.training.runner import NonFiniteLoss

@@ -12,7 +12,7 @@ import pytest
 import real_run
 import tiny_run
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.records import tracking
 from experiments.records.interrupt import Interrupted
 from experiments.training import parts as parts_of_a_run

@@ -20,7 +20,8 @@ from analysis.tables.table1 import main as table1
 from experiments import suite
 from experiments.config import composed as configuration
 from experiments.config.composed import CONF, changes, compose
-from experiments.config.schema import BadInput, RunConfig
+from experiments.config.errors import BadInput
+from experiments.config.schema import RunConfig
 from experiments.launch import pool, slurm
 from experiments.launch.job import State, look
 from experiments.models.loading import model_sha256

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.config.composed import compose, from_dict
+from experiments.config.errors import BadInput
 from experiments.config.paths import quoted
-from experiments.config.schema import BadInput, TaskConfig
+from experiments.config.schema import TaskConfig
 from experiments.data import load_splits
 from experiments.tasks import TASKS, DataError, task_of
 from experiments.training.session import run

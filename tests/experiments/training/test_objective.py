@@ -9,7 +9,7 @@ import torch
 from agzo import AGZO
 from baselines import LOZO, SGD, MeZO
 from experiments.config.composed import compose
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data.encode import Encoder
 from experiments.evaluation.evaluate import evaluate, questions
 from experiments.evaluation.metrics import best_f1

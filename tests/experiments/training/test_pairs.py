@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from agzo.tuned.layers import decoder_layers
 from baselines import DominantLayer
-from experiments.config.schema import AdapterConfig, BadInput
+from experiments.config.errors import BadInput
+from experiments.config.schema import AdapterConfig
 from experiments.data.batches import collate
 from experiments.data.encode import Encoder
 from experiments.merge import merge

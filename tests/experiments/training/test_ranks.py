@@ -17,7 +17,7 @@ import torch
 
 from agzo.distributed.group import Group
 from agzo.distributed.pieces import Joint
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.data.batches import collate
 from experiments.data.shares import Shares, cut, pieces
 from experiments.methods import registry

@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 import torch
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.records import checkpoint
 from experiments.records.trajectory import TRAJECTORY, Head, Step, Trajectory, read
 from experiments.replay import main, replay

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny_run
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.methods.registry import METHODS
 from experiments.records import checkpoint

@@ -10,7 +10,7 @@ import pytest
 import tiny_run
 import torch
 
-from experiments.config.schema import BadInput
+from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.methods.registry import METHODS
 from experiments.records import checkpoint
