@@ -63,6 +63,8 @@ class Method:
         return self.name
 
 
+TWO = ("qwen3-tied", "llama-untied")  # for time: with a tied head, and without
+
 METHODS = [
     Method("agzo", AGZO),
     Method("agzo-prototype", AGZO, {"estimator": "two_sided", "include_padding": True}),
@@ -72,15 +74,16 @@ METHODS = [
     Method("mezo-seen", MeZO, {"embeddings": "seen"}, networks=("qwen3-tied",)),
     Method("mezo-one-sided-q3", MeZO, {"estimator": "one_sided", "queries": 3}),
     Method("lozo", LOZO, {"refresh_every": 3}),
-    Method("fzoo", FZOO, {"queries": 3}, unit=1e-3),
-    Method("hizoo", HiZOO, {"curvature_rate": 0.1, "large_state": True}),
-    Method("conmezo", ConMeZO, {"theta": 1.0, "large_state": True}),
-    Method("subzero", SubZero, {"rank": 2, "refresh_every": 3, "queries": 2}),
+    Method("fzoo", FZOO, {"queries": 3}, unit=1e-3, networks=TWO),
+    Method("hizoo", HiZOO, {"curvature_rate": 0.1, "large_state": True}, networks=TWO),
+    Method("conmezo", ConMeZO, {"theta": 1.0, "large_state": True}, networks=TWO),
+    Method("subzero", SubZero, {"rank": 2, "refresh_every": 3, "queries": 2}, networks=TWO),
     Method(
         "zo_muon",
         ZOMuon,
         {"rank": 2, "refresh_every": 3, "vector_rate": 1e-2},
         becomes=lambda E: msign(E) if E.dim() == 2 else 1e-2 * E,
+        networks=TWO,
         rounding=1e-4,  # small singular values, with their rounding, are magnified 485 times
     ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
@@ -167,6 +170,15 @@ METHODS = [
 ]
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]
+
+FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "mezo-scalar", "agzo-spread")
+
+
+def slow_for_the_field(methods: list[Method]) -> list[Any]:
+    """Return them as parameters: those of `FIELD` are for the slow tests, their rules are not."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(each, id=str(each), marks=marks[each.name in FIELD]) for each in methods]
+
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 every_method_and_network = pytest.mark.parametrize(

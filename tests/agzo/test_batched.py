@@ -8,7 +8,7 @@ from torch import nn
 
 from agzo import AGZO, rng
 from baselines import LOZO, MeZO
-from tests.methods import METHODS, Method
+from tests.methods import METHODS, Method, slow_for_the_field
 from tests.networks import mlp, qwen3, weights
 
 TWO_SIDED = [
@@ -20,7 +20,7 @@ def flat(net) -> torch.Tensor:
     return torch.cat([w.flatten() for w in weights(net.model).values()])
 
 
-@pytest.mark.parametrize("method", TWO_SIDED, ids=str)
+@pytest.mark.parametrize("method", slow_for_the_field(TWO_SIDED))
 @pytest.mark.parametrize("network", ["qwen3-tied", "opt-tied", "llama-untied", "mlp"])
 def test_both_at_once_is_one_after_the_other(method: Method, network: str):
     if method.networks and network not in method.networks:

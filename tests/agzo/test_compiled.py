@@ -25,7 +25,7 @@ from experiments.tasks import TASKS, Example
 from experiments.training import compile_choice
 from experiments.training.parts import Parts
 from experiments.training.session import run
-from tests.methods import METHODS, Method
+from tests.methods import METHODS, Method, slow_for_the_field
 from tests.networks import Block, Network, Stack, mlp, qwen3, stack, weights
 from tests.text_models import byte_tokenizer, random_model
 
@@ -43,7 +43,7 @@ def trajectory(net: Network, optimizer, layers: CompiledLayers | None, steps: in
     return torch.stack(losses), flat(net), torch.tensor(optimizer.forwards)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", slow_for_the_field(METHODS))
 def test_they_give_the_trajectory_of_eager_layers(method: Method):
     networks = [name for name in method.networks if name in ("qwen3-tied", "opt-tied")]
     if not networks:

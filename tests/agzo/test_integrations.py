@@ -80,14 +80,14 @@ def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
     return [name for name in one if not one[name].equal(other[name])]
 
 
-LARGE = {"large_state": True}
+SLOW, LARGE = pytest.mark.slow, {"large_state": True}
 RESUMED = [
     *(pytest.param(each.values[0], {}, id=str(each.id)) for each in METHODS),
-    pytest.param("agzo", {"update": "adam", **LARGE}, id="agzo-adam"),
-    pytest.param("agzo", {"embeddings": "seen"}, id="agzo-seen"),
-    pytest.param(MeZO, {"update": "momentum", **LARGE}, id="mezo-momentum"),
-    pytest.param(LOZOM, LARGE, id="lozo-m"),
-    pytest.param(DominantLayer, {"layer": 1, "scan_batches": 0}, id="dominant-layer"),
+    pytest.param("agzo", {"update": "adam", **LARGE}, id="agzo-adam", marks=SLOW),
+    pytest.param("agzo", {"embeddings": "seen"}, id="agzo-seen", marks=SLOW),
+    pytest.param(MeZO, {"update": "momentum", **LARGE}, id="mezo-momentum", marks=SLOW),
+    pytest.param(LOZOM, LARGE, id="lozo-m", marks=SLOW),
+    pytest.param(DominantLayer, {"layer": 1, "scan_batches": 0}, id="dominant", marks=SLOW),
 ]
 
 

@@ -13,7 +13,7 @@ from agzo.execution.lockstep import Lockstep
 from agzo.execution.stream import StreamedLayers
 from agzo.tuned.layers import decoder_layers
 from baselines import LOZO, SGD, DominantLayer, MeZO
-from tests.methods import METHODS, Method
+from tests.methods import METHODS, Method, slow_for_the_field
 from tests.networks import NETWORKS, Network, llama, qwen3, stack, weights
 
 CASES = {
@@ -77,7 +77,9 @@ def test_a_streamed_run_is_the_resident_run(case, network, dtype):
     assert_same_run(lambda: NETWORKS[network](dtype), method, {**options, **rounding})
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m.name != "agzo-seen"], ids=str)
+@pytest.mark.parametrize(
+    "method", slow_for_the_field([m for m in METHODS if m.name != "agzo-seen"])
+)
 def test_every_method_is_the_same(method: Method):
     name = method.networks[-1]
     nets = method.network(name), method.network(name)

@@ -217,6 +217,7 @@ def test_the_run_s_own_method_keeps_its_keys() -> None:
     assert AGZO(qwen3().model, lr=0.0, eps=1.0, **options["agzo"]).rank == 3
 
 
+@pytest.mark.slow
 def test_the_collecting_functions_need_neither_hydra_nor_datasets() -> None:
     code = (
         "import sys, experiments.probe.slope, experiments.probe.arrival; "

@@ -205,6 +205,7 @@ def test_columns_with_adapters_are_columns_of_one_model(plan, tmp_path):
     assert (mezo.config.tuned, lora.config.tuned) == ("none/pocket_sst2_mezo", None)
 
 
+@pytest.mark.slow
 def test_each_adapter_is_measured_on_a_model_of_its_own(plan, tmp_path):
     plan(**ADAPTED)
     told: list[str] = []
