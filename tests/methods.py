@@ -174,10 +174,16 @@ EXECUTIONS = ["side_branch", "in_place"]
 FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "mezo-scalar", "agzo-spread")
 
 
-def slow_for_the_field(methods: list[Method]) -> list[Any]:
-    """Return them as parameters: those of `FIELD` are for the slow tests, their rules are not."""
-    marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(each, id=str(each), marks=marks[each.name in FIELD]) for each in methods]
+def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:
+    """Return them as parameters, for the slow tests those of `FIELD` and of names that begin so."""
+    return [
+        pytest.param(
+            each,
+            id=str(each),
+            marks=pytest.mark.slow if each.name in FIELD or each.name.startswith(begins) else [],
+        )
+        for each in methods
+    ]
 
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)

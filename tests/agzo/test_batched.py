@@ -21,7 +21,10 @@ def flat(net) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", slow_for_the_field(TWO_SIDED))
-@pytest.mark.parametrize("network", ["qwen3-tied", "opt-tied", "llama-untied", "mlp"])
+@pytest.mark.parametrize(
+    "network",
+    ["qwen3-tied", pytest.param("opt-tied", marks=pytest.mark.slow), "llama-untied", "mlp"],
+)
 def test_both_at_once_is_one_after_the_other(method: Method, network: str):
     if method.networks and network not in method.networks:
         pytest.skip("not one of the method's networks")

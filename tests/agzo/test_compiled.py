@@ -43,7 +43,7 @@ def trajectory(net: Network, optimizer, layers: CompiledLayers | None, steps: in
     return torch.stack(losses), flat(net), torch.tensor(optimizer.forwards)
 
 
-@pytest.mark.parametrize("method", slow_for_the_field(METHODS))
+@pytest.mark.parametrize("method", slow_for_the_field(METHODS, "dominant", "zo_act-"))
 def test_they_give_the_trajectory_of_eager_layers(method: Method):
     networks = [name for name in method.networks if name in ("qwen3-tied", "opt-tied")]
     if not networks:

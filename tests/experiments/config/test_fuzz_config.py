@@ -186,7 +186,7 @@ def test_many_combinations_start_or_are_refused(tmp_path_factory, overrides):
 @example(("seed", "100000000000000000000000", True))
 @example(("threads", "2000000000", True))
 @example(("data.root", "''", True))
-@settings(quick, max_examples=16)
+@settings(quick, max_examples=8)
 @given(wrong())
 def test_a_wrong_value_is_refused_by_name(tmp_path_factory, drawn):
     try_wrong(tmp_path_factory, drawn)

@@ -274,7 +274,7 @@ def task(jobs: Path, **environment: str) -> int:
     ("number", "restarts", "code", "requeued"),
     [
         (signal.SIGUSR2, "1", 0, True),
-        (signal.SIGUSR2, "2", 1, False),
+        pytest.param(signal.SIGUSR2, "2", 1, False, marks=pytest.mark.slow),
         (signal.SIGTERM, "0", 130, False),
     ],
 )

@@ -300,7 +300,6 @@ SCALES = [
     for budget in at.budgets
 ]
 FAST = [
-    ("table2", "pocket", "forwards"),
     ("table_adapters", "pocket", "forwards"),
 ]
 

@@ -120,13 +120,15 @@ def test_a_run_tunes_the_adapter_of_one_layer_and_goes_on_exactly(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        ["base=lozo_m", "refresh_every=3", "large_state=true"],
-        ["base=lozo_m", "update=sgd"],
-        ["base=mezo", "update=adam", "large_state=true"],
-        ["base=agzo", "warm_start=true", "estimator=two_sided", "update=momentum"],
-        ["base=agzo", "basis=exact", "refresh_every=3"],
+        pytest.param(options, id="-".join(options[:2]), marks=marks)
+        for marks, options in (
+            ([], ["base=lozo_m", "refresh_every=3", "large_state=true"]),
+            (pytest.mark.slow, ["base=lozo_m", "update=sgd"]),
+            (pytest.mark.slow, ["base=mezo", "update=adam", "large_state=true"]),
+            ([], ["base=agzo", "warm_start=true", "estimator=two_sided", "update=momentum"]),
+            (pytest.mark.slow, ["base=agzo", "basis=exact", "refresh_every=3"]),
+        )
     ],
-    ids=lambda options: "-".join(options[:2]),
 )
 def test_moments_and_variants_inside_one_layer_go_on_exactly(tmp_path, options):
     words = (*DOMINANT, *(f"method.{option}" for option in options))
