@@ -36,6 +36,7 @@ def test_the_basis_of_the_first_micro_batch_is_that_of_it_alone():
     assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])
 
 
+@pytest.mark.slow
 def test_processes_with_micro_batches_follow_it_too():
     ranks = on(2, train_share, SHARED, 2)
     for name in SHARED:

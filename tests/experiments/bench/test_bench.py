@@ -51,6 +51,7 @@ def rows(path: Path) -> list[dict]:
     return json.loads(path.read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_every_method_gets_a_row(tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert command.main([*SMALL, "--out", str(out)]) == 0

@@ -121,6 +121,7 @@ def test_tables_hold_no_gaps(tmp_path):
         (gradient_alignment, "alignment"),
     ],
 )
+@pytest.mark.slow
 def test_a_figure_is_drawn_from_files_alone_and_twice_the_same(measured, tmp_path, module, name):
     paths = module.draw(measured / name, tmp_path / "one")
     assert [path.name for path in paths] == ["one.png", "one.pdf", "one.txt"]
@@ -132,6 +133,7 @@ def test_a_figure_is_drawn_from_files_alone_and_twice_the_same(measured, tmp_pat
         assert part in " ".join(caption.split())
 
 
+@pytest.mark.slow
 def test_alignment_caption_counts_what_was_measured(measured, tmp_path):
     gradient_alignment.draw(measured / "alignment", tmp_path / "figure")
     caption = " ".join((tmp_path / "figure.txt").read_text().split())

@@ -53,6 +53,7 @@ def test_a_hundred_random_kills(tmp_path, program):
     kill_again_and_again(tmp_path, program, 100, seed=8)
 
 
+@pytest.mark.slow
 def test_kill_of_the_command_itself(tmp_path):
     """python -m experiments.run, killed after its first checkpoint, given again."""
     config = tiny_run.config(tmp_path / "out", "method=mezo", "train.checkpoint_every=1")

@@ -141,6 +141,7 @@ def stop_at(step, rank_to_stop):
     return child
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_process_stops_all_and_they_go_on_together(tmp_path):
     codes, said = on(2, arguments(tmp_path / "two", *AGZO), stop_at(6, 1))
     assert codes == [143, 143], said
