@@ -3,10 +3,9 @@
 The capture watches products of inputs and weights (`agzo.torch_calls.products`) while the closure
 runs. At the first call with a wanted weight (of those that carry the batch, see
 `agzo.activations.calls`) it runs SubspaceExtract at once; the activation is only referenced weakly.
-Layers fed by one tensor (the
-same object: q/k/v, gate/up) share one basis computation. A weight that no row enters, an expert
-that no token chose, gets no basis. Of a weight with several calls that count the basis is that of
-all their rows, see `agzo.activations.accumulated`.
+Layers fed by one tensor (the same object: q/k/v, gate/up) share one basis computation. A weight
+that no row enters, an expert that no token chose, gets no basis. Of a weight with several calls
+that count the basis is that of all their rows, see `agzo.activations.accumulated`.
 
 Memory: the bases, (d_in, r) float32 for each distinct input.
 """
@@ -97,9 +96,7 @@ class ActivationCapture(TorchCalls):
         Raises:
             ValueError: no input had the mask's shape.
         """
-        if not self._names:
-            return torch.ones((), dtype=torch.bool, device="cpu")
-        if self._mask is not None and not self._mask_used:
+        if self._names and self._mask is not None and not self._mask_used:
             raise ValueError(
                 f"token_mask of shape {tuple(self._mask.shape)} fits no linear layer's input; "
                 "allowed is (batch, sequence) of the batch that the closure evaluates"

@@ -37,7 +37,7 @@ from agzo.tuned.select import Tuned
 from agzo.update import ROUNDINGS, move
 from experiments.config.lists import count, positive_numbers, words
 from experiments.probe import slope
-from experiments.probe.arrival_sums import Sums, Tally, _merge
+from experiments.probe.arrival_sums import Sums, Tally, merge
 from experiments.probe.slope import DTYPES, METHODS, Minibatch, Options
 from experiments.records import tidy
 from experiments.records.tidy import Row
@@ -146,7 +146,7 @@ def _moved(
             lengths[scope] += norms.square()
             weights[scope] += each.parameter.detach().double().square().sum().item()
             for (rounding, lr), tally in found.items():
-                _merge(tallies[rounding, scope, lr], tally)
+                merge(tallies[rounding, scope, lr], tally)
     rows: list[Row] = []
     for (rounding, scope, lr), tally in tallies.items():
         if not weights[scope]:

@@ -46,6 +46,7 @@ class Tally:
     total: Sums = field(default_factory=Sums)
 
 
-def _merge(into: Tally, other: Tally) -> None:
+def merge(into: Tally, other: Tally) -> None:
+    """Add the sums of one tally to another."""
     for mine, its in zip([into.total, *into.singles], [other.total, *other.singles], strict=True):
         mine.merge(its)

@@ -1,4 +1,4 @@
-"""Whether a run's decoder layers are compiled , decided once before step 0.
+"""Whether a run's decoder layers are compiled, decided once before step 0.
 
     never     no
     auto      on CUDA, as CUDA graphs, where the layers' kernels end sooner than they are launched,

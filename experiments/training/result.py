@@ -16,7 +16,7 @@ BASIS_OF = {
 }
 
 
-def _result(
+def result_of(
     config: RunConfig, parts: Parts, runner: Runner, evaluation: dict[str, Any]
 ) -> dict[str, Any]:
     """Put together what result.json says."""

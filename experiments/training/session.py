@@ -33,7 +33,7 @@ from experiments.tasks import task_of
 from experiments.training import ranks
 from experiments.training.parts import Parts
 from experiments.training.prepare import prepare
-from experiments.training.result import _result
+from experiments.training.result import result_of
 from experiments.training.runner import NonFiniteLoss, Runner
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
@@ -190,7 +190,7 @@ def _report(
     """Write what is left of a run that is through: its model, its result."""
     if config.train.save_model:
         save_model(parts.model, parts.tokenizer, parts.optimizer, folder / "model")
-    result = _result(config, parts, runner, evaluation)
+    result = result_of(config, parts, runner, evaluation)
     tracker.finish({"eval": evaluation, "best_step": result["best_step"]})
     result["tracking"] = tracker.about()
     record.write_json(folder / record.RESULT, result)
