@@ -27,7 +27,7 @@ KILLS = {
     "before old checkpoints go": (checkpoint, "prune", 3),
     "in the last dev evaluation": (runner, "evaluate", 4),
     "in the final evaluation": (runner, "evaluate", 5),
-    "before the result is there": (session, "_result", 1),
+    "before the result is there": (session, "result_of", 1),
 }
 
 
