@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.activations.accumulated import ACCUMULATED
 from agzo.activations.calls import Calls
 from agzo.activations.capture import ActivationCapture
@@ -64,11 +65,12 @@ class AGZO(ZeroOrderOptimizer):
     basis turns them, see `agzo.moments`.
     """
 
-    needs_data = "its directions lie in bases of each batch's activations"
-    settings = (
-        *ZeroOrderOptimizer.settings,
-        *("rank", "power_steps", "refresh_every", "include_padding"),
-        *("basis", "warm_start", "accumulated_basis"),
+    about = About(
+        needs_data="its directions lie in bases of each batch's activations",
+        settings=(
+            *("rank", "power_steps", "refresh_every", "include_padding"),
+            *("basis", "warm_start", "accumulated_basis"),
+        ),
     )
 
     def __init__(

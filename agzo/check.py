@@ -27,15 +27,6 @@ def check_group(group: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def check_mask(token_mask: Tensor | None) -> None:
-    """Raise ValueError unless the mask is None or boolean (batch, sequence)."""
-    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.dim() != 2):
-        raise ValueError(
-            f"token_mask: dtype {token_mask.dtype}, shape {tuple(token_mask.shape)}; allowed is "
-            "boolean (batch, sequence), True for real tokens"
-        )
-
-
 def check_number(
     key: str,
     value: Any,

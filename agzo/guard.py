@@ -23,7 +23,7 @@ from agzo.directions.sampler import DirectionSampler
 from agzo.directions.seen import SeenTokens
 from agzo.distributed.group import Group
 from agzo.distributed.pieces import Joint
-from agzo.execution.loss_check import Uses, check_loss, dropouts, refuse_dropout
+from agzo.execution.loss_check import Uses, check_loss
 from agzo.execution.steady import Steady, backward_refused
 from agzo.torch_calls.surroundings import Closure
 from agzo.tuned.select import Tuned
@@ -36,7 +36,7 @@ class Guard:
 
     def __init__(self, model: nn.Module, tuned: list[Tuned]) -> None:
         self._model = model
-        self._dropouts = dropouts(model)
+        self._dropouts = _dropouts(model)
         self._steady = Steady(model, list({each.device for each in tuned}))
         self._reached: set[str] = set()  # of the parameters that wait, in this step
         self.follow(tuned)
@@ -53,7 +53,7 @@ class Guard:
     def enter(self, zo: dict[str, Any]) -> None:
         """Refuse a step or an estimate that the model or the optimizer is not ready for."""
         self._places.check()
-        refuse_dropout(self._dropouts)
+        _refuse_dropout(self._dropouts)
         if not self.active(zo):
             raise ValueError(
                 "params: no tuned parameter requires grad any more; allowed is a model with one"
@@ -61,7 +61,7 @@ class Guard:
 
     def refuse_dropout(self) -> None:
         """Refuse active dropout."""
-        refuse_dropout(self._dropouts)
+        _refuse_dropout(self._dropouts)
 
     def switched(self) -> bool:
         """Tell whether a module was switched to training or evaluation since this was asked."""
@@ -187,3 +187,19 @@ def _refuse_to_wait(names: list[str], group: Group) -> None:
             f"{group.size} processes allowed are layers that every share reaches: use "
             "one process, or leave them out with params="
         )
+
+
+def _dropouts(model: nn.Module) -> list[tuple[str, Any]]:
+    """List the dropout modules of a model."""
+    kind = nn.modules.dropout._DropoutNd
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+
+
+def _refuse_dropout(found: list[tuple[str, Any]]) -> None:
+    """Raise ValueError if one of these is active."""
+    for name, module in found:
+        if module.training and module.p > 0:
+            raise ValueError(
+                f"module {name}: active dropout (p={module.p}) makes the loss random and "
+                "drowns a finite difference; call model.eval() or set p=0"
+            )

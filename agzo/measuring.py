@@ -13,8 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from agzo.about import About
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.sampler import DirectionSampler, Sampled
+from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.directions.seen import SeenTokens
 from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Batch, Joint, joint
@@ -26,6 +27,7 @@ from agzo.guard import Guard
 from agzo.progress import Progress
 from agzo.rng import Noise
 from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
+from agzo.tuned.scope import Scope
 from agzo.tuned.select import Tuned
 
 
@@ -38,10 +40,12 @@ class Measuring(Progress):
     eps: float
     estimator: str
     queries: int
-    needs_loss: ClassVar[bool] = False  # f(W) too, of two-sided steps
+    about: ClassVar[About]
     _execution: Execution
     _weights: Weights
     _guard: Guard
+    scope: Scope
+    tuned: list[Tuned]
     _sampler: DirectionSampler
     _seen: SeenTokens | None
 
@@ -52,6 +56,9 @@ class Measuring(Progress):
 
     def _enter(self) -> None:
         """Refuse a step or an estimate that the model or the optimizer is not ready for."""
+        missing = self.scope.missing
+        if missing is not None:
+            raise RuntimeError(missing)
         self._guard.enter(self._zo)
 
     def _check(self, closure: Joint) -> None:
@@ -60,6 +67,14 @@ class Measuring(Progress):
         self._guard.check(
             self._zo, closure, self._forward, self._sampler, self._seen, must_see, self.group
         )
+
+    def _check_scope(self, batch: Joint) -> None:
+        """Let the scope look at the first batch: at W, and beside it along dense noise."""
+        noise = Noise(self.seed, 0)
+        forward = partial(self._forward, batch)
+        directions = {each.parameter: Gaussian().sample(each, noise) for each in self.tuned}
+        evaluate = self._execution.evaluate
+        self.scope.check(forward, lambda: evaluate(forward, directions, self.eps))
 
     @apart
     def estimate(
@@ -116,18 +131,19 @@ class Measuring(Progress):
                 self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
         self._guard.begin()
-        measurement = measure(
-            self.estimator,
-            lambda: self._forward(batch),
-            lambda query: self._directions(Noise(self.seed, step, query)),
-            self.queries,
-            self.eps,
-            self._execution,
-            watch,
-            self.needs_loss,
-            together=self._weights.together,
-            mean=lambda losses: self.group.mean(losses, batch.weight),
-        )
+        with self.scope.step():
+            measurement = measure(
+                self.estimator,
+                lambda: self._forward(batch),
+                lambda query: self._directions(Noise(self.seed, step, query)),
+                self.queries,
+                self.eps,
+                self._execution,
+                watch,
+                self.about.needs_loss,
+                together=self._weights.together,
+                mean=lambda losses: self.group.mean(losses, batch.weight),
+            )
         self._guard.end(batch)
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
@@ -140,6 +156,7 @@ class Measuring(Progress):
         return capture, watch if self._seen is None else self._seen.beside(watch, mask)
 
     def _forward(self, closure: Closure) -> Tensor:
+        self.scope.begin()
         self._zo["forwards"] += self._execution.points
         with self._guard.running(self._zo):
             loss = self._run(closure)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from agzo.about import About
+from agzo.directions.sampler import DirectionSampler
 from agzo.estimator import Measurement
 from agzo.execution.perturbed import Directions
 from agzo.execution.weights import Weights
-from agzo.moments import MOMENTS, Combination, Moments
+from agzo.moments import MOMENTS, Combination, Moments, refuse_large_state
 from agzo.progress import Progress
 from agzo.rng import Noise
 from agzo.scaling import SCALINGS, Scaling
 from agzo.torch_calls.surroundings import apart
+from agzo.tuned.select import Tuned
 from agzo.update import Mover
+
+ON_ROWS = "its directions lie on rows of each batch's tokens"
 
 
 class Moving(Progress):
@@ -28,7 +33,10 @@ class Moving(Progress):
     seed: int
     update: str
     rounding: str
-    needs_data: str | None
+    about: ClassVar[About]
+    embeddings: str
+    tuned: list[Tuned]
+    _sampler: DirectionSampler
     _weights: Weights
     _names: dict[Any, str]
     _directions: Callable[[Noise], Directions]
@@ -38,6 +46,18 @@ class Moving(Progress):
     def _moments(self) -> Combination | None:
         kept = self.update in MOMENTS
         return Moments(self.update, self.momentum, self.beta2) if kept else None
+
+    def _refuse_large_state(self, whole: int) -> None:
+        """Refuse moments that are too large for a model of `whole` values."""
+        if self._moments is not None:
+            sizes = {e.name: self._moments.size(*self._sampler.sizes(e)) for e in self.tuned}
+            refuse_large_state(f"update={self.update!r}", sizes, whole, ", update='sgd'")
+
+    @property
+    def needs_data(self) -> str | None:
+        """Why directions cannot be made again without the batches; None: they can."""
+        seen = self.embeddings == "seen"
+        return self.about.needs_data or (ON_ROWS if seen else None)
 
     @apart
     def replay(self, projected_grad: Tensor) -> None:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from agzo.about import About
 from agzo.directions.sampler import DirectionSampler
 from agzo.estimator import Measurement, forwards_per_step
 from agzo.guard import WAITING
@@ -58,7 +59,7 @@ class Observed(Progress):
     tuned: list[Tuned]
     estimator: str
     queries: int
-    needs_loss: ClassVar[bool]
+    about: ClassVar[About]
     _sampler: DirectionSampler
     _captures: Callable[[int], bool]
     _measure_hooks: _Hooks | None = None
@@ -74,7 +75,7 @@ class Observed(Progress):
 
     def forwards_of_step(self, step: int) -> int:
         """Count the forward passes of step number `step`."""
-        at_w = self._captures(step) or self.needs_loss
+        at_w = self._captures(step) or self.about.needs_loss
         return forwards_per_step(self.estimator, self.queries, at_w)
 
     @property
@@ -100,10 +101,9 @@ class Observed(Progress):
 
     def _tell(self, measurement: Measurement) -> None:
         """Call the hooks with what the step that has just ended measured."""
-        if not self._measure_hooks:
-            return
+        hooks = self._measure_hooks or {}
         slopes = vars(self)["projected_grad"]
         step = self._zo["step"] - 1
         told = Measured(step, measurement.loss, measurement.losses, slopes, self.forwards)
-        for hook in list(self._measure_hooks.values()):
+        for hook in list(hooks.values()):
             hook(told)

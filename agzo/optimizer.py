@@ -8,7 +8,6 @@ Nothing in `step` waits for the device. Everything a resumed run needs is in `st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +22,6 @@ from agzo.check import (
     check_rates,
     check_seed,
 )
-from agzo.directions.sampler import DirectionSampler, Gaussian
-from agzo.directions.seen import OnSeenRows, SeenTokens
 from agzo.distributed.group import UNSAID, Group
 from agzo.distributed.pieces import Batch, joint
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement
@@ -32,21 +29,22 @@ from agzo.execution.perturb import Execution
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import Guard
 from agzo.measuring import Measuring
-from agzo.moments import MOMENTS, refuse_large_state
+from agzo.moments import MOMENTS
 from agzo.moving import Moving
 from agzo.observed import Observed
+from agzo.preparing import Preparing
 from agzo.rng import STREAM, Noise
-from agzo.saved_state import SavedState
+from agzo.saved_state import SETTINGS, SavedState
 from agzo.scaling import SCALINGS, check_scaling
-from agzo.torch_calls.inputs import is_low_precision
-from agzo.torch_calls.surroundings import Closure, apart
+from agzo.torch_calls.surroundings import apart
+from agzo.tuned.scope import Scope
 from agzo.tuned.select import Params, select
 from agzo.update import ROUNDINGS
 
 UPDATES = ("sgd", *MOMENTS, *SCALINGS)
 
 
-class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
+class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_make_sampler` and name their own hyperparameters.
@@ -71,7 +69,8 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         rounding: "nearest", "stochastic" or "master", see `agzo.update`.
         seed: of all noise; the global generator is not used.
         params: None (every parameter that requires grad), a filter ``(name, parameter) -> bool``,
-            parameters, or parameter groups with their own "lr" and "weight_decay".
+            parameters, parameter groups with their own "lr" and "weight_decay", or a
+            `agzo.tuned.scope.Scope`, such as `baselines.DominantLayer`.
         stream: where the weights are, if not all on their device, see `agzo.execution.stream`.
         group: processes that share each batch and apply the same updates, see `agzo.distributed`.
         accumulation: micro-batches of this process in a step at most (the last step of an epoch may
@@ -84,16 +83,6 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
     """
 
     about: ClassVar[About] = About()
-    updates: ClassVar[tuple[str, ...]] = UPDATES  # those that are allowed
-    wants_batches: int = 0  # training batches that `calibrate` wants to see before the first step
-    calibrated: dict[str, Any] | None = None  # what `calibrate` found, for the record of a run
-    forwards_once: int = 2  # the check that the loss is a function
-    needs_data: str | None = None  # why directions cannot be made without the batches
-    _seen: SeenTokens | None = None  # the rows of tables that a batch looks up
-    settings: ClassVar[tuple[str, ...]] = (
-        *("eps", "estimator", "queries", "rounding", "embeddings"),
-        *("update", "momentum", "beta2"),
-    )
 
     def __init__(
         self,
@@ -112,7 +101,7 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         execution: str = "side_branch",
         rounding: str = "nearest",
         seed: int = 0,
-        params: Params = None,
+        params: Params | Scope = None,
         stream: Weights | None = None,
         group: Group | None = None,
         accumulation: int = 1,
@@ -121,7 +110,7 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         self.eps = check_number("eps", eps, above=0.0)
         self.queries = check_count("queries", queries)
         check_choice("estimator", estimator, ESTIMATORS)
-        check_choice("update", update, self.updates)
+        check_choice("update", update, self.about.updates or UPDATES)
         check_scaling(update, self.queries)
         self.momentum = check_number("momentum", momentum, minimum=0.0, below=1.0)
         self.beta2 = check_number("beta2", beta2, minimum=0.0, below=1.0)
@@ -132,19 +121,19 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         self._weights: Weights = stream or Resident()
         self.group = UNSAID if group is None else group
         self.accumulation = check_count("accumulation", accumulation)
-        self.tuned, groups = select(model, params, embeddings, self._weights.device)
+        scope = params if isinstance(params, Scope) else Scope(params)
+        self.scope = scope.of(model, streamed=stream is not None)
+        self.tuned, groups = select(model, self.scope.params, embeddings, self._weights.device)
         super().__init__([check_group(each) for each in groups], rates)
         self.model = model
         self.estimator = estimator
         self.embeddings = embeddings
-        if embeddings == "seen":
-            if update in MOMENTS:
-                raise ValueError(
-                    f"update={update!r}: with embeddings='seen' allowed are "
-                    f"{', '.join(each for each in UPDATES if each not in MOMENTS)}; each step has "
-                    "other rows, and moments of the whole table would be as large as the table"
-                )
-            self.needs_data = self.needs_data or "its directions lie on rows of each batch's tokens"
+        if embeddings == "seen" and update in MOMENTS:
+            raise ValueError(
+                f"update={update!r}: with embeddings='seen' allowed are "
+                f"{', '.join(each for each in UPDATES if each not in MOMENTS)}; each step has "
+                "other rows, and moments of the whole table would be as large as the table"
+            )
         self.update = update
         self.large_state = large_state
         self.rounding = rounding
@@ -154,42 +143,12 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         device = self.tuned[0].device
         self.stream_version = STREAM
         self._guard = Guard(model, self.tuned)
-        own = {key: getattr(self, key) for key in self.settings}
-        settings = {"method": type(self).__name__, **own}
+        self.forwards_once = 2 + self.scope.forwards  # the check that the loss is a function
+        own = {key: getattr(self, key) for key in (*SETTINGS, *self.about.settings)}
+        settings = {"method": type(self).__name__, **own, **self.scope.settings}
         self._begin_progress(device, seed=self.seed, stream=self.stream_version, settings=settings)
-        self._ready()
-
-    def _ready(self) -> None:
-        """Make what depends on which parameters are tuned: sampler and float32 copies."""
-        self._names = {each.parameter: each.name for each in self.tuned}
-        self._aim()
-        if self.rounding == "master":
-            for each in self.tuned:
-                if is_low_precision(each.parameter.dtype):
-                    self.state[each.parameter]["master"] = each.parameter.detach().float()
-
-    def _aim(self) -> None:
-        """Make the sampler of what is tuned, and refuse moments that are too large for it."""
-        self._guard.follow(self.tuned)
-        self._sampler: DirectionSampler = self._make_sampler()
-        tables = [each for each in self.tuned if each.role == "embedding"]
-        self._seen = (
-            SeenTokens(tables, self.group) if self.embeddings == "seen" and tables else None
-        )
-        if self._seen is not None:
-            self._sampler = OnSeenRows(self._sampler, self._seen)
-        rehearsal = self.tuned[0].device.type == "meta"  # which says nothing of memory
-        if not self.large_state and not rehearsal:
-            self._refuse_large_state(sum(each.numel() for each in self.model.parameters()))
-
-    def _refuse_large_state(self, whole: int) -> None:
-        """Refuse moments that are too large for a model of `whole` values."""
-        if self._moments is not None:
-            sizes = {e.name: self._moments.size(*self._sampler.sizes(e)) for e in self.tuned}
-            refuse_large_state(f"update={self.update!r}", sizes, whole, ", update='sgd'")
-
-    def _make_sampler(self) -> DirectionSampler:
-        return Gaussian()
+        if self.scope.missing is None:
+            self._ready()
 
     def _captures(self, step: int) -> bool:
         """Tell whether step number `step` must look at activations before it perturbs."""
@@ -204,18 +163,6 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         if hasattr(self, "stream_version"):
             raise ValueError("add_param_group: allowed is params= of a new optimizer")
         super().add_param_group(param_group)
-
-    @property
-    def must_calibrate(self) -> bool:
-        """Whether `calibrate` has to come before the first step, and has not yet."""
-        return False
-
-    @apart
-    def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
-        """Look at `wants_batches` batches, (closure, token mask) each, before the first step.
-
-        For methods that choose once what to tune or where to look; most have no need.
-        """
 
     @apart
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -267,6 +214,7 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         batch = joint(closure, mask, self.accumulation, self.group)
         if self._guard.switched() or self._zo["step"] == 0:
             self._check(batch)
+            self._check_scope(batch)
         return self._measure(batch, self._zo["step"])
 
     def _take(self, measurement: Measurement, finite: Tensor) -> None:
@@ -281,4 +229,5 @@ class ZeroOrderOptimizer(Measuring, Moving, Observed, SavedState):
         self._guard.moved(zo)
         zo["step"] += 1
         self._look_later()
-        self._tell(measurement)
+        if self._measure_hooks:
+            self._tell(measurement)

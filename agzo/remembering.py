@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from agzo.about import About
 from agzo.directions.direction import Direction
 from agzo.directions.sampler import Gaussian
 from agzo.estimator import Measurement
@@ -31,7 +32,7 @@ class Remembering(ZeroOrderOptimizer):
 
     memory_is: ClassVar[str]
     empty: ClassVar[float] = 0.0
-    updates = ("sgd", *SCALINGS)  # moments would be a second memory of that size
+    about = About(updates=("sgd", *SCALINGS))  # moments would be a second memory of that size
 
     def __init__(self, model: Any, **shared: Any) -> None:
         if shared.get("embeddings") == "seen":

@@ -14,6 +14,12 @@ from agzo.moments import KEPT, REMEMBERED
 from agzo.progress import ENTRY, Progress, saved_entry
 from agzo.tuned.select import Tuned
 
+SETTINGS = (
+    *("eps", "estimator", "queries", "rounding", "embeddings"),
+    *("update", "momentum", "beta2"),
+)
+"""Settings of every method that are in its state; its own are in its `about`."""
+
 CHANGEABLE = ("eps", "momentum", "beta2")
 """Settings that may be changed between steps, as attributes."""
 

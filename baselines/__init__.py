@@ -2,7 +2,7 @@
 
 from baselines.backprop import SGD, AdamW
 from baselines.conmezo import ConMeZO
-from baselines.dominant_layer import DominantLayer
+from baselines.dominant_layer import DominantLayer, on_dominant_layer
 from baselines.fzoo import FZOO
 from baselines.hizoo import HiZOO
 from baselines.icl import ICL
@@ -29,4 +29,5 @@ __all__ = [
     "ZOAct",
     "ZOMuon",
     "ZeroShot",
+    "on_dominant_layer",
 ]

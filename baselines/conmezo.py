@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class ConMeZO(Remembering):
         beta: decay rate of the momentum m, in [0, 1).
     """
 
-    settings = (*Remembering.settings, "theta", "beta")
+    about = replace(Remembering.about, settings=("theta", "beta"))
     memory_is = "a momentum"
 
     def __init__(

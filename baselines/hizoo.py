@@ -19,7 +19,7 @@ the log alone and is not taken over.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,11 +72,14 @@ class HiZOO(Remembering):
         estimator: "two_sided"; a one-sided step sees no curvature.
     """
 
-    settings = (*Remembering.settings, "curvature_rate")
     memory_is = "a curvature"
     empty = 1.0
-    needs_loss = True
-    needs_data = "its curvature needs the losses of a step, and a trajectory has its slope alone"
+    about = replace(
+        Remembering.about,
+        settings=("curvature_rate",),
+        needs_loss=True,
+        needs_data="its curvature needs the losses of a step, and a trajectory has its slope alone",
+    )
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from agzo.about import About
 from agzo.check import check_count
 from agzo.directions.random_subspace import RandomSubspace
 from agzo.execution.perturb import Directions
@@ -32,7 +33,7 @@ class LOZO(ZeroOrderOptimizer):
             than it evaluated (those steps are random walks); for comparison only.
     """
 
-    settings = (*ZeroOrderOptimizer.settings, "rank", "refresh_every", "published_refresh")
+    about = About(settings=("rank", "refresh_every", "published_refresh"))
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.check import check_count
 from agzo.directions.direction import Direction
 from agzo.directions.low_rank import LowRank
@@ -54,8 +55,10 @@ class SubZero(ZeroOrderOptimizer):
         queries: K; with few of them the paper's results are far worse (its ablation of K).
     """
 
-    settings = (*ZeroOrderOptimizer.settings, "rank", "refresh_every")
-    updates = ("sgd", *SCALINGS)  # moments would be of U Z, which is not the paper's r x r
+    about = About(
+        settings=("rank", "refresh_every"),
+        updates=("sgd", *SCALINGS),  # moments would be of U Z, which is not the paper's r x r
+    )
 
     def __init__(
         self,

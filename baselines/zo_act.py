@@ -16,7 +16,7 @@ Memory beside inference: C, its two moments and V, r (3 d_out + d_in) float32 a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -53,13 +53,10 @@ class ZOAct(ZeroOrderOptimizer):
         ValueError: also for a model that an adapter of PEFT or of another ZO-Act is on.
     """
 
-    about: ClassVar[About] = About(alters=True)
-    needs_data = "its bases are of the activations of training batches"
-    settings = (
-        *ZeroOrderOptimizer.settings,
-        "rank",
-        "calibration_batches",
-        "calibration_passes",
+    about = About(
+        alters=True,
+        needs_data="its bases are of the activations of training batches",
+        settings=("rank", "calibration_batches", "calibration_passes"),
     )
 
     def __init__(
@@ -84,10 +81,8 @@ class ZOAct(ZeroOrderOptimizer):
                 f"embeddings={embeddings!r}: allowed is 'frozen'; ZO-Act tunes linear layers alone"
             )
         self.rank = rank
-        self.calibration_batches = self.wants_batches = calibration_batches
+        self.calibration_batches = calibration_batches
         self.calibration_passes = check_count("calibration_passes", calibration_passes)
-        calibration = self.calibration_batches * self.calibration_passes
-        self.forwards_once = type(self).forwards_once + calibration
         self._layers = _layers(model, rank, params)
         device = None if stream is None else stream.device
         self._branches = {name: Branch(layer, rank, device) for name, layer in self._layers.items()}
@@ -109,6 +104,8 @@ class ZOAct(ZeroOrderOptimizer):
         except Exception:
             self.remove()
             raise
+        self.forwards_once += self.calibration_batches * self.calibration_passes
+        self._unreached: list[str] = []
         self._zo["studied"] = False
         for parameter in self._frozen:
             parameter.requires_grad_(False)
@@ -136,7 +133,7 @@ class ZOAct(ZeroOrderOptimizer):
             Noise(self.seed, 0),
             self._forward,
         )
-        unreached = sorted(self._branches.keys() - bases.keys())
+        unreached = self._unreached = sorted(self._branches.keys() - bases.keys())
         for name in unreached:
             self._branches.pop(name).remove(self._layers.pop(name))
         if unreached:
@@ -145,12 +142,20 @@ class ZOAct(ZeroOrderOptimizer):
             for group in self.param_groups:
                 group["params"] = [p for p in group["params"] if id(p) in left]
             self._guard.follow(self.tuned)
-            listed = ", ".join(unreached[:3])
-            self.calibrated = {
-                "summary": f"leaves {len(unreached)} layers frozen that no batch calls ({listed})",
-                "unreached": unreached,
-            }
         self.use(bases)
+
+    @property
+    def wants_batches(self) -> int:
+        """Batches that `calibrate` is shown."""
+        return self.calibration_batches
+
+    @property
+    def calibrated(self) -> dict[str, Any] | None:
+        """The layers that no batch of `calibrate` calls, if there are any."""
+        found = self._unreached
+        listed = ", ".join(found[:3])
+        summary = f"leaves {len(found)} layers frozen that no batch calls ({listed})"
+        return {"summary": summary, "unreached": found} if found else None
 
     @property
     def bases(self) -> dict[str, Tensor]:

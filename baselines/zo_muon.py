@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from agzo.about import About
 from agzo.check import check_choice, check_count, check_number
 from agzo.directions.direction import Direction, Sum
 from agzo.directions.low_rank import LowRank
@@ -103,8 +104,7 @@ class ZOMuon(ZeroOrderOptimizer):
         update: "orthogonal".
     """
 
-    settings = (*ZeroOrderOptimizer.settings, "rank", "refresh_every", "vector_rate")
-    updates = ("orthogonal",)
+    about = About(settings=("rank", "refresh_every", "vector_rate"), updates=("orthogonal",))
 
     def __init__(
         self,

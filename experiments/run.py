@@ -17,7 +17,7 @@ import hydra
 import torch
 from omegaconf import DictConfig
 
-from agzo.distributed.group import Drifted, ProcessLost
+from agzo.distributed.processes import Drifted, ProcessLost
 from experiments.config.composed import COMPOSITION_ERRORS, CONF, explain, resolve
 from experiments.config.errors import BadInput
 from experiments.config.paths import quoted

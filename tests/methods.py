@@ -16,12 +16,12 @@ from baselines import (
     LOZO,
     LOZOM,
     ConMeZO,
-    DominantLayer,
     HiZOO,
     MeZO,
     SubZero,
     ZOAct,
     ZOMuon,
+    on_dominant_layer,
 )
 from baselines.reference import msign
 from tests.networks import NETWORKS, Network, stack
@@ -53,7 +53,7 @@ class Method:
 
     @property
     def one_layer(self) -> bool:
-        return issubclass(self.optimizer, DominantLayer)  # pyright: ignore[reportArgumentType]
+        return self.optimizer is on_dominant_layer
 
     def tunes(self, name: str) -> bool:
         """Whether this parameter may move."""
@@ -93,10 +93,10 @@ METHODS = [
         {"update": "sgd", "rank": 3, "estimator": "one_sided", "queries": 2},
         part="zo_act",
     ),
-    Method("dominant-layer", DominantLayer, {"layer": 1, "scan_batches": 0}, part="layers.1."),
+    Method("dominant-layer", on_dominant_layer, {"layer": 1, "scan_batches": 0}, part="layers.1."),
     Method(
         "dominant-layer-agzo",
-        DominantLayer,
+        on_dominant_layer,
         {"layer": 1, "scan_batches": 0, "base": "agzo"},
         part="layers.1.",
     ),
@@ -128,7 +128,7 @@ METHODS = [
     ),
     Method(
         "dominant-layer-lozo-m",
-        DominantLayer,
+        on_dominant_layer,
         {
             **{"layer": 1, "scan_batches": 0, "base": "lozo_m", "refresh_every": 3},
             **{"momentum": 0.5, "large_state": True},
@@ -138,7 +138,7 @@ METHODS = [
     ),
     Method(
         "dominant-layer-agzo-momentum",
-        DominantLayer,
+        on_dominant_layer,
         {
             **{"layer": 1, "scan_batches": 0, "base": "agzo", "estimator": "two_sided"},
             **{"update": "momentum", "momentum": 0.5, "large_state": True},

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from agzo.check import check_mask
 from agzo.distributed.group import Group
 from agzo.torch_calls.surroundings import Closure
 
@@ -95,6 +94,15 @@ class Joint:
             yield
         finally:
             _running.reset(token)
+
+
+def check_mask(token_mask: Tensor | None) -> None:
+    """Raise ValueError unless the mask is None or boolean (batch, sequence)."""
+    if token_mask is not None and (token_mask.dtype != torch.bool or token_mask.dim() != 2):
+        raise ValueError(
+            f"token_mask: dtype {token_mask.dtype}, shape {tuple(token_mask.shape)}; allowed is "
+            "boolean (batch, sequence), True for real tokens"
+        )
 
 
 Batch = Closure | Sequence[Piece]  # what a step takes: the whole loss, or pieces of it

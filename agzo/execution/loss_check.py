@@ -16,24 +16,6 @@ from agzo.torch_calls.uses import ADDRESSES, TorchCalls, among, used
 from agzo.tuned.reached import passed_by
 from agzo.tuned.select import Tuned
 
-Dropouts = list[tuple[str, Any]]  # name, module
-
-
-def dropouts(model: nn.Module) -> Dropouts:
-    """List the dropout modules of a model."""
-    kind = nn.modules.dropout._DropoutNd
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-
-
-def refuse_dropout(found: Dropouts) -> None:
-    """Raise ValueError if one of these is active."""
-    for name, module in found:
-        if module.training and module.p > 0:
-            raise ValueError(
-                f"module {name}: active dropout (p={module.p}) makes the loss random and "
-                "drowns a finite difference; call model.eval() or set p=0"
-            )
-
 
 def check_loss(
     forward: Callable[[], Tensor],

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from agzo.distributed.group import Group, Processes
+from agzo.distributed.group import Group
 from agzo.distributed.pieces import Piece
+from agzo.distributed.processes import Processes
 from agzo.integrations.limits import (
     check_arguments,
     check_method_args,
@@ -115,7 +116,7 @@ class ZOTrainerMixin:
             raise ValueError(
                 f"method: {type(made).__name__} looks at batches before its first step, and what "
                 "it finds is not in Trainer's checkpoints; allowed are methods that need no look "
-                "(DominantLayer with layer=...)"
+                "(params=DominantLayer(layer=...) of one)"
             )
         return made
 

@@ -15,12 +15,12 @@ from baselines import (
     LOZOM,
     SGD,
     ConMeZO,
-    DominantLayer,
     HiZOO,
     MeZO,
     SubZero,
     ZOAct,
     ZOMuon,
+    on_dominant_layer,
 )
 from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
 
@@ -88,7 +88,7 @@ METHODS: dict[str, Method] = {
     "zo_muon": Method("zo_muon", ZOMuon, 2),
     "conmezo": Method("conmezo", _with(ConMeZO, large_state=True)),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
-    "dominant_layer": Method("dominant_layer", _with(DominantLayer, layer=1, scan_batches=0)),
+    "dominant_layer": Method("dominant_layer", _with(on_dominant_layer, layer=1, scan_batches=0)),
     "sgd": Method("sgd", _sgd),
 }
 # Those that the targets are about, with their yardsticks: what a long sweep measures.

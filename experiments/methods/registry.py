@@ -1,8 +1,9 @@
 """The methods a run can name, and their keys.
 
-A method is a `torch.optim.Optimizer` whose constructor starts with `model`. Its keys in conf/method
-are the constructor's other parameters, with their annotations as types. So a new method is one
-file, one line in `METHODS`, and one file in conf/method.
+A method is a `torch.optim.Optimizer` whose constructor starts with `model`, or a function that
+returns one, with an `About` as `about`. Its keys in conf/method are the other parameters, with
+their annotations as types. So a new method is one file, one line in `METHODS`, and one file in
+conf/method.
 """
 
 import inspect
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from agzo import AGZO
+from agzo import AGZO, ZeroOrderOptimizer
 from agzo.execution.stream import StreamedLayers
 from baselines import (
     FZOO,
@@ -24,13 +25,13 @@ from baselines import (
     SGD,
     AdamW,
     ConMeZO,
-    DominantLayer,
     HiZOO,
     MeZO,
     SubZero,
     ZeroShot,
     ZOAct,
     ZOMuon,
+    on_dominant_layer,
 )
 from experiments.config.composed import refuse_beyond_int64
 from experiments.config.errors import BadInput
@@ -38,7 +39,7 @@ from experiments.config.schema import RunConfig
 from experiments.data.shares import Shares
 from experiments.tasks import task_of
 
-METHODS: dict[str, type[Any]] = {
+METHODS: dict[str, Any] = {
     "agzo": AGZO,
     "mezo": MeZO,
     "lozo": LOZO,
@@ -49,7 +50,7 @@ METHODS: dict[str, type[Any]] = {
     "subzero": SubZero,
     "zo_muon": ZOMuon,
     "zo_act": ZOAct,
-    "dominant_layer": DominantLayer,
+    "dominant_layer": on_dominant_layer,
     "sgd": SGD,
     "adamw": AdamW,
     "zero_shot": ZeroShot,
@@ -73,14 +74,14 @@ NO_ADAPTER: dict[str, dict[str, str]] = {
 WORDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a word"}
 
 
-def method_class(name: str) -> type[Any]:
-    """Return the class of a method."""
+def method_class(name: str) -> Any:
+    """Return the class of a method, or the function that makes one."""
     if name not in METHODS:
         raise BadInput(f"method={name}: unknown; allowed are {', '.join(METHODS)}")
     return METHODS[name]
 
 
-def method_keys(method: type[Any]) -> dict[str, Any]:
+def method_keys(method: Any) -> dict[str, Any]:
     """Return the keys of a method and their types."""
     given = (*GIVEN, *method.about.fixed)
     return {name: kind for name, kind in _parameters(method).items() if name not in given}
@@ -91,17 +92,18 @@ def takes(name: str, argument: str) -> bool:
     return argument in _parameters(method_class(name))
 
 
-def _parameters(method: type[Optimizer]) -> dict[str, Any]:
+def _parameters(method: Any) -> dict[str, Any]:
     """Return the names and types of a constructor's parameters.
 
-    One that hands `**shared` on has those of the class it inherits from as well.
+    One that hands `**shared` on has those of the class it inherits from as well; a function those
+    of every zeroth-order method.
     """
     found: dict[str, Any] = {}
-    for base in method.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        hints = get_type_hints(base.__init__)
-        signature = inspect.signature(base.__init__).parameters
+    classes = method.__mro__ if isinstance(method, type) else ZeroOrderOptimizer.__mro__
+    constructors = [vars(each)["__init__"] for each in classes if "__init__" in vars(each)]
+    for made in constructors if isinstance(method, type) else [method, *constructors]:
+        hints = get_type_hints(made)
+        signature = inspect.signature(made).parameters
         own = [name for name, p in signature.items() if p.kind is not p.VAR_KEYWORD]
         found |= {name: hints.get(name, Any) for name in own if name not in found}
         if len(own) == len(signature):

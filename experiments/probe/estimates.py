@@ -25,7 +25,8 @@ from agzo.torch_calls.surroundings import Closure
 from agzo.tuned.layers import check_layer, decoder_layers
 from agzo.tuned.linears import body_linears, held
 from agzo.tuned.select import Tuned
-from baselines import DominantLayer, ZOAct
+from baselines import DominantLayer, ZOAct, on_dominant_layer
+from baselines.dominant_layer import BASES
 
 if TYPE_CHECKING:
     from experiments.probe.scene import Scene
@@ -160,12 +161,12 @@ def makers(
             registry.check_fit(config)
         except BadInput as error:
             raise BadInput(f"--methods={name}: {error}") from error
-        if issubclass(method, ZOAct):
+        if method is ZOAct:
             made[name] = _coefficients(scene, values)
             continue
-        if issubclass(method, DominantLayer):
+        if method is on_dominant_layer:
             values = values | dominant(scene, layer)
-        elif issubclass(method, ZeroOrderOptimizer) and not method.about.alters:
+        elif not method.about.needs_gradient and method.about.trains and not method.about.alters:
             values = values | {"embeddings": "tuned"}
         else:
             raise BadInput(f"--methods={name}: allowed are zeroth-order methods")
@@ -191,9 +192,11 @@ def dominant(scene: Scene, layer: int) -> dict[str, Any]:
     from experiments.config.errors import BadInput
 
     own = scene.parts.optimizer
-    if isinstance(own, DominantLayer):
-        assert own.layer is not None
-        return {"layer": own.layer, "base": own.base}
+    scope = getattr(own, "scope", None)
+    if isinstance(scope, DominantLayer):
+        assert scope.layer is not None
+        base = next(name for name, method in BASES.items() if type(own) is method)
+        return {"layer": scope.layer, "base": base}
     low = {p.dtype for p in scene.model.parameters() if is_low_precision(p.dtype)}
     if low:
         raise BadInput(

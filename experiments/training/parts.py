@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from agzo.distributed.group import checksum
 from agzo.distributed.pieces import Joint, Piece
+from agzo.distributed.processes import checksum
 from agzo.execution.compiled import CompiledLayers
 from agzo.execution.stream import StreamedLayers
 from experiments.data.batches import Batch, collate, packs, sample_batch

@@ -11,7 +11,8 @@ import sys
 
 import torch
 
-from agzo.distributed.group import ALONE, Group, Processes
+from agzo.distributed.group import ALONE, Group
+from agzo.distributed.processes import Processes
 from experiments.config.errors import BadInput
 
 _joined: list[Group] = []

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agzo.tuned.scope import Scope
 from experiments.config.schema import RunConfig
 from experiments.evaluation import forgetting
 from experiments.evaluation.evaluate import Questions, evaluate
@@ -192,7 +193,8 @@ class Runner:
         kept = torch.stack([gradient for gradient, _ in self.gradients])  # (steps, queries)
         values: list[list[float]] = kept.double().tolist()
         dtype = str(kept.dtype).removeprefix("torch.")
-        head = Head(optimizer.stream_version, dtype, getattr(optimizer, "layer", None))
+        scope: Scope = getattr(optimizer, "scope", Scope())
+        head = Head(optimizer.stream_version, dtype, scope.settings.get("layer"))
         if self.trajectory is not None and not getattr(optimizer, "joined_late", False):
             rows = enumerate(zip(values, self.gradients, strict=True), start=first)
             steps = [Step(at, self.config.seed, g, lr) for at, (g, (_, lr)) in rows]

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from agzo.distributed.group import Group, ProcessLost
+from agzo.distributed.group import Group
+from agzo.distributed.processes import ProcessLost
 from experiments.config.composed import changes, check, read_yaml, to_yaml
 from experiments.config.errors import BadInput
 from experiments.config.schema import RunConfig

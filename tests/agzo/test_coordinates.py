@@ -16,13 +16,13 @@ from baselines import (
     SGD,
     AdamW,
     ConMeZO,
-    DominantLayer,
     HiZOO,
     MeZO,
     SubZero,
     ZeroShot,
     ZOAct,
     ZOMuon,
+    on_dominant_layer,
 )
 from tests.networks import mlp, qwen3, stack
 
@@ -95,7 +95,7 @@ def test_every_coordinate_is_counted_once(name):
 
 def test_one_layer_and_rows_seen():
     net = stack()
-    found = coordinates(net.model, DominantLayer(net.model, 1e-3, 1e-3, layer=1, base="agzo"))
+    found = coordinates(net.model, on_dominant_layer(net.model, 1e-3, 1e-3, layer=1, base="agzo"))
     assert found.values["basis"] == 64
     assert found.values["dense"] == 24
     whole = sum(p.numel() for p in net.model.parameters())

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from agzo import AGZO
-from agzo.distributed.group import ALONE, Drifted, Group, Processes, ProcessLost, checksum
+from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Piece
-from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
+from agzo.distributed.processes import Drifted, Processes, ProcessLost, checksum
+from baselines import LOZO, SGD, AdamW, MeZO, ZOAct, on_dominant_layer
 
 STEPS = 12
 LEARNING_RATES = {MeZO: 1e-3, LOZO: 1e-3, SGD: 5e-2}
@@ -33,7 +34,7 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "agzo-batched": (AGZO, {"estimator": "two_sided", "execution": "batched"}),
     "agzo-warm": (AGZO, {"rank": 2, "power_steps": 1, "warm_start": True}),
     "zo-act": (ZOAct, {"calibration_batches": 1, "large_state": True}),
-    "dominant-agzo": (DominantLayer, {"base": "agzo", "layer": 1, "scan_batches": 1}),
+    "dominant-agzo": (on_dominant_layer, {"base": "agzo", "layer": 1, "scan_batches": 1}),
     "sgd": (SGD, {"momentum": 0.9}),
     "adamw": (AdamW, {"weight_decay": 0.1}),
 }

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from agzo import AGZO
 from agzo.execution.stream import StreamedLayers
-from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
+from baselines import LOZO, SGD, AdamW, MeZO, ZOAct, on_dominant_layer
 from tests.methods import Method, every_method
 from tests.networks import Network, mlp, stack, weights
 
@@ -256,7 +256,7 @@ BAD = [
     (lambda m: AGZO(list(m.parameters()), LR, EPS), "model: a list"),
     (lambda m: LOZO(m.named_parameters(), LR, EPS), "model: a generator"),
     (lambda m: ZOAct(m.parameters(), LR, EPS), "model: a generator"),
-    (lambda m: DominantLayer(m.parameters(), LR, EPS), "model: a generator"),
+    (lambda m: on_dominant_layer(m.parameters(), LR, EPS), "model: a generator"),
     (lambda m: SGD([{"params": list(m.parameters())}], LR), "model: a list"),
     (lambda m: MeZO(m, "1e-3", EPS), "lr='1e-3': it is a str; allowed are finite numbers >= 0.0"),
     (lambda m: MeZO(m, LR, "1e-3"), "eps='1e-3': it is a str"),

@@ -12,7 +12,7 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.execution.lockstep import Lockstep
 from agzo.execution.stream import StreamedLayers
 from agzo.tuned.layers import decoder_layers
-from baselines import LOZO, SGD, DominantLayer, MeZO
+from baselines import LOZO, SGD, MeZO, on_dominant_layer
 from tests.methods import METHODS, Method, slow_for_the_field
 from tests.networks import NETWORKS, Network, llama, qwen3, stack, weights
 
@@ -305,7 +305,7 @@ def test_backpropagation_is_refused():
 )
 def test_what_needs_all_weights_at_once_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make(qwen3(), DominantLayer if "layer" in options else MeZO, options, streamed=True)
+        make(qwen3(), on_dominant_layer if "layer" in options else MeZO, options, streamed=True)
 
 
 def test_a_heads_basis_that_comes_too_late_is_refused():

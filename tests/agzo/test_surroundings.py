@@ -14,7 +14,7 @@ from agzo.activations.capture import ActivationCapture
 from agzo.execution.compiled import CompiledLayers
 from agzo.execution.stream import StreamedLayers
 from agzo.rng import Noise
-from baselines import LOZO, SGD, AdamW, DominantLayer, MeZO, ZOAct
+from baselines import LOZO, SGD, AdamW, MeZO, ZOAct, on_dominant_layer
 from tests.networks import Network, opt, qwen3, stack, weights
 
 ALL: dict[str, Callable[..., Any]] = {
@@ -24,7 +24,9 @@ ALL: dict[str, Callable[..., Any]] = {
     "agzo": AGZO,
     "agzo-two-sided": lambda model, **k: AGZO(model, estimator="two_sided", refresh_every=2, **k),
     "zo_act": lambda model, **k: ZOAct(model, calibration_batches=1, update="sgd", **k),
-    "dominant": lambda model, **k: DominantLayer(model, layer=1, base="agzo", scan_batches=0, **k),
+    "dominant": lambda model, **k: on_dominant_layer(
+        model, layer=1, base="agzo", scan_batches=0, **k
+    ),
 }
 every_method = pytest.mark.parametrize("name", ALL)
 every_execution = pytest.mark.parametrize("execution", ["side_branch", "in_place", "batched"])

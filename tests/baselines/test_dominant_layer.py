@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.tuned.layers import decoder_layers
-from baselines import LOZO, LOZOM, DominantLayer, MeZO
+from baselines import FZOO, LOZO, LOZOM, DominantLayer, HiZOO, MeZO, SubZero, on_dominant_layer
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
 from experiments.config.composed import compose
 from experiments.config.errors import BadInput
@@ -27,8 +27,8 @@ from tests.outlier_models import DEPTH, FAMILIES, PAD, WIDTH, network, plant, ra
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def method(model: nn.Module, **options) -> DominantLayer:
-    return DominantLayer(model, **{"lr": 1e-3, "eps": 1e-3, **options})
+def method(model: nn.Module, **options) -> ZeroOrderOptimizer:
+    return on_dominant_layer(model, **{"lr": 1e-3, "eps": 1e-3, **options})
 
 
 def scores(net: Network, masked: bool = True) -> dict[str, list[float]]:
@@ -49,7 +49,7 @@ def test_every_detector_finds_a_planted_outlier(family, layer):
     for name in DETECTORS:
         optimizer = method(copy.deepcopy(net.model), detector=name)
         study(optimizer, batches=2)
-        assert optimizer.layer == layer
+        assert optimizer.scope.layer == layer
         assert {t.name.split("layers.")[1][0] for t in optimizer.tuned} == {str(layer)}
 
 
@@ -92,6 +92,39 @@ def test_a_layer_that_is_given_is_tuned_and_the_scan_is_for_the_record():
     assert optimizer.calibrated["layer"] == 4
     assert optimizer.calibrated["found"] == dict.fromkeys(DETECTORS, 2)
     assert optimizer.forwards == optimizer.forwards_once + optimizer.forwards_of_step(0)
+
+
+@pytest.mark.parametrize("method", [FZOO, HiZOO, SubZero, MeZO], ids=lambda method: method.__name__)
+def test_every_method_takes_the_layer_as_what_it_tunes(method):
+    """One scope serves several optimizers, each with the layer that its own batches show."""
+    scope, moved = DominantLayer(scan_batches=1), list[set[str]]()
+    options = {"rank": 2, "queries": 2} if method is SubZero else {}
+    for layer in (2, 3):
+        model = plant(random_model("qwen3"), layer)
+        optimizer = method(model, 1e-3, 1e-3, params=scope, large_state=True, **options)
+        with pytest.raises(RuntimeError, match=r"^layer=None: call calibrate"):
+            optimizer.step(network(model).closure)
+        net = study(optimizer)
+        before = weights(model)
+        optimizer.step(net.closure, net.token_mask)
+        moved.append({name.split("layers.")[1][0] for name, p in weights(model).items()
+                      if not p.equal(before[name])})  # fmt: skip
+        assert optimizer.calibrated is not None
+        assert optimizer.calibrated["layer"] == layer
+    assert moved == [{"2"}, {"3"}]
+    assert scope.layer is scope.found is None
+
+
+def test_a_scope_narrows_what_params_says_and_its_layer_is_part_of_the_state():
+    model = random_model("qwen3")
+    matrices = lambda name, p: p.dim() == 2  # noqa: E731
+    optimizer = MeZO(model, 1e-3, 1e-3, params=DominantLayer(layer=1, params=matrices))
+    assert all(each.parameter.dim() == 2 and "layers.1." in each.name for each in optimizer.tuned)
+    other = MeZO(random_model("qwen3"), 1e-3, 1e-3, params=DominantLayer(layer=2, params=matrices))
+    with pytest.raises(ValueError, match=r"^layer=2: allowed is 1, as when"):
+        other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"^layer=1: .* has no parameter to tune"):
+        MeZO(model, 1e-3, 1e-3, params=DominantLayer(layer=1, params=lambda name, p: "2" in name))
 
 
 @pytest.mark.parametrize("layer", [-1, DEPTH, 99, True, 1.0])

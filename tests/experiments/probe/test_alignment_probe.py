@@ -10,7 +10,7 @@ from torch import nn
 
 from agzo import AGZO, alignment
 from agzo.activations.spectrum import gradients
-from baselines import LOZO, DominantLayer, MeZO, ZOAct
+from baselines import LOZO, MeZO, ZOAct, on_dominant_layer
 from experiments.probe.alignment import (
     Moment,
     alone_rows,
@@ -169,7 +169,7 @@ def of_coefficients(model, bases):
 
 def of_layer(model):
     def make(seed, params, queries=1):
-        return DominantLayer(
+        return on_dominant_layer(
             model, lr=1e-3, eps=1e-6, layer=1, seed=seed, params=params, queries=queries
         )
 
@@ -275,7 +275,7 @@ def test_layers_that_a_method_leaves_have_no_row():
 
 def test_the_dominant_layer_is_the_runs_own_or_the_one_asked_for():
     net = stack()
-    own = DominantLayer(net.model, 1e-3, 1e-3, layer=0, base="agzo")
+    own = on_dominant_layer(net.model, 1e-3, 1e-3, layer=0, base="agzo")
     run = SimpleNamespace(parts=SimpleNamespace(optimizer=own), model=net.model)
     assert dominant(run, 1) == {"layer": 0, "base": "agzo"}  # pyright: ignore
     run.parts.optimizer = MeZO(net.model, 1e-3, 1e-3)

@@ -9,7 +9,7 @@ from text_models import byte_tokenizer
 from transformers import AutoModelForCausalLM
 
 from agzo.tuned.layers import decoder_layers
-from baselines import DominantLayer
+from baselines import on_dominant_layer
 from experiments.config.errors import BadInput
 from experiments.config.schema import AdapterConfig
 from experiments.data.batches import collate
@@ -74,7 +74,7 @@ def test_a_dominant_layer_of_an_adapted_model_is_its_adapter(family, base, layer
         options = {"rank": 2} if base != "mezo" else {}
         if base == "lozo_m":
             options |= {"large_state": True, "refresh_every": 2}
-        optimizer = DominantLayer(
+        optimizer = on_dominant_layer(
             model, 1e-3, 1e-3, layer=layer, base=base, reuse_prefix=reuse, **options
         )
         optimizer.calibrate([(lambda m=model: loss(m, batch), batch.token_mask)])
@@ -144,7 +144,7 @@ def test_the_defaults_of_a_dominant_layer_are_those_of_its_base():
     kinds = {}
     for base in ("mezo", "lozo", "lozo_m", "agzo"):
         model = random_model("qwen3")
-        made = DominantLayer(model, 1e-3, 1e-3, layer=1, base=base, large_state=True)
+        made = on_dominant_layer(model, 1e-3, 1e-3, layer=1, base=base, large_state=True)
         kinds[base] = (made.update, made.estimator, getattr(made, "rank", None))
     assert kinds == {
         "mezo": ("sgd", "two_sided", None),
