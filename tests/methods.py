@@ -39,7 +39,7 @@ class Method:
     unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
-        """Construct the method on a network and let it study its batch, if it wants to."""
+        """Construct the method on a network and calibrate it on its batch, if it wants to."""
         given = {"lr": 1e-3, "eps": 1e-3, **self.options, **options}
         given["lr"] *= self.unit
         optimizer = self.optimizer(net.model, **given)

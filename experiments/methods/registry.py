@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from agzo import AGZO, ZeroOrderOptimizer
+from agzo.distributed.group import ALONE, Group
 from agzo.execution.stream import StreamedLayers
 from baselines import (
     FZOO,
@@ -36,7 +37,6 @@ from baselines import (
 from experiments.config.composed import refuse_beyond_int64
 from experiments.config.errors import BadInput
 from experiments.config.schema import RunConfig
-from experiments.data.shares import Shares
 from experiments.tasks import task_of
 
 METHODS: dict[str, Any] = {
@@ -181,19 +181,22 @@ def build(
     values: dict[str, Any],
     seed: int,
     stream: StreamedLayers | None = None,
-    shares: Shares | None = None,
+    group: Group | None = None,
+    accumulation: int = 1,
 ) -> Any:
-    """Construct a method on the real model, whose layers may be streamed, for shares of a batch."""
-    shares = shares or Shares()
-    trains = method_class(name).about.trains
-    if shares.count > 1 and trains and not (takes(name, "group") and takes(name, "accumulation")):
+    """Construct a method on the real model, whose layers may be streamed.
+
+    The processes of `group` and `accumulation` micro-batches in each may share a batch.
+    """
+    group = group or ALONE
+    divisible = takes(name, "group") and takes(name, "accumulation")
+    if group.size * accumulation > 1 and method_class(name).about.trains and not divisible:
         raise BadInput(
             f"method={name}: its constructor takes no group and accumulation, so a batch cannot be "
-            f"divided ({shares.group.size} process(es), train.accumulation={shares.accumulation}); "
+            f"divided ({group.size} process(es), train.accumulation={accumulation}); "
             "allowed is one process, train.accumulation=1"
         )
-    own = {"seed": seed, "stream": stream}
-    own |= {"group": shares.group, "accumulation": shares.accumulation}
+    own = {"seed": seed, "stream": stream, "group": group, "accumulation": accumulation}
     values = values | {key: value for key, value in own.items() if takes(name, key)}
     return _construct(name, model, values)
 

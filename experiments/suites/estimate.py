@@ -88,8 +88,9 @@ def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> flo
     if "lr" in values:
         values["lr"] = 1e-30  # timed steps must not spoil the model for the next column
     optimizer = registry.build(
-        config.method["name"], parts.model, values, config.seed, parts.stream, parts.shares
-    )
+        config.method["name"], parts.model, values, config.seed, parts.stream,
+        parts.shares.group, parts.shares.accumulation,
+    )  # fmt: skip
     trains = optimizer.about.trains
     prepare.calibrate(config, parts, optimizer)
     steps = budget.steps(config.train, optimizer) if trains else 0

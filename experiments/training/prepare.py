@@ -189,7 +189,10 @@ def _build(
 ) -> Optimizer:
     """Construct the method; where the adapter leaves it nothing it can tune, say so."""
     try:
-        return registry.build(config.method["name"], model, values, config.seed, stream, shares)
+        return registry.build(
+            config.method["name"], model, values, config.seed, stream,
+            shares.group, shares.accumulation,
+        )  # fmt: skip
     except BadInput as error:
         if config.adapter.name == "none":
             raise

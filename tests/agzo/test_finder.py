@@ -65,7 +65,7 @@ def test_what_it_refuses():
         find_eps(net.model, net.closure, eps=[1e-3])
     with pytest.raises(ValueError, match="directions=1"):
         find_eps(net.model, net.closure, directions=1)
-    with pytest.raises(ValueError, match="ZOAct studies batches"):
+    with pytest.raises(ValueError, match="ZOAct looks at batches"):
         find_eps(mlp().model, net.closure, method=ZOAct)
     with pytest.raises(ValueError, match="no two neighbours agree"):
         find_eps(net.model, net.closure, eps=[1e-12, 1e-11, 1e-10])

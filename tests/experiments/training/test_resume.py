@@ -91,9 +91,9 @@ QUICK = ("agzo", "mezo", "zo_act")  # the others in the slow tests
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
-    studied = getattr(rehearsed, "wants_batches", 0)
-    run_and_die(config, parts_of_a_run, "sample_batch", 7 + studied)
-    run_and_die(config, parts_of_a_run, "sample_batch", 5 + studied)
+    looked = getattr(rehearsed, "wants_batches", 0)
+    run_and_die(config, parts_of_a_run, "sample_batch", 7 + looked)
+    run_and_die(config, parts_of_a_run, "sample_batch", 5 + looked)
     result = run(config)
     assert result["resumed_at"] == [5, 8]
     config.train.checkpoint_every = None  # a free key: it changes nothing but how much is lost
