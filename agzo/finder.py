@@ -86,8 +86,8 @@ def find_eps(
     optimizer = method(model, lr=0.0, eps=grid[0], **options)  # pyright: ignore[reportCallIssue]
     if optimizer.must_calibrate:
         raise ValueError(
-            f"method: {method.__name__} looks at batches before its first step; allowed are methods "
-            "that need none"
+            f"method: {method.__name__} looks at batches before its first step; allowed are "
+            "methods that need none"
         )
     found, base = optimizer.directions(closure, token_mask, queries=directions)
     with torch.no_grad():
