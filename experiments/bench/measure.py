@@ -27,6 +27,7 @@ from torch import Tensor
 from agzo import ZeroOrderOptimizer
 from agzo.execution.compiled import CompiledLayers
 from agzo.rng import Noise
+from baselines import DominantLayer
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, METHODS
 from experiments.bench.rows import Case, Row
@@ -161,9 +162,9 @@ def _peak(work: Callable[[], Any], device: torch.device) -> float:
 
 def divisible(optimizer: Any) -> bool:
     """Tell whether a step's time can be told apart: whole forwards, and an update of its own."""
-    return isinstance(optimizer, ZeroOrderOptimizer) and not getattr(
-        optimizer, "reuse_prefix", False
-    )
+    if not isinstance(optimizer, ZeroOrderOptimizer):
+        return False
+    return not (isinstance(optimizer.scope, DominantLayer) and optimizer.scope.reuse_prefix)
 
 
 @torch.no_grad()
