@@ -19,7 +19,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
   agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
-  types bench bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
+  types bench bench-prompts bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
 help:
@@ -192,9 +192,14 @@ test-gpu: $(READY) ## the tests that need a CUDA device
 BENCH   ?= runs/bench/$(DEVICE)
 
 bench: $(READY) ## cost of a step in plain forwards, its plot, and examples/s of evaluation (DEVICE=cuda on a GPU)
-	@$(BIN)/python -m experiments.bench --device $(DEVICE) --out $(BENCH)/steps.json $(ARGS)
+	@$(BIN)/python -m experiments.bench --device $(DEVICE) $(if $(PROFILE),--profile) --out $(BENCH)/steps.json $(ARGS)
 	@$(BIN)/python -m analysis.figures.step_cost $(BENCH)/steps.json $(wildcard $(BENCH)/scaling.json) --out $(BENCH)/step_cost
 	@$(BIN)/python -m experiments.bench.evaluation --device $(DEVICE) --out $(BENCH)/evaluation.json
+
+bench-prompts: $(READY) ## the same on prompts as long as SST-2's and RTE's, packed, in SmolLM2-135M's shape (PROFILE=1: what the time goes to)
+	@for mix in short long; do \
+	  $(BIN)/python -m experiments.bench --device $(DEVICE) --mix $$mix $(if $(PROFILE),--profile) --out $(BENCH)/$$mix.json $(ARGS) && \
+	  $(BIN)/python -m analysis.figures.step_cost $(BENCH)/$$mix.json --out $(BENCH)/step_cost_$$mix || exit 1; done
 
 bench-scaling: $(READY) ## cost of a step over length, batch, rank and model size (DEVICE=cuda on a GPU)
 	@$(BIN)/python -m experiments.bench --device $(DEVICE) --sweep all --out $(BENCH)/scaling.json $(ARGS)

@@ -20,7 +20,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures import step_cost_scaling
-from analysis.figures.step_cost_rows import PARTS, Bench, Row, distinct, is_textbook, load, name
+from analysis.figures.step_cost_rows import (
+    PARTS,
+    Bench,
+    Row,
+    batch_name,
+    distinct,
+    is_textbook,
+    load,
+    name,
+    shape_name,
+)
 from analysis.figures.style import RC, TEXT_INCHES
 from analysis.reading.command import place, report
 from analysis.reading.load import ResultError
@@ -53,15 +63,17 @@ def draw(paths: Sequence[Path], stem: Path) -> list[Path]:
 
 def _bars(rows: list[Row]) -> Figure:
     """Draw one model in one precision: a row of panels for each batch."""
-    places = distinct(rows, "batch", "length")
-    groups = [[row for row in rows if (row["batch"], row["length"]) == at] for at in places]
+    places = distinct(rows, "batch", "length", "mix")
+    groups = [
+        [row for row in rows if (row["batch"], row["length"], row["mix"]) == at] for at in places
+    ]
     heights = [BAR * len(group) + GAP for group in groups]
     figure = Figure(figsize=(TEXT_INCHES, sum(heights) + 0.35), layout="constrained")
     panels = figure.subplots(
         len(groups), 2, squeeze=False, sharey="row", sharex="col",
         gridspec_kw={"height_ratios": heights, "width_ratios": (2, 1)},
     )  # fmt: skip
-    for (batch, length), group, (left, right) in zip(places, groups, panels, strict=True):
+    for group, (left, right) in zip(groups, panels, strict=True):
         several = len({row["rank"] for row in group if row["method"] == group[0]["method"]}) > 1
         left.set_yticks(range(len(group)), [name(row, several) for row in group])
         left.invert_yaxis()
@@ -74,7 +86,7 @@ def _bars(rows: list[Row]) -> Figure:
             axes.tick_params(axis="x", labelbottom=True)
         left.grid(True, axis="x")
         right.tick_params(axis="y", length=0, labelleft=False)
-        left.set_title(f"batch {batch} x {length}: time of a step", loc="left")
+        left.set_title(f"{batch_name(group[0])}: time of a step", loc="left")
         right.set_title("peak memory", loc="left")
     panels[-1][0].set_xlabel("in units of two plain forwards")
     panels[-1][1].set_xlabel("in units of a plain forward's")
@@ -153,12 +165,12 @@ def _legend(rows: list[Row]) -> list[Patch | Line2D]:
 
 def _caption(bench: Bench, shape: str, dtype: str) -> list[str]:
     return [
-        f"Cost of a step, random weights of the Qwen3 {shape} shape, {dtype}. The unit is two "
-        "plain forwards of the same run: the same batch, logits at the label positions, ordinary "
-        "weights. A part is timed by itself and may, by noise, be below 0, which is drawn as 0: "
-        "parts need not add up to the step, whose median over rounds is the black line and the "
-        "number. Textbook: the same algorithm in eager PyTorch, in place, with logits of the whole "
-        "vocabulary at every position.",
+        f"Cost of a step, random weights of the {shape_name(shape)} shape, {dtype}. The unit is "
+        "two plain forwards of the same run: the same batch, logits at the label positions, "
+        "ordinary weights. A part is timed by itself and may, by noise, be below 0, which is drawn "
+        "as 0: parts need not add up to the step, whose median over rounds is the black line and "
+        "the number. Textbook: the same algorithm in eager PyTorch, in place, with logits of the "
+        "whole vocabulary at every position.",
         *bench.origin,
     ]
 

@@ -82,6 +82,7 @@ def _row(record: dict[str, Any], index: int, path: Path) -> Row:
                 f"{path}: key status is {flat['status']!r}; expected 'ok' or 'out_of_memory'"
             )
         kinds = NUMBER if flat["status"] == "ok" else (type(None),)
+        flat["mix"] = row.get("mix")  # files of before have none
         return flat | {column: value(row, column, kinds, path) for column in MEASURED}
     except ResultError as error:
         raise ResultError(f"{error} (in {name})") from None
@@ -97,6 +98,18 @@ def _origin(record: dict[str, Any], device: str, path: Path) -> str:
         f"{device}, {threads} thread(s), torch {value(record, 'versions.torch', (str,), path)}, "
         f"transformers {value(record, 'versions.transformers', (str,), path)}, commit {code}."
     )
+
+
+def shape_name(shape: str) -> str:
+    """Return a shape as a caption writes it."""
+    return shape if shape.startswith("smollm2") else f"Qwen3 {shape}"
+
+
+def batch_name(row: Row) -> str:
+    """Return a row's batch as a title writes it."""
+    if row["mix"] is not None:
+        return f"{row['batch']} {row['mix']} prompts"
+    return f"batch {row['batch']} x {row['length']}"
 
 
 def name(row: Row, several_ranks: bool = False) -> str:

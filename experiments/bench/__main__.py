@@ -2,7 +2,8 @@
 
 Each row is printed and written as soon as it is there. With ``--out FILE.json`` a run that was
 stopped goes on where it was, at the same commit, on the same machine, with as many rounds: the rows
-lie in FILE/parts beside it. Remove that folder to measure again.
+lie in FILE/parts beside it. Remove that folder to measure again. Each case has a process of its
+own, so its memory does not depend on the cases before it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import Any
 
 import torch
 
+from experiments.bench.apart import measure_apart
 from experiments.bench.arguments import Options, parse
-from experiments.bench.measure import measure
 from experiments.bench.record import Record
 from experiments.bench.rows import Case, Row
-from experiments.bench.table import HEADER, UNITS, line, title
+from experiments.bench.table import HEADER, UNITS, line, parts, title
 from experiments.records import machine, tidy
 
 
@@ -47,6 +48,8 @@ def run(options: Options) -> Record:
         row = keep(case)
         record.add(row)
         print(line(row, record.rows), flush=True)
+        if row.profile is not None:
+            print(parts(row), flush=True)
     print(f"\n{UNITS}")
     return record
 
@@ -55,7 +58,7 @@ def _kept(options: Options) -> Callable[[Case], Row]:
     """Return what measures a case, or reads what an earlier run of this commit has measured."""
 
     def make(case: Case) -> Row:
-        return measure(case, options.device, options.effort)
+        return measure_apart(case, options.device, options.effort)
 
     if options.out is None:
         return make

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from experiments.bench.measure import Effort
-from experiments.bench.methods import METHODS, ON_CPU
-from experiments.bench.plan import AXES, BASES, FIELDS, SWEEPS, TABLES, swept
+from experiments.bench.methods import METHODS, OF_EMBEDDINGS, ON_CPU
+from experiments.bench.plan import AXES, BASES, FIELDS, MIXES, SWEEPS, TABLES, Grid, swept
 from experiments.bench.rows import Case
 from experiments.config import lists
 from experiments.config.paths import user_path
@@ -53,13 +53,14 @@ def parse(arguments: Sequence[str] | None) -> Options:
             lists.count("--rounds", words.rounds or str(effort.rounds)),
             _number("--seconds", words.seconds or str(effort.seconds)),
         )
-    given = {key: str(value) for key, value in vars(words).items() if value is not None}
+    if words.profile and words.device != "cpu":
+        raise ValueError(f"--profile: on {words.device} work runs beside the host; allowed is cpu")
+    effort = replace(effort, profiled=words.profile)
+    given = {key: str(value) for key, value in vars(words).items() if value not in (None, False)}
     given.pop("out", None)
     return Options(
         device=device,
-        cases=_swept(words, sweep)
-        if sweep
-        else replace(TABLES[words.device], **_axes(words)).cases(),
+        cases=_swept(words, sweep) if sweep else _table(words).cases(),
         effort=effort,
         minutes=minutes if words.minutes is None else _number("--minutes", words.minutes),
         sweep=sweep,
@@ -100,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sweep", help=f"vary one axis at a time about a base point: of {', '.join(AXES)}; or all"
     )
+    parser.add_argument(
+        "--mix", help=f"prompts of real lengths in the place of --batch x --length: {_MIXES}"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="say what each step's time goes to (cpu)"
+    )
     parser.add_argument("--rounds", help="of forwards and steps in turn, for each case")
     parser.add_argument("--seconds", help="after which a case begins no further round")
     parser.add_argument("--minutes", help="after which no further case begins")
@@ -109,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     return parser
 
+
+_MIXES = ", ".join(MIXES)
 
 # Field of a `Grid` -> its option and what reads a list for it.
 _LISTS: dict[str, tuple[str, Callable[[str, str], Sequence[Any]]]] = {
@@ -120,7 +129,7 @@ _LISTS: dict[str, tuple[str, Callable[[str, str], Sequence[Any]]]] = {
     "methods": ("--methods", lambda key, text: lists.words(key, text, METHODS)),
 }
 _LISTS_ON_CPU = _LISTS | {
-    "methods": ("--methods", lambda key, text: lists.words(key, text, ON_CPU)),
+    "methods": ("--methods", lambda key, text: lists.words(key, text, (*ON_CPU, *OF_EMBEDDINGS))),
 }
 
 
@@ -135,8 +144,22 @@ def _axes(words: argparse.Namespace) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def _table(words: argparse.Namespace) -> Grid:
+    """Return the default table, or that of a mix of prompts, with the lists that were given."""
+    if words.mix is None:
+        return replace(TABLES[words.device], **_axes(words))
+    if words.mix not in MIXES:
+        raise ValueError(f"--mix={words.mix}: allowed are {_MIXES}")
+    for key in ("batch", "length"):
+        if getattr(words, key) is not None:
+            raise ValueError(f"--{key}={getattr(words, key)}: not allowed with --mix, which has it")
+    return replace(MIXES[words.mix], **_axes(words))
+
+
 def _swept(words: argparse.Namespace, sweep: Sequence[str]) -> list[Case]:
     """Return the cases of the sweeps; a list given for a swept axis replaces its values."""
+    if words.mix is not None:
+        raise ValueError(f"--mix={words.mix}: not allowed with --sweep")
     given, base = _axes(words), {}
     values = {axis: given.pop(FIELDS[axis], SWEEPS[words.device][axis]) for axis in sweep}
     for field, numbers in given.items():

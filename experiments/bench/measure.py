@@ -28,8 +28,10 @@ from agzo import ZeroOrderOptimizer
 from agzo.execution.compiled import CompiledLayers
 from agzo.rng import Noise
 from baselines import DominantLayer
+from experiments.bench import prompts
 from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
 from experiments.bench.methods import EPS, METHODS
+from experiments.bench.profile import PROFILED, profile
 from experiments.bench.rows import Case, Row
 from experiments.bench.targets import target
 from experiments.models.shapes import build, parameters
@@ -46,6 +48,7 @@ class Effort:
 
     rounds: int
     seconds: float
+    profiled: bool = False  # one step more in each round, under watches
 
 
 class Clock:
@@ -79,6 +82,11 @@ def measure(case: Case, device: torch.device, effort: Effort) -> Row:
     gc.collect()  # here the error is gone, which held the frames and their tensors
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    return row_of(case, device, found)
+
+
+def row_of(case: Case, device: torch.device, found: dict[str, Any]) -> Row:
+    """Return the row of a case, with what was found of it."""
     method = METHODS[case.method]
     ratio, speedup = target(case, about(device))
     return Row(
@@ -96,11 +104,16 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     clock = Clock(device)
     model = build(case.shape, getattr(torch, case.dtype), device)
     size = parameters(model)
-    ids = random_ids(model, case.batch, case.length, device)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    plain = label_logits(model, ids)
     method = METHODS[case.method]
-    closure = full_logits(model, ids) if method.textbook == case.method else plain
+    published = method.textbook == case.method
+    if case.mix is not None:
+        plain, mask = prompts.packed(model, case.mix, device)
+        closure, mask = prompts.padded(model, case.mix, device) if published else (plain, mask)
+    else:
+        ids = random_ids(model, case.batch, case.length, device)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        plain = label_logits(model, ids)
+        closure = full_logits(model, ids) if published else plain
     optimizer = method.build(model, case.rank)
     if getattr(optimizer, "wants_batches", 0):
         optimizer.calibrate([(closure, mask)])
@@ -123,7 +136,7 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     peak_of_forward, peak_of_step = (_peak(work, device) for work in (two_forwards, step))
     two_forwards()  # once more: on a CPU what was freed has just been given back
     step()
-    forwards, steps, parts = [], [], []
+    forwards, steps, parts, profiles = [], [], [], []
     start = time.perf_counter()
     while len(steps) < effort.rounds:
         if len(steps) >= LEAST and time.perf_counter() - start > effort.seconds:
@@ -134,6 +147,9 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         if divisible(optimizer):
             shares = split(optimizer, closure, mask, clock, seconds / 2)
             parts.append([share / seconds for share in shares])
+        if effort.profiled and isinstance(optimizer, ZeroOrderOptimizer):
+            found = profile(optimizer, step, seconds / 2, optimizer.forwards_of_step(WARM_UP))
+            profiles.append([found[part] / seconds for part in PROFILED])
     ratios = [step / unit for step, unit in zip(steps, forwards, strict=True)]
     found = {
         "parameters": size,
@@ -146,6 +162,9 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         "peak_gib": peak_of_step,
         "peak_of_forward": peak_of_step / peak_of_forward,
     }
+    if profiles:
+        medians = map(statistics.median, zip(*profiles, strict=True))
+        found["profile"] = dict(zip(PROFILED, medians, strict=True))
     if parts:
         medians = map(statistics.median, zip(*parts, strict=True))
         found |= dict(zip(PARTS, medians, strict=True))

@@ -61,6 +61,8 @@ def _sgd(model: nn.Module, lr: float, eps: float) -> SGD:
 
 
 _WARM: dict[str, Any] = {"warm_start": True, "power_steps": 1}
+_FROZEN: dict[str, Any] = {"embeddings": "frozen"}
+_SEEN: dict[str, Any] = {"embeddings": "seen"}
 _IN_PLACE: dict[str, Any] = {"execution": "in_place"}
 
 # A textbook comes before what is compared with it, so that each printed line can say by how much.
@@ -70,6 +72,8 @@ METHODS: dict[str, Method] = {
     "agzo_warm": Method("agzo", _with(AGZO, **_WARM), 1, "agzo_textbook", True),
     "agzo_compiled": Method("agzo", AGZO, 1, "agzo_textbook", True, "compiled"),
     "agzo_graphs": Method("agzo", AGZO, 1, "agzo_textbook", True, "graphs"),
+    "agzo_frozen": Method("agzo", _with(AGZO, **_FROZEN), 1, "agzo_textbook", True),
+    "agzo_seen": Method("agzo", _with(AGZO, **_SEEN), 1, "agzo_textbook", True),
     "agzo_in_place": Method("agzo", _with(AGZO, **_IN_PLACE), 1, "agzo_textbook"),
     "lozo_textbook": Method("lozo", TextbookLOZO, 2, "lozo_textbook"),
     "lozo": Method("lozo", LOZO, 2, "lozo_textbook", True),
@@ -96,5 +100,11 @@ CHIEF = (
     *("agzo_textbook", "agzo", "agzo_warm"),
     *("lozo_textbook", "lozo", "mezo_textbook", "mezo"),
 )
-ON_CPU = tuple(name for name, method in METHODS.items() if method.layers != "graphs")
+OF_EMBEDDINGS = ("agzo_frozen", "agzo_seen")
+ON_CPU = tuple(
+    name
+    for name, method in METHODS.items()
+    if method.layers != "graphs" and name not in OF_EMBEDDINGS
+)
+REAL = (*CHIEF, *OF_EMBEDDINGS, "sgd")  # on prompts of real lengths
 ON_CUDA = (*CHIEF, "agzo_graphs", "lozo_graphs", "mezo_graphs")

@@ -1,4 +1,4 @@
-"""Which cases are measured: the default table of a device, and its sweeps.
+"""Which cases are measured: the default table of a device, prompts of real lengths, sweeps.
 
 A sweep varies one axis (length, batch, rank or size) about a base point and keeps the others.
 Sized, by estimate, for less than 10 minutes each (the table, all four sweeps) on two quiet CPU
@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from experiments.bench.methods import CHIEF, METHODS, ON_CPU, ON_CUDA
+from experiments.bench.methods import CHIEF, METHODS, ON_CPU, ON_CUDA, REAL
+from experiments.bench.prompts import LENGTHS
 from experiments.bench.rows import Case
 
 AXES = ("length", "batch", "rank", "size")
@@ -32,12 +33,13 @@ class Grid:
     lengths: tuple[int, ...]
     methods: tuple[str, ...]
     ranks: tuple[int, ...] = ()
+    mix: str | None = None
 
     def cases(self) -> list[Case]:
         """Return the cases, those of one table together."""
         places = product(self.shapes, self.dtypes, self.batches, self.lengths)
         return [
-            Case(*place, method, rank)
+            Case(*place, method, rank, mix=self.mix)
             for place in places
             for method in self.methods
             for rank in self._ranks(method)
@@ -51,6 +53,14 @@ class Grid:
 TABLES: Mapping[str, Grid] = {
     "cpu": Grid(("60m",), ("float32",), (16,), (64,), ON_CPU),
     "cuda": Grid(("0.6b", "1.7b"), ("bfloat16", "float32"), (16,), (64, 256, 1024), ON_CUDA),
+}
+MIXES: Mapping[str, Grid] = {
+    mix: Grid(
+        *(("smollm2-135m",), ("float32", "bfloat16")),
+        *((len(lengths),), (lengths[-1],), REAL),
+        mix=mix,
+    )
+    for mix, lengths in LENGTHS.items()
 }
 BASES: Mapping[str, Grid] = {
     "cpu": Grid(("60m",), ("float32",), (4,), (64,), CHIEF),

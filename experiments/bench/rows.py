@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Case:
-    """One method at one shape, precision and batch of `batch` rows of `length` tokens."""
+    """One method at one shape, precision and batch of `batch` rows of `length` tokens.
+
+    With a `mix` the rows are as long as its prompts, `length` the longest, see
+    `experiments.bench.prompts`.
+    """
 
     shape: str
     dtype: str
@@ -15,17 +19,19 @@ class Case:
     length: int
     method: str
     rank: int | None  # None: the method has no rank
+    mix: str | None = field(default=None, kw_only=True)
 
     @property
     def name(self) -> str:
         """Name it within a benchmark."""
         rank = "" if self.rank is None else f"-r{self.rank}"
-        return f"{self.shape}-{self.dtype}-{self.batch}x{self.length}-{self.method}{rank}"
+        rows = self.mix or f"{self.batch}x{self.length}"
+        return f"{self.shape}-{self.dtype}-{rows}-{self.method}{rank}"
 
     @property
-    def place(self) -> tuple[str, str, int, int]:
+    def place(self) -> tuple[str, str, int, int, str | None]:
         """Return what the methods of one table have in common."""
-        return self.shape, self.dtype, self.batch, self.length
+        return self.shape, self.dtype, self.batch, self.length, self.mix
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,4 @@ class Row(Case):
     update: float | None = None
     peak_gib: float | None = None  # of a step, the weights included
     peak_of_forward: float | None = None  # peak of a step / peak of a plain forward
+    profile: dict[str, float] | None = None  # medians, see `experiments.bench.profile`

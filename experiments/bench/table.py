@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from experiments.bench.profile import PROFILED
+from experiments.bench.prompts import LENGTHS
 from experiments.bench.rows import Case, Row
+from experiments.models.shapes import LLAMA
 
 HEADER = (
     f"{'method':17} {'rank':>4} {'step':>6} {'steps/s':>8} {'textbook':>8} {'forwards':>8} "
@@ -18,7 +21,10 @@ UNITS = (
 
 def title(case: Case) -> str:
     """Return the line above a table."""
-    return f"Qwen3 {case.shape}, {case.dtype}, batch {case.batch} x {case.length}"
+    rows = f"batch {case.batch} x {case.length}"
+    if case.mix is not None:
+        rows = f"{case.batch} {case.mix} prompts, {sum(LENGTHS[case.mix])} tokens"
+    return f"{'' if case.shape in LLAMA else 'Qwen3 '}{case.shape}, {case.dtype}, {rows}"
 
 
 def line(row: Row, rows: Sequence[Row]) -> str:
@@ -32,6 +38,12 @@ def line(row: Row, rows: Sequence[Row]) -> str:
         f"{_number(row.perturb):>7} {_number(row.update):>6} {_number(row.peak_gib, 3):>8} "
         f"{_number(row.peak_of_forward):>8}  {verdict(row, rows)}"
     ).rstrip()
+
+
+def parts(row: Row) -> str:
+    """Return the line of a row's profile."""
+    found = row.profile or {}
+    return "    " + ", ".join(f"{part} {found[part]:.3f}" for part in PROFILED)
 
 
 def speedup(row: Row, rows: Sequence[Row]) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 SHAPES: dict[str, dict[str, Any]] = {
     "pocket": {
@@ -47,6 +47,15 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "head_dim": 64,
     },
+    "smollm2-135m": {  # of Llama's architecture, the others are Qwen3's
+        "vocab_size": 49_152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+    },
     "0.6b": {
         "vocab_size": 151_936,
         "hidden_size": 1024,
@@ -75,14 +84,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
 }
+LLAMA = ("smollm2-135m",)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def build(shape: str, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Return a random Qwen3 of the named shape with tied embeddings, in eval mode."""
+    """Return a random model of the named shape with tied embeddings, in eval mode."""
     with made_on(dtype, device):
-        config = Qwen3Config(**SHAPES[shape], tie_word_embeddings=True)
-        return cast(nn.Module, Qwen3ForCausalLM(config)).eval()
+        if shape in LLAMA:
+            made = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], tie_word_embeddings=True))
+        else:
+            made = Qwen3ForCausalLM(Qwen3Config(**SHAPES[shape], tie_word_embeddings=True))
+        return cast(nn.Module, made).eval()
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """The benchmark runs whole at a tiny shape; its textbook steps are what they stand for."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -13,11 +15,13 @@ import torch
 from agzo.execution.compiled import CompiledLayers
 from experiments import bench
 from experiments.bench import __main__ as command
-from experiments.bench import evaluation, measure, targets
+from experiments.bench import apart, evaluation, measure, targets
 from experiments.bench.arguments import parse
 from experiments.bench.losses import full_logits, label_logits, random_ids
 from experiments.bench.methods import METHODS, ON_CPU, Method
 from experiments.bench.plan import AXES, SWEEPS
+from experiments.bench.profile import PROFILED, WATCHED
+from experiments.bench.prompts import LENGTHS, packed, padded
 from experiments.bench.rows import Case, Row
 from experiments.bench.table import line, verdict
 from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
@@ -44,6 +48,7 @@ def _tiny(monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "60m", TINY)
     quick = partial(CompiledLayers, backend="eager")  # no code is generated
     monkeypatch.setattr(measure, "CompiledLayers", quick)
+    monkeypatch.setattr(command, "measure_apart", measure.measure)
     monkeypatch.setattr(measure, "gc", SimpleNamespace(collect=int))  # slow among a suite's objects
 
 
@@ -119,6 +124,8 @@ def test_sweeps_vary_one_axis_at_a_time(device, monkeypatch):
         ("--minutes 1,2", "--minutes=1,2: allowed is one number above 0"),
         ("--threads none", "--threads=none: allowed are whole numbers from 1 on"),
         ("--sweep length --batch 1,2", "--batch=1,2: allowed is one value, of the base point"),
+        ("--mix middle", "--mix=middle: allowed are short, long"),
+        ("--mix short --sweep rank", "--mix=short: not allowed with --sweep"),
         ("--out rows.csv", "--out=rows.csv: allowed is a file whose name ends in .json"),
         ("--rank 500 --methods lozo", "rank=500: the widest matrix"),
     ],
@@ -152,6 +159,64 @@ def test_running_out_of_memory_is_a_row(error, tmp_path, monkeypatch, capsys):
     assert "out of memory: tried to allocate a lot" in capsys.readouterr().out
 
 
+def test_prompts_of_real_lengths_have_one_loss_however_they_are_laid_out():
+    """Published code's rows, padded with all logits, against one packed row with the few needed."""
+    model = build("60m", torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        (ours, real), (theirs, all_rows) = (
+            make(model, "short", torch.device("cpu")) for make in (packed, padded)
+        )
+        assert ours().item() == pytest.approx(theirs().item(), rel=1e-5)
+    assert real.shape == (1, sum(LENGTHS["short"]))
+    assert all_rows.shape == (2 * 16, max(LENGTHS["short"]) + 1)
+
+
+def test_a_mix_has_its_own_table_targets_and_names():
+    short, long = (parse(["--mix", mix]).cases for mix in ("short", "long"))
+    assert {(case.shape, case.batch, case.length) for case in short} == {("smollm2-135m", 16, 38)}
+    assert {case.dtype for case in short} == {"float32", "bfloat16"}
+    assert len({case.name for case in (*short, *long)}) == len(short) + len(long)
+    assert [targets.target(case, CPU)[0] for case in short if case.method == "mezo"] == [1.2, 1.4]
+    assert all(targets.target(case, CPU) == (None, None) for case in long)
+    with pytest.raises(ValueError, match="--batch=2: not allowed with --mix"):
+        parse(["--mix", "short", "--batch", "2"])
+
+
+def test_a_profile_says_what_all_of_a_steps_time_went_to(tmp_path, capsys, monkeypatch):
+    before = [getattr(owner, name) for own in WATCHED.values() for owner, name in own]
+    out = tmp_path / "bench.json"
+    words = [*SMALL, "--methods", "agzo,mezo,sgd", "--profile", "--out", str(out)]
+    assert command.main(words) == 0
+    assert before == [getattr(owner, name) for own in WATCHED.values() for owner, name in own]
+    agzo, mezo, sgd = rows(out)
+    assert set(agzo["profile"]) == set(PROFILED)
+    assert min(agzo["profile"][part] for part in WATCHED) > 0
+    assert mezo["profile"]["bases"] == mezo["profile"]["branches"] == 0 < mezo["profile"]["noise"]
+    assert agzo["profile"]["forwards"] == pytest.approx(1.0)
+    assert sgd["profile"] is None
+    assert "bases 0.000" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match="--profile: on cuda"):
+        parse(["--device", "cuda", "--profile"])
+
+
+@pytest.mark.slow
+def test_each_case_has_a_process_of_its_own_and_one_that_is_killed_is_a_row(monkeypatch):
+    case = Case("pocket", "float32", 2, 8, "mezo", None)
+    effort = measure.Effort(2, 5.0)
+    row = apart.measure_apart(case, torch.device("cpu"), effort)
+    assert row.status == "ok"
+    assert row.ratio is not None
+    monkeypatch.setattr(apart, "measure", _killed)
+    row = apart.measure_apart(case, torch.device("cpu"), effort)
+    assert row.status == "out_of_memory"
+    assert "ended from outside" in row.message
+
+
+def _killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_any_other_error_is_no_row(monkeypatch):
     def broken(*_):
         raise RuntimeError("shapes cannot be multiplied")
@@ -165,7 +230,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     commit = {"git_commit": "a" * 40, "git_dirty": False}
     monkeypatch.setattr(machine, "git_state", lambda: dict(commit))
     asked: list[str] = []
-    real = command.measure
+    real = command.measure_apart
 
     def measure(case, *rest, stop=None):
         asked.append(case.method)
@@ -175,7 +240,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
 
     out = tmp_path / "bench.json"
     words = [*SMALL, "--methods", "lozo,mezo,sgd", "--out", str(out)]
-    monkeypatch.setattr(command, "measure", partial(measure, stop="mezo"))
+    monkeypatch.setattr(command, "measure_apart", partial(measure, stop="mezo"))
     with pytest.raises(KeyboardInterrupt):
         command.main(words)
     before = rows(out)
@@ -183,7 +248,7 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not json.loads(out.read_text())["complete"]
 
     asked.clear()
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "measure_apart", measure)
     assert command.main(words) == 0
     assert asked == ["mezo", "sgd"]
     assert rows(out)[0] == before[0]

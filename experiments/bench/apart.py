@@ -1,0 +1,30 @@
+"""Measure each case in a process of its own: its resident peak, and its heap, are then its own."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+
+import torch
+
+from experiments.bench.measure import Effort, measure, row_of
+from experiments.bench.rows import Case, Row
+from experiments.records import machine
+
+
+def measure_apart(case: Case, device: torch.device, effort: Effort) -> Row:
+    """Measure a case as `measure` does, in a new process with as many threads as this one."""
+    threads = torch.get_num_threads()
+    pool = ProcessPoolExecutor(1, get_context("spawn"), _begin, (threads,))
+    with pool:
+        try:
+            return pool.submit(measure, case, device, effort).result()
+        except BrokenProcessPool:
+            message = "its process was ended from outside, for its memory most likely"
+            return row_of(case, device, {"status": "out_of_memory", "message": message})
+
+
+def _begin(threads: int) -> None:
+    torch.set_num_threads(threads)
+    machine.keep_freed_memory()
