@@ -36,7 +36,7 @@ setup(
         Extension(
             "agzo.kernels.native_normal",
             ["agzo/kernels/gram.cpp", "agzo/kernels/normal.cpp", "agzo/kernels/thin.cpp"],
-            depends=["agzo/kernels/wide.h"],
+            depends=["agzo/kernels/values.h", "agzo/kernels/wide.h"],
             extra_compile_args=[
                 *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno"),
                 *WIDE,

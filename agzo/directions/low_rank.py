@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agzo import kernels
 from agzo.directions.direction import ByRows, at_least_float32
-from agzo.kernels import thin
+from agzo.kernels import native, thin
 from agzo.rng import chunks
 from agzo.torch_calls.surroundings import exactly
 
@@ -83,8 +83,9 @@ class LowRank(Branch):
         """Set y to ``y + scale * (x right) left^T``; see `Branch.add_linear`."""
         inner = thin.rows(self.right).to(x.dtype) @ x.T  # (r, tokens)
         exact = at_least_float32(y.dtype)
-        left = (thin.rows(self.left).to(exact) * scale).to(y.dtype)
-        thin.add_product(y, inner.to(y.dtype), left)
+        left = thin.rows(self.left).to(exact) * scale
+        dtype = exact if thin.takes_float32(y, left) else y.dtype
+        thin.add_product(y, inner.to(dtype), left.to(dtype))
 
     def add_to(
         self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None
@@ -97,6 +98,10 @@ class LowRank(Branch):
                 weight.mul_(keep)
             left = thin.rows(self.left).to(weight.dtype) * scale
             thin.add_product(weight, left, thin.rows(self.right).to(weight.dtype))
+        elif rounding is None and thin.takes_float32(weight, thin.rows(self.left)):
+            own = 1.0 if keep is None else float(keep)
+            factors = thin.rows(self.left), thin.rows(self.right)
+            native.add_thin_bfloat16(weight, *factors, own, float(scale))
         else:
             super().add_to(weight, keep, scale, rounding)
 

@@ -2,12 +2,13 @@
 
 | where         | how                                | needs                             |
 |---------------|------------------------------------|-----------------------------------|
-| CPU, float32  | `native`, compiled at install      | a C++ compiler at install         |
+| CPU           | `native`, compiled at install      | a C++ compiler at install         |
 | CUDA          | `cuda`, Triton                     | triton (torch for CUDA brings it) |
 | anything else | `normal`, plain torch              | nothing                           |
 
-All give the same bits (`normal.py` defines them), so which one ran is no part of a result. Products
-with a few columns are in `thin` (the same bits as well) and `gram` (equal to rounding).
+All give the same bits (`normal.py` defines them), so which one ran is no part of a result. On
+the CPU float16 and float64 are made of native float32 noise in torch. Products with a few columns
+are in `thin` (of float32 the same bits as well) and `gram` (equal to rounding).
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def normal_(
     """
     if out.device.type == "meta":
         return out
-    if native.usable(out, base):
-        native.normal(out, key, start, base, float(keep), float(scale))
+    if native.fills(out, base):
+        native.normal(out, key, start, base, float(keep), float(scale), stochastic)
     elif kind(out.device) == "triton" and out.dtype != torch.float64:
         base = None if base is None else base.contiguous()
         _cuda().normal(out, key, start, base, keep, scale, stochastic)
@@ -107,7 +108,7 @@ def normal_rows(
     out = torch.empty(rows.numel(), width, dtype=dtype, device=rows.device)
     if out.device.type == "meta":
         return out
-    if native.usable(out, base):
+    if native.fills(out, base):
         native.normal_rows(out, key, rows.contiguous(), base, scale)
     elif kind(out.device) == "triton" and dtype != torch.float64:
         _cuda().normal_rows(out, key, rows.contiguous(), base, scale)

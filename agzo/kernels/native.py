@@ -18,11 +18,23 @@ from torch import Tensor
 THIN = 4  # the largest rank that `add_thin` has code for
 KEY = (c_uint32, c_uint32)
 ARGUMENTS = {
-    "agzo_normal": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int),
-    "agzo_normal_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float, c_int),
+    "agzo_fill": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int),
+    "agzo_fill_bfloat16": (
+        *(c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float),
+        *(c_int, *KEY, c_int),
+    ),
+    "agzo_fill_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float, c_int),
+    "agzo_fill_rows_bfloat16": (
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float),
+        c_int,
+    ),
     "agzo_normal_table": (c_void_p, c_int64, c_int64, c_int64, *KEY, c_int),
     "agzo_bits": (c_void_p, c_int64, c_uint64, *KEY, c_int),
     "agzo_add_thin": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
+    "agzo_add_thin_bfloat16": (
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int),
+        *(c_float, c_float, c_int),
+    ),
     "agzo_gram": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
 }
 
@@ -43,41 +55,64 @@ def _load() -> ctypes.CDLL | None:
 library = _load()
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Tell whether the compiled functions can work on these: contiguous float32 on the CPU."""
+def usable(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:
+    """Tell whether the compiled functions can work on these: contiguous, of a dtype, on the CPU."""
     if library is None:
         return False
     for t in tensors:
         if t is not None and not (
-            t.dtype == torch.float32 and t.is_cpu and t.is_contiguous() and not t.is_neg()
+            t.dtype == dtype and t.is_cpu and t.is_contiguous() and not t.is_neg()
         ):
             return False
     return True
 
 
+def fills(*tensors: Tensor | None) -> bool:
+    """Tell whether `normal` and `normal_rows` can work on these: all float32, or all bfloat16."""
+    return usable(*tensors) or usable(*tensors, dtype=torch.bfloat16)
+
+
 def normal(
-    out: Tensor, key: tuple[int, int], start: int, base: Tensor | None, keep: float, scale: float
+    out: Tensor,
+    key: tuple[int, int],
+    start: int,
+    base: Tensor | None,
+    keep: float,
+    scale: float,
+    stochastic: tuple[int, int] | None = None,
 ) -> None:
-    """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out."""
+    """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out.
+
+    Both float32, or both bfloat16 and rounded once; `stochastic` is the key of its rounding.
+    """
     assert library is not None
-    n = out.numel()
-    pointers = _address("out", out, n), None if base is None else _address("base", base, n)
-    library.agzo_normal(*pointers, n, start, *key, keep, scale, _threads())
+    n, dtype = out.numel(), _of(out)
+    pointers = (
+        _address("out", out, n, dtype),
+        None if base is None else _address("base", base, n, dtype),
+    )
+    if dtype == torch.bfloat16:
+        rounding = (stochastic is not None, *(stochastic or (0, 0)))
+        library.agzo_fill_bfloat16(*pointers, n, start, *key, keep, scale, *rounding, _threads())
+    else:
+        library.agzo_fill(*pointers, n, start, *key, keep, scale, _threads())
 
 
 def normal_rows(
     out: Tensor, key: tuple[int, int], rows: Tensor, base: Tensor | None, scale: float
 ) -> None:
-    """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``."""
+    """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``, as `normal`."""
     assert library is not None
-    n, width = out.shape
+    (n, width), dtype = out.shape, _of(out)
     _check_rows(rows, None if base is None else base.numel() // max(1, width))
     pointers = (
-        _address("out", out, n * width),
-        None if base is None else _address("base", base, base.shape[0] * width),
+        _address("out", out, n * width, dtype),
+        None if base is None else _address("base", base, base.shape[0] * width, dtype),
         _address("rows", rows, n, torch.int64),
     )
-    library.agzo_normal_rows(*pointers, n, width, *key, scale, _threads())
+    low = dtype == torch.bfloat16
+    fill = library.agzo_fill_rows_bfloat16 if low else library.agzo_fill_rows
+    fill(*pointers, n, width, *key, scale, _threads())
 
 
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:
@@ -99,12 +134,29 @@ def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left.T @ right to y (m, n), in place; left (r, m), right (r, n), r from 1 to 4."""
     assert library is not None
     (m, n), r = y.shape, left.shape[0]
-    if not 1 <= r <= THIN:
-        raise ValueError(f"left: {tuple(left.shape)}; allowed are 1 to {THIN} rows")
+    _check_thin(left)
     pointers = (
         _address("y", y, m * n), _address("left", left, r * m), _address("right", right, r * n)
     )  # fmt: skip
     library.agzo_add_thin(*pointers, m, n, r, _threads())
+
+
+def add_thin_bfloat16(
+    y: Tensor, left: Tensor, right: Tensor, keep: float = 1.0, scale: float = 1.0
+) -> None:
+    """Set y (m, n) bfloat16 to ``keep * y + scale * left.T @ right``, rounded once.
+
+    The factors are left (r, m) and right (r, n), float32, r from 1 to 4.
+    """
+    assert library is not None
+    (m, n), r = y.shape, left.shape[0]
+    _check_thin(left)
+    pointers = (
+        _address("y", y, m * n, torch.bfloat16),
+        _address("left", left, r * m),
+        _address("right", right, r * n),
+    )
+    library.agzo_add_thin_bfloat16(*pointers, m, n, r, keep, scale, _threads())
 
 
 def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
@@ -131,6 +183,16 @@ def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.f
         return tensor.data_ptr()
     found = f"{tensor.dtype}, {tuple(tensor.shape)}, strides {tensor.stride()}, {tensor.device}"
     raise ValueError(f"{name}: {found}; allowed are {count} contiguous values, {dtype}, on the CPU")
+
+
+def _of(out: Tensor) -> torch.dtype:
+    """Return bfloat16 of such a tensor; float32 of any other, which `_address` then judges."""
+    return torch.bfloat16 if out.dtype == torch.bfloat16 else torch.float32
+
+
+def _check_thin(left: Tensor) -> None:
+    if not 1 <= left.shape[0] <= THIN:
+        raise ValueError(f"left: {tuple(left.shape)}; allowed are 1 to {THIN} rows")
 
 
 def _check_rows(rows: Tensor, count: int | None) -> None:

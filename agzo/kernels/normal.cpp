@@ -7,8 +7,8 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "values.h"
 #include "wide.h"
 
 namespace {
@@ -20,9 +20,6 @@ struct Address {
     uint32_t key0, key1;  // of the tensor
     uint32_t row, column; // streams under one key
 };
-
-INLINE uint32_t bits(float x) { uint32_t u; std::memcpy(&u, &x, 4); return u; }
-INLINE float number(uint32_t u) { float x; std::memcpy(&x, &u, 4); return x; }
 
 INLINE void philox(uint64_t counter, Address a, uint32_t w[4]) {
     uint32_t c0 = uint32_t(counter), c1 = uint32_t(counter >> 32), c2 = a.row, c3 = a.column;
@@ -88,24 +85,45 @@ INLINE void words(uint64_t block, Address a, uint32_t x[BLOCK]) {
     }
 }
 
-// out[i] = keep * base[i] + scale * z(start + i) for i in [0, n), or scale * z without a base.
-WIDE void add_normals(float *out, const float *base, int64_t n, uint64_t start, Address a,
-                      float keep, float scale) {
+// out[i] = keep * base[i] + scale * z(start + i) for i in [0, n), or scale * z without a base; with
+// `random`, the address of 16 bits for each element, rounded stochastically.
+template <class T>
+INLINE void add(T *out, const T *base, int64_t n, uint64_t start, Address a, float keep, float scale,
+                const Address *random) {
     float z[BLOCK];
+    uint32_t x[BLOCK];
     for (int64_t i = 0; i < n;) {
         const uint64_t element = start + uint64_t(i);
         const int64_t from = int64_t(element % BLOCK);
         const int64_t count = n - i < BLOCK - from ? n - i : BLOCK - from;
         normals(element / BLOCK, a, z);
-        if (base == nullptr) {
-            for (int64_t j = 0; j < count; j++) out[i + j] = scale * z[from + j];
+        if (random != nullptr) {
+            words(element / BLOCK, *random, x);
+            for (int64_t j = 0; j < count; j++) {
+                const float own = base == nullptr ? 0.0f : keep * load(base[i + j]);
+                store(out + i + j, own + scale * z[from + j], x[from + j] >> 16);
+            }
+        } else if (base == nullptr) {
+            for (int64_t j = 0; j < count; j++) store(out + i + j, scale * z[from + j]);
         } else if (count == BLOCK) {
-            for (int j = 0; j < BLOCK; j++) out[i + j] = keep * base[i + j] + scale * z[j];
+            for (int j = 0; j < BLOCK; j++)
+                store(out + i + j, keep * load(base[i + j]) + scale * z[j]);
         } else {
-            for (int64_t j = 0; j < count; j++) out[i + j] = keep * base[i + j] + scale * z[from + j];
+            for (int64_t j = 0; j < count; j++)
+                store(out + i + j, keep * load(base[i + j]) + scale * z[from + j]);
         }
         i += count;
     }
+}
+
+WIDE void add_normals(float *out, const float *base, int64_t n, uint64_t start, Address a,
+                      float keep, float scale, const Address *) {
+    add(out, base, n, start, a, keep, scale, nullptr);
+}
+
+WIDE void add_normals(BFloat16 *out, const BFloat16 *base, int64_t n, uint64_t start, Address a,
+                      float keep, float scale, const Address *random) {
+    add(out, base, n, start, a, keep, scale, random);
 }
 
 WIDE void sixteen_bits(int32_t *out, int64_t n, uint64_t start, Address a) {
@@ -120,27 +138,51 @@ WIDE void sixteen_bits(int32_t *out, int64_t n, uint64_t start, Address a) {
     }
 }
 
+template <class T>
+void fill(T *out, const T *base, int64_t n, uint64_t start, Address a, float keep, float scale,
+          const Address *random, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n > SLICE)
+    for (int64_t i = 0; i < n; i += SLICE)
+        add_normals(out + i, base ? base + i : nullptr, n - i < SLICE ? n - i : SLICE,
+                    start + uint64_t(i), a, keep, scale, random);
+}
+
+// Row t of out: the row rows[t] of base plus scale times the same row of the noise.
+template <class T>
+void fill_rows(T *out, const T *base, const int64_t *rows, int64_t n, int64_t width, Address a,
+               float scale, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (n * width > SLICE)
+    for (int64_t t = 0; t < n; t++)
+        add_normals(out + t * width, base ? base + rows[t] * width : nullptr, width,
+                    uint64_t(rows[t]) * uint64_t(width), a, 1.0f, scale, nullptr);
+}
+
 }  // namespace
 
 extern "C" {
 
-void agzo_normal(float *out, const float *base, int64_t n, uint64_t start, uint32_t key0,
-                 uint32_t key1, float keep, float scale, int threads) {
-    const Address a{key0, key1, 0, 0};
-#pragma omp parallel for num_threads(threads) schedule(static) if (n > SLICE)
-    for (int64_t i = 0; i < n; i += SLICE)
-        add_normals(out + i, base ? base + i : nullptr, n - i < SLICE ? n - i : SLICE,
-                    start + uint64_t(i), a, keep, scale);
+void agzo_fill(float *out, const float *base, int64_t n, uint64_t start, uint32_t key0,
+               uint32_t key1, float keep, float scale, int threads) {
+    fill(out, base, n, start, Address{key0, key1, 0, 0}, keep, scale, nullptr, threads);
 }
 
-// Row t of out: the row rows[t] of base plus scale times the same row of the noise.
-void agzo_normal_rows(float *out, const float *base, const int64_t *rows, int64_t n, int64_t width,
-                      uint32_t key0, uint32_t key1, float scale, int threads) {
-    const Address a{key0, key1, 0, 0};
-#pragma omp parallel for num_threads(threads) schedule(static) if (n * width > SLICE)
-    for (int64_t t = 0; t < n; t++)
-        add_normals(out + t * width, base ? base + rows[t] * width : nullptr, width,
-                    uint64_t(rows[t]) * uint64_t(width), a, 1.0f, scale);
+void agzo_fill_bfloat16(BFloat16 *out, const BFloat16 *base, int64_t n, uint64_t start,
+                        uint32_t key0, uint32_t key1, float keep, float scale, int stochastic,
+                        uint32_t random0, uint32_t random1, int threads) {
+    const Address random{random0, random1, 0, 0};
+    fill(out, base, n, start, Address{key0, key1, 0, 0}, keep, scale,
+         stochastic ? &random : nullptr, threads);
+}
+
+void agzo_fill_rows(float *out, const float *base, const int64_t *rows, int64_t n, int64_t width,
+                    uint32_t key0, uint32_t key1, float scale, int threads) {
+    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, threads);
+}
+
+void agzo_fill_rows_bfloat16(BFloat16 *out, const BFloat16 *base, const int64_t *rows, int64_t n,
+                             int64_t width, uint32_t key0, uint32_t key1, float scale,
+                             int threads) {
+    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, threads);
 }
 
 // out[e, c, p]: element p of the streams (row e, column c).
@@ -148,8 +190,9 @@ void agzo_normal_table(float *out, int64_t examples, int64_t columns, int64_t po
                        uint32_t key0, uint32_t key1, int threads) {
 #pragma omp parallel for num_threads(threads) if (examples * columns * positions > SLICE)
     for (int64_t i = 0; i < examples * columns; i++)
-        add_normals(out + i * positions, nullptr, positions, 0,
-                    Address{key0, key1, uint32_t(i / columns), uint32_t(i % columns)}, 1.0f, 1.0f);
+        add_normals(out + i * positions, static_cast<const float *>(nullptr), positions, 0,
+                    Address{key0, key1, uint32_t(i / columns), uint32_t(i % columns)}, 1.0f, 1.0f,
+                    nullptr);
 }
 
 void agzo_bits(int32_t *out, int64_t n, uint64_t start, uint32_t key0, uint32_t key1, int threads) {

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agzo import kernels
+from agzo.directions.low_rank import LowRank
 from agzo.kernels import native, reference, thin
 from agzo.kernels.orthonormal import cholesky_qr
 
@@ -128,6 +129,56 @@ def test_every_dtype_is_computed_alike_with_and_without_the_compiled_kernel(
     exact = weight.double() * 0.99 + z(7, 2100).view(30, 70).double() * 0.01
     step = {torch.bfloat16: 2**-7, torch.float16: 2**-10}.get(dtype, 1e-6)
     assert ((fast[0].double() - exact).abs() <= step * exact.abs() + 1e-7).all()
+
+
+@compiled
+@pytest.mark.parametrize("stochastic", [None, (1, 2)])
+def test_a_bfloat16_weight_is_changed_in_place_whatever_it_holds(stochastic, monkeypatch):
+    special = torch.tensor([0.0, -0.0, 1e-39, 3e38, -3e38, torch.inf, -torch.inf, torch.nan])
+    weight = special.repeat(23)[:180].bfloat16()
+    found = []
+    for library in (native.library, None):
+        monkeypatch.setattr(native, "library", library)
+        found.append(kernels.normal_(w := weight.clone(), KEY, 61, w, 1.5, 1e37, stochastic))
+    assert found[0].isnan().equal(found[1].isnan())
+    assert found[0].nan_to_num(1.0).equal(found[1].nan_to_num(1.0))
+
+
+@compiled
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 90), words)
+def test_a_thin_product_is_added_to_bfloat16_with_one_rounding(rank, height, width, seed):
+    draw = torch.Generator().manual_seed(seed)
+    left, right, y = (
+        torch.randn(shape, generator=draw)
+        for shape in ((rank, height), (rank, width), (height, width))
+    )
+    y = y.bfloat16()
+    exact = y.double() * 0.75 + (left.double().T @ right.double()) * -0.5
+    native.add_thin_bfloat16(y, left, right, 0.75, -0.5)
+    spacing = 2.0 ** (exact.abs().clamp(min=2.0**-100).log2().floor() - 7)
+    assert ((y.double() - exact).abs() <= 0.5 * spacing + 1e-6).all()
+
+
+@compiled
+@pytest.mark.parametrize("rounding", [None, (1, 2)])
+@pytest.mark.parametrize("rank", [1, 2, 4, 5])
+def test_a_low_rank_update_of_bfloat16_is_that_without_the_compiled_kernel(
+    rank, rounding, monkeypatch
+):
+    draw = torch.Generator().manual_seed(rank)
+    left, right, weight = (
+        torch.randn(shape, generator=draw) for shape in ((70, rank), (33, rank), (70, 33))
+    )
+    found = []
+    for library in (native.library, None):
+        monkeypatch.setattr(native, "library", library)
+        moved = weight.bfloat16()
+        LowRank(left, right).add_to(moved, torch.tensor(0.99), torch.tensor(-0.01), rounding)
+        found.append(moved.float())
+    spacing = 2.0**-7 * found[1].abs()
+    assert ((found[0] - found[1]).abs() <= (spacing if rank > 1 else 0.0 * spacing)).all()
+    assert (found[0] != found[1]).double().mean() < 0.01
 
 
 @pytest.mark.usefixtures("plain")
