@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from agzo.directions.direction import Dense, Direction
 from agzo.directions.low_rank import LowRank
 from agzo.directions.seen import SeenRows
-from agzo.directions.signs import Signs
 from agzo.execution.perturb import Directions
 
 Gradients = Mapping[nn.Parameter, Tensor]
@@ -85,7 +84,8 @@ def expected_cosine(directions: Directions, gradients: Gradients) -> float:
     Parts of a direction that are drawn apart add their squares. Exact for dense and for AGZO's
     directions, where B is orthonormal and E |Delta|^2 = D. LOZO's V is not, and parts of unequal
     scale are not alike: <G, Delta> is exactly Gaussian there too, but |Delta| only concentrates
-    around its root mean square, so for few numbers drawn the value is approximate.
+    around its root mean square, so for few numbers drawn the value is approximate. Signs (`Signs`)
+    have that length exactly, and <G, Delta> is nearly Gaussian where G is spread over many values.
     """
     parts = [part for p, g in gradients.items() for part in _parts(directions[p], g)]
     drawn = sum(part.drawn for part in parts)
@@ -117,7 +117,7 @@ def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
             yield from _parts(source, g[rows])
         if direction.head is not None:
             yield from _parts(direction.head, g)
-    elif isinstance(direction, Dense | Signs):
+    elif isinstance(direction, Dense):
         yield _Part(g.numel(), g.square().sum(), g.new_tensor(g.numel()))
     else:
         raise ValueError(

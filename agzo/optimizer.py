@@ -22,6 +22,7 @@ from agzo.check import (
     check_rates,
     check_seed,
 )
+from agzo.directions.sampler import NOISES
 from agzo.distributed.group import UNSAID, Group
 from agzo.distributed.pieces import Batch, joint
 from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement
@@ -33,7 +34,7 @@ from agzo.moments import MOMENTS
 from agzo.moving import Moving
 from agzo.observed import Observed
 from agzo.preparing import Preparing
-from agzo.rng import STREAM, Noise
+from agzo.rng import Noise
 from agzo.saved_state import SETTINGS, SavedState
 from agzo.scaling import SCALINGS, check_scaling
 from agzo.torch_calls.surroundings import apart
@@ -55,6 +56,8 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         eps: the perturbation size mu of the paper, > 0.
         estimator: "one_sided" or "two_sided".
         queries: directions measured and averaged per step, >= 1.
+        noise: "gaussian" or "rademacher" (-1 and 1: of the same covariance, and made in a third of
+            the time), of dense directions and of the dense parts of others.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
             table the rows of the batch's tokens alone, see `agzo.directions.seen`.
         update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar" or "spread", see
@@ -92,6 +95,7 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         eps: float,
         estimator: str,
         queries: int = 1,
+        noise: str = "gaussian",
         embeddings: str = "tuned",
         update: str = "sgd",
         momentum: float = 0.9,
@@ -110,6 +114,7 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         self.eps = check_number("eps", eps, above=0.0)
         self.queries = check_count("queries", queries)
         check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("noise", noise, tuple(NOISES))
         check_choice("update", update, self.about.updates or UPDATES)
         check_scaling(update, self.queries)
         self.momentum = check_number("momentum", momentum, minimum=0.0, below=1.0)
@@ -127,6 +132,7 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         super().__init__([check_group(each) for each in groups], rates)
         self.model = model
         self.estimator = estimator
+        self.noise = noise
         self.embeddings = embeddings
         if embeddings == "seen" and update in MOMENTS:
             raise ValueError(
@@ -141,7 +147,7 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         self.projected_grad: Tensor | None = None
         self._execution: Execution = EXECUTIONS[execution]()
         device = self.tuned[0].device
-        self.stream_version = STREAM
+        self.stream_version = NOISES[noise].stream
         self._guard = Guard(model, self.tuned)
         self.forwards_once = 2 + self.scope.forwards  # the check that the loss is a function
         own = {key: getattr(self, key) for key in (*SETTINGS, *self.about.settings)}

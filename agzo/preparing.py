@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from agzo.directions.sampler import DirectionSampler, Gaussian
+from agzo.directions.sampler import NOISES, DirectionSampler, Gaussian
 from agzo.directions.seen import OnSeenRows, SeenTokens
 from agzo.distributed.group import Group
 from agzo.guard import Guard
@@ -28,6 +28,7 @@ class Preparing(Progress):
     model: nn.Module
     tuned: list[Tuned]
     embeddings: str
+    noise: str
     update: str
     large_state: bool
     rounding: str
@@ -56,6 +57,7 @@ class Preparing(Progress):
         """Make the sampler of what is tuned, and refuse moments that are too large for it."""
         self._guard.follow(self.tuned)
         self._sampler: DirectionSampler = self._make_sampler()
+        self._sampler.dense = NOISES[self.noise]
         tables = [each for each in self.tuned if each.role == "embedding"]
         self._seen = (
             SeenTokens(tables, self.group) if self.embeddings == "seen" and tables else None

@@ -71,30 +71,22 @@ class Noise:
         return self.tensor((count, height), device, parameter, role).T
 
     def rows(
-        self, shape: torch.Size | tuple[int, ...], device: torch.device, parameter: str, role: str
+        self,
+        shape: torch.Size | tuple[int, ...],
+        device: torch.device,
+        parameter: str,
+        role: str,
+        signs: bool = False,
     ) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield ``(start, stop, values)``: the same tensor in blocks of rows.
+        """Yield ``(start, stop, values)``: the same tensor in blocks of rows; or signs, -1 and 1.
 
-        `values` is (stop - start, *shape[1:]) and may be overwritten by the caller. A scalar shape
-        yields one block of shape ().
+        A sign is one bit, so it is exact and costs no logarithm. `values` is (stop - start,
+        *shape[1:]) and may be overwritten by the caller. A scalar shape yields one block, ().
         """
         key, width = self.key(parameter, role), math.prod(shape[1:])
         for start, stop in chunks(shape):
             own = (stop - start, *shape[1:]) if shape else ()
-            yield start, stop, _normal(own, device, key, start * width)
-
-    def signs(
-        self, shape: torch.Size | tuple[int, ...], device: torch.device, parameter: str
-    ) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield ``(start, stop, values)`` as `rows` does, of -1 and 1 with equal chance, float32.
-
-        Each is one bit of its element's word, so it is exact and costs no logarithm.
-        """
-        key, width = self.key(parameter, "signs"), math.prod(shape[1:])
-        for start, stop in chunks(shape):
-            own = torch.Size((stop - start, *shape[1:]) if shape else ())
-            bits = kernels.sixteen_bits(key, start * width, own, device)
-            yield start, stop, bits.bitwise_and_(1).mul_(-2).add_(1).float()
+            yield start, stop, _normal(own, device, key, start * width, signs)
 
     def table(
         self,
@@ -116,5 +108,12 @@ class Noise:
         return kernels.normal_table(key, *whole, rank, device)[example:, position:]
 
 
-def _normal(shape: Sequence[int], device: torch.device, key: kernels.Key, start: int = 0) -> Tensor:
-    return kernels.normal_(torch.empty(shape, dtype=torch.float32, device=device), key, start)
+def _normal(
+    shape: Sequence[int],
+    device: torch.device,
+    key: kernels.Key,
+    start: int = 0,
+    signs: bool = False,
+) -> Tensor:
+    out = torch.empty(shape, dtype=torch.float32, device=device)
+    return kernels.normal_(out, key, start, signs=signs)

@@ -15,7 +15,7 @@ from agzo.progress import ENTRY, Progress, saved_entry
 from agzo.tuned.select import Tuned
 
 SETTINGS = (
-    *("eps", "estimator", "queries", "rounding", "embeddings"),
+    *("eps", "estimator", "queries", "noise", "rounding", "embeddings"),
     *("update", "momentum", "beta2"),
 )
 """Settings of every method that are in its state; its own are in its `about`."""

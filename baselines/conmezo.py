@@ -63,7 +63,7 @@ class Cone(OfMemory):
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return the direction of one parameter."""
-        u = Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
+        u = self.dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
         m = self._method.memory(tuned)
         if m is None or self.rms is None:
             return u

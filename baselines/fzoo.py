@@ -19,14 +19,14 @@ from typing import Any
 
 from torch import nn
 
-from agzo.directions.signs import Rademacher
 from agzo.optimizer import ZeroOrderOptimizer
 
 
 class FZOO(ZeroOrderOptimizer):
     """Probe with N = `queries` vectors of signs; the arguments are those of `ZeroOrderOptimizer`.
 
-    As they are fixed here: `update` "spread" is FZOO, any other one is for comparison.
+    As they are fixed here: `update` "spread" and `noise` "rademacher" are FZOO, others are for
+    comparison.
     """
 
     def __init__(
@@ -37,10 +37,8 @@ class FZOO(ZeroOrderOptimizer):
         queries: int = 8,
         estimator: str = "one_sided",
         update: str = "spread",
+        noise: str = "rademacher",
         **shared: Any,
     ) -> None:
-        own = {"queries": queries, "estimator": estimator, "update": update}
+        own = {"queries": queries, "estimator": estimator, "update": update, "noise": noise}
         super().__init__(model, lr=lr, eps=eps, **own, **shared)
-
-    def _make_sampler(self) -> Rademacher:
-        return Rademacher()

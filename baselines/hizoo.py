@@ -58,7 +58,7 @@ class ByCurvature(OfMemory):
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return the direction of one parameter."""
-        z = Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
+        z = self.dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
         curvature = self._method.memory(tuned)
         return z if curvature is None else Bent(z, curvature)
 

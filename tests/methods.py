@@ -153,6 +153,13 @@ METHODS = [
         part="zo_act",
         networks=("qwen3-tied",),
     ),
+    Method("mezo-signs", MeZO, {"noise": "rademacher"}, networks=("opt-tied",)),
+    Method(
+        "agzo-seen-signs",
+        AGZO,
+        {"embeddings": "seen", "noise": "rademacher", "estimator": "two_sided"},
+        networks=("qwen3-tied",),
+    ),
     Method("mezo-scalar", MeZO, {"update": "scalar", "queries": 2}, networks=("qwen3-tied",)),
     Method(
         "agzo-spread",
@@ -171,7 +178,10 @@ METHODS = [
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]
 
-FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "mezo-scalar", "agzo-spread")
+FIELD = (
+    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon"),
+    *("mezo-scalar", "agzo-spread", "agzo-seen-signs"),
+)
 
 
 def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:

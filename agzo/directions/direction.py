@@ -1,8 +1,9 @@
 """A search direction for one parameter: dense noise made in chunks, or a low-rank product.
 
 `Dense` is Z ~ N(0, 1) of the parameter's shape, never stored: it holds its address and makes its
-rows anew each time (4 MiB at a time). `LowRank` is ``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO:
-U V^T) and holds its two thin factors. `Sum` is several queries' directions, added.
+rows anew each time (4 MiB at a time); `Signs` is that with -1 and 1. `LowRank` is
+``left @ right.T`` (AGZO Eq. 10: R A^T; LOZO: U V^T) and holds its two thin factors. `Sum` is
+several queries' directions, added.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from agzo import kernels
-from agzo.rng import Noise, chunks
+from agzo.rng import STREAM, Noise, chunks
 
 
 class Direction(Protocol):
@@ -169,10 +170,13 @@ class Dense(ByRows):
     name: str
     shape: torch.Size  # pyright: ignore[reportIncompatibleMethodOverride]
     device: torch.device
+    role: ClassVar[str] = "dense"
+    signs: ClassVar[bool] = False
+    stream: ClassVar[str] = STREAM
 
     def rows(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield the noise in blocks of whole rows, float32, free to be overwritten."""
-        return self.noise.rows(self.shape, self.device, self.name, "dense")
+        return self.noise.rows(self.shape, self.device, self.name, self.role, self.signs)
 
     def perturbed(self, weight: Tensor, scale: float) -> Iterator[tuple[int, int, Tensor]]:
         """Yield blocks of rows of the perturbed weight, each in the memory of the one before."""
@@ -183,16 +187,17 @@ class Dense(ByRows):
             if buffer is None:
                 buffer = torch.empty(own.shape, dtype=own.dtype, device=own.device)
             block = buffer if own.dim() == 0 else buffer[: stop - start]
-            kernels.normal_(block, key, start * width, own, scale=scale)
+            kernels.normal_(block, key, start * width, own, scale=scale, signs=self.signs)
             yield start, stop, block
 
     def take(self, ids: Tensor) -> Tensor:
         """Return some rows of the noise; see `Direction.take`."""
-        return kernels.normal_rows(self._key, ids, self.shape[1])
+        return kernels.normal_rows(self._key, ids, self.shape[1], signs=self.signs)
 
     def gather(self, weight: Tensor, ids: Tensor, scale: float) -> Tensor:
         """Return some rows of the perturbed weight; see `Direction.gather`."""
-        return kernels.normal_rows(self._key, ids, self.shape[1], weight.contiguous(), scale)
+        own = weight.contiguous()
+        return kernels.normal_rows(self._key, ids, self.shape[1], own, scale, self.signs)
 
     def add_to(
         self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None
@@ -200,13 +205,21 @@ class Dense(ByRows):
         """Set weight to ``keep * weight + scale * direction`` in one pass; see `Direction`."""
         if weight.is_contiguous():
             decay = 1.0 if keep is None else keep
-            kernels.normal_(weight, self._key, 0, weight, decay, scale, rounding)
+            kernels.normal_(weight, self._key, 0, weight, decay, scale, rounding, self.signs)
         else:
             super().add_to(weight, keep, scale, rounding)
 
     @functools.cached_property
     def _key(self) -> kernels.Key:
-        return self.noise.key(self.name, "dense")
+        return self.noise.key(self.name, self.role)
+
+
+class Signs(Dense):
+    """Independent signs, -1 or 1, of a parameter's shape: of covariance I as Gaussian noise is."""
+
+    role = "signs"
+    signs = True
+    stream = f"{STREAM}, signs 2"
 
 
 @dataclass(frozen=True)

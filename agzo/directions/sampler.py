@@ -19,15 +19,20 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.direction import Dense, Direction
+from agzo.directions.direction import Dense, Direction, Signs
 from agzo.directions.low_rank import LowRank
 from agzo.rng import Noise
 from agzo.tuned.coordinates import Moved
 from agzo.tuned.select import Tuned
 
+NOISES: dict[str, type[Dense]] = {"gaussian": Dense, "rademacher": Signs}
+"""What dense directions, and dense parts of others, are made of."""
+
 
 class DirectionSampler(Protocol):
     """The first of a method's three choices."""
+
+    dense: type[Dense]
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
         """Return what must watch a forward of this step before sampling, or None."""
@@ -87,14 +92,16 @@ class Sampled(Mapping[nn.Parameter, Direction]):
 
 
 class Gaussian:
-    """MeZO's sampler: independent standard normal numbers for every coordinate."""
+    """MeZO's sampler: independent numbers for every coordinate, standard normal or signs."""
+
+    dense: type[Dense] = Dense
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
         """Need nothing from a forward."""
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
-        """Return dense Gaussian noise."""
-        return Dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
+        """Return dense noise."""
+        return self.dense(noise, tuned.name, tuned.parameter.shape, tuned.device)
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return None: no basis is taken."""

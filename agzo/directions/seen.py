@@ -223,7 +223,7 @@ class OnSeenRows:
     """A sampler whose directions of embedding tables lie on the rows that the batch has seen."""
 
     def __init__(self, inner: DirectionSampler, tokens: SeenTokens) -> None:
-        self._inner, self._tokens = inner, tokens
+        self._inner, self._tokens, self.dense = inner, tokens, inner.dense
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
         """Return the inner sampler's capture."""

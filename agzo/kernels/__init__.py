@@ -47,9 +47,11 @@ def normal_(
     keep: Number = 1.0,
     scale: Number = 1.0,
     stochastic: Key | None = None,
+    signs: bool = False,
 ) -> Tensor:
     """Set out to ``keep * base + scale * z`` (``scale * z`` without a base) and return it.
 
+    z is standard normal, or with `signs` -1 and 1 with equal chance, one bit of a word each.
     Computed in float32 (float64 for a float64 `out`) and rounded once, to nearest or
     stochastically. On the meta device nothing happens.
 
@@ -63,15 +65,15 @@ def normal_(
     if out.device.type == "meta":
         return out
     if native.fills(out, base):
-        native.normal(out, key, start, base, float(keep), float(scale), stochastic)
-    elif kind(out.device) == "triton" and out.dtype != torch.float64:
+        native.normal(out, key, start, base, float(keep), float(scale), stochastic, signs)
+    elif kind(out.device) == "triton" and out.dtype != torch.float64 and not signs:
         base = None if base is None else base.contiguous()
         _cuda().normal(out, key, start, base, keep, scale, stochastic)
     else:
         flat, source = out.view(-1), None if base is None else base.reshape(-1)
         for first in range(0, flat.numel(), PART):
             part = flat[first : first + PART]
-            sum_ = _normals(key, start + first, part).mul_(scale)
+            sum_ = _numbers(key, start + first, part, signs).mul_(scale)
             if source is not None:
                 sum_ = source[first : first + PART].to(sum_.dtype) * keep + sum_
             if stochastic is not None:
@@ -81,9 +83,11 @@ def normal_(
     return out
 
 
-def _normals(key: Key, start: int, like: Tensor) -> Tensor:
+def _numbers(key: Key, start: int, like: Tensor, signs: bool) -> Tensor:
     """Return as many elements as `like` has, float32 or its float64."""
-    if kind(like.device) == "native":
+    if signs:
+        z = _signs(key, start, like.numel(), like.device).view(like.shape)
+    elif kind(like.device) == "native":
         z = torch.empty(like.shape, dtype=torch.float32, device=like.device)
         native.normal(z, key, start, None, 1.0, 1.0)
     else:
@@ -91,15 +95,29 @@ def _normals(key: Key, start: int, like: Tensor) -> Tensor:
     return z.double() if like.dtype == torch.float64 else z
 
 
+def _signs(key: Key, start: int, count: int, device: torch.device) -> Tensor:
+    """Return signs start .. start + count - 1: bit e % 16 of the sixteen of element e // 16."""
+    first, last = start // 16, -(-(start + count) // 16)
+    bits = sixteen_bits(key, first, torch.Size([last - first]), device)
+    each = bits[:, None] >> torch.arange(16, dtype=torch.int32, device=device)
+    signs = each.bitwise_and_(1).mul_(-2).add_(1).float().view(-1)
+    return signs[start - 16 * first :][:count]
+
+
 def normal_rows(
-    key: Key, rows: Tensor, width: int, base: Tensor | None = None, scale: float = 1.0
+    key: Key,
+    rows: Tensor,
+    width: int,
+    base: Tensor | None = None,
+    scale: float = 1.0,
+    signs: bool = False,
 ) -> Tensor:
     """Return the rows `rows` of ``base + scale * z``, z of base's shape: a tensor (n, width).
 
     Computed and rounded as by `normal_`.
 
     Args:
-        key, scale: as of `normal_`.
+        key, scale, signs: as of `normal_`.
         rows: (n,) int64.
         width: values in a row.
         base: contiguous (any number of rows, width), any float dtype; None for float32 noise alone.
@@ -109,13 +127,13 @@ def normal_rows(
     if out.device.type == "meta":
         return out
     if native.fills(out, base):
-        native.normal_rows(out, key, rows.contiguous(), base, scale)
-    elif kind(out.device) == "triton" and dtype != torch.float64:
+        native.normal_rows(out, key, rows.contiguous(), base, scale, signs)
+    elif kind(out.device) == "triton" and dtype != torch.float64 and not signs:
         _cuda().normal_rows(out, key, rows.contiguous(), base, scale)
     else:
         for index, row in enumerate(rows.tolist()):
             own = None if base is None else base[row]
-            normal_(out[index], key, row * width, own, scale=scale)
+            normal_(out[index], key, row * width, own, scale=scale, signs=signs)
     return out
 
 

@@ -18,15 +18,18 @@ from torch import Tensor
 THIN = 4  # the largest rank that `add_thin` has code for
 KEY = (c_uint32, c_uint32)
 ARGUMENTS = {
-    "agzo_fill": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int),
+    "agzo_fill": (c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float, c_int, c_int),
     "agzo_fill_bfloat16": (
         *(c_void_p, c_void_p, c_int64, c_uint64, *KEY, c_float, c_float),
-        *(c_int, *KEY, c_int),
+        *(c_int, *KEY, c_int, c_int),
     ),
-    "agzo_fill_rows": (c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float, c_int),
+    "agzo_fill_rows": (
+        *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float),
+        *(c_int, c_int),
+    ),
     "agzo_fill_rows_bfloat16": (
         *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, *KEY, c_float),
-        c_int,
+        *(c_int, c_int),
     ),
     "agzo_normal_table": (c_void_p, c_int64, c_int64, c_int64, *KEY, c_int),
     "agzo_bits": (c_void_p, c_int64, c_uint64, *KEY, c_int),
@@ -80,10 +83,12 @@ def normal(
     keep: float,
     scale: float,
     stochastic: tuple[int, int] | None = None,
+    signs: bool = False,
 ) -> None:
     """Set out to ``keep * base + scale * z`` of the elements from `start` on; base may be out.
 
-    Both float32, or both bfloat16 and rounded once; `stochastic` is the key of its rounding.
+    Both float32, or both bfloat16 and rounded once; `stochastic` is the key of its rounding. z is
+    normal, or -1 and 1.
     """
     assert library is not None
     n, dtype = out.numel(), _of(out)
@@ -93,13 +98,20 @@ def normal(
     )
     if dtype == torch.bfloat16:
         rounding = (stochastic is not None, *(stochastic or (0, 0)))
-        library.agzo_fill_bfloat16(*pointers, n, start, *key, keep, scale, *rounding, _threads())
+        library.agzo_fill_bfloat16(
+            *pointers, n, start, *key, keep, scale, *rounding, signs, _threads()
+        )
     else:
-        library.agzo_fill(*pointers, n, start, *key, keep, scale, _threads())
+        library.agzo_fill(*pointers, n, start, *key, keep, scale, signs, _threads())
 
 
 def normal_rows(
-    out: Tensor, key: tuple[int, int], rows: Tensor, base: Tensor | None, scale: float
+    out: Tensor,
+    key: tuple[int, int],
+    rows: Tensor,
+    base: Tensor | None,
+    scale: float,
+    signs: bool = False,
 ) -> None:
     """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``, as `normal`."""
     assert library is not None
@@ -112,7 +124,7 @@ def normal_rows(
     )
     low = dtype == torch.bfloat16
     fill = library.agzo_fill_rows_bfloat16 if low else library.agzo_fill_rows
-    fill(*pointers, n, width, *key, scale, _threads())
+    fill(*pointers, n, width, *key, scale, signs, _threads())
 
 
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:

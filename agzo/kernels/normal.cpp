@@ -85,28 +85,43 @@ INLINE void words(uint64_t block, Address a, uint32_t x[BLOCK]) {
     }
 }
 
+constexpr int SIGNS_OF_WORD = 16, SIGNS_OF_BLOCK = BLOCK * SIGNS_OF_WORD;
+
+// Sign e is bit e % 16 of the upper half of word e / 16: set is -1.
+INLINE void signs(uint64_t block, Address a, float z[SIGNS_OF_BLOCK]) {
+    uint32_t x[BLOCK];
+    words(block, a, x);
+    for (int k = 0; k < BLOCK; k++) {
+#pragma GCC ivdep
+        for (int l = 0; l < SIGNS_OF_WORD; l++)
+            z[k * SIGNS_OF_WORD + l] = number(0x3F800000u | ((x[k] >> (16 + l)) & 1u) << 31);
+    }
+}
+
 // out[i] = keep * base[i] + scale * z(start + i) for i in [0, n), or scale * z without a base; with
-// `random`, the address of 16 bits for each element, rounded stochastically.
-template <class T>
+// `random`, the address of 16 bits for each element, rounded stochastically. z is normal, or a sign.
+template <bool SIGNS, class T>
 INLINE void add(T *out, const T *base, int64_t n, uint64_t start, Address a, float keep, float scale,
                 const Address *random) {
-    float z[BLOCK];
+    constexpr int SIZE = SIGNS ? SIGNS_OF_BLOCK : BLOCK;
+    float z[SIZE];
     uint32_t x[BLOCK];
     for (int64_t i = 0; i < n;) {
         const uint64_t element = start + uint64_t(i);
-        const int64_t from = int64_t(element % BLOCK);
-        const int64_t count = n - i < BLOCK - from ? n - i : BLOCK - from;
-        normals(element / BLOCK, a, z);
+        const int64_t from = int64_t(element % SIZE);
+        const int64_t count = n - i < SIZE - from ? n - i : SIZE - from;
+        if constexpr (SIGNS) signs(element / SIZE, a, z); else normals(element / SIZE, a, z);
         if (random != nullptr) {
-            words(element / BLOCK, *random, x);
             for (int64_t j = 0; j < count; j++) {
+                const uint64_t place = element + uint64_t(j);
+                if (j == 0 || place % BLOCK == 0) words(place / BLOCK, *random, x);
                 const float own = base == nullptr ? 0.0f : keep * load(base[i + j]);
-                store(out + i + j, own + scale * z[from + j], x[from + j] >> 16);
+                store(out + i + j, own + scale * z[from + j], x[place % BLOCK] >> 16);
             }
         } else if (base == nullptr) {
             for (int64_t j = 0; j < count; j++) store(out + i + j, scale * z[from + j]);
-        } else if (count == BLOCK) {
-            for (int j = 0; j < BLOCK; j++)
+        } else if (count == SIZE) {
+            for (int j = 0; j < SIZE; j++)
                 store(out + i + j, keep * load(base[i + j]) + scale * z[j]);
         } else {
             for (int64_t j = 0; j < count; j++)
@@ -118,12 +133,22 @@ INLINE void add(T *out, const T *base, int64_t n, uint64_t start, Address a, flo
 
 WIDE void add_normals(float *out, const float *base, int64_t n, uint64_t start, Address a,
                       float keep, float scale, const Address *) {
-    add(out, base, n, start, a, keep, scale, nullptr);
+    add<false>(out, base, n, start, a, keep, scale, nullptr);
+}
+
+WIDE void add_signs(float *out, const float *base, int64_t n, uint64_t start, Address a, float keep,
+                    float scale, const Address *) {
+    add<true>(out, base, n, start, a, keep, scale, nullptr);
 }
 
 WIDE void add_normals(BFloat16 *out, const BFloat16 *base, int64_t n, uint64_t start, Address a,
                       float keep, float scale, const Address *random) {
-    add(out, base, n, start, a, keep, scale, random);
+    add<false>(out, base, n, start, a, keep, scale, random);
+}
+
+WIDE void add_signs(BFloat16 *out, const BFloat16 *base, int64_t n, uint64_t start, Address a,
+                    float keep, float scale, const Address *random) {
+    add<true>(out, base, n, start, a, keep, scale, random);
 }
 
 WIDE void sixteen_bits(int32_t *out, int64_t n, uint64_t start, Address a) {
@@ -140,21 +165,27 @@ WIDE void sixteen_bits(int32_t *out, int64_t n, uint64_t start, Address a) {
 
 template <class T>
 void fill(T *out, const T *base, int64_t n, uint64_t start, Address a, float keep, float scale,
-          const Address *random, int threads) {
+          const Address *random, int of_signs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (n > SLICE)
-    for (int64_t i = 0; i < n; i += SLICE)
-        add_normals(out + i, base ? base + i : nullptr, n - i < SLICE ? n - i : SLICE,
-                    start + uint64_t(i), a, keep, scale, random);
+    for (int64_t i = 0; i < n; i += SLICE) {
+        const T *own = base ? base + i : nullptr;
+        const int64_t count = n - i < SLICE ? n - i : SLICE;
+        if (of_signs) add_signs(out + i, own, count, start + uint64_t(i), a, keep, scale, random);
+        else add_normals(out + i, own, count, start + uint64_t(i), a, keep, scale, random);
+    }
 }
 
 // Row t of out: the row rows[t] of base plus scale times the same row of the noise.
 template <class T>
 void fill_rows(T *out, const T *base, const int64_t *rows, int64_t n, int64_t width, Address a,
-               float scale, int threads) {
+               float scale, int of_signs, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (n * width > SLICE)
-    for (int64_t t = 0; t < n; t++)
-        add_normals(out + t * width, base ? base + rows[t] * width : nullptr, width,
-                    uint64_t(rows[t]) * uint64_t(width), a, 1.0f, scale, nullptr);
+    for (int64_t t = 0; t < n; t++) {
+        const T *own = base ? base + rows[t] * width : nullptr;
+        const uint64_t start = uint64_t(rows[t]) * uint64_t(width);
+        if (of_signs) add_signs(out + t * width, own, width, start, a, 1.0f, scale, nullptr);
+        else add_normals(out + t * width, own, width, start, a, 1.0f, scale, nullptr);
+    }
 }
 
 }  // namespace
@@ -162,27 +193,27 @@ void fill_rows(T *out, const T *base, const int64_t *rows, int64_t n, int64_t wi
 extern "C" {
 
 void agzo_fill(float *out, const float *base, int64_t n, uint64_t start, uint32_t key0,
-               uint32_t key1, float keep, float scale, int threads) {
-    fill(out, base, n, start, Address{key0, key1, 0, 0}, keep, scale, nullptr, threads);
+               uint32_t key1, float keep, float scale, int of_signs, int threads) {
+    fill(out, base, n, start, Address{key0, key1, 0, 0}, keep, scale, nullptr, of_signs, threads);
 }
 
 void agzo_fill_bfloat16(BFloat16 *out, const BFloat16 *base, int64_t n, uint64_t start,
                         uint32_t key0, uint32_t key1, float keep, float scale, int stochastic,
-                        uint32_t random0, uint32_t random1, int threads) {
+                        uint32_t random0, uint32_t random1, int of_signs, int threads) {
     const Address random{random0, random1, 0, 0};
     fill(out, base, n, start, Address{key0, key1, 0, 0}, keep, scale,
-         stochastic ? &random : nullptr, threads);
+         stochastic ? &random : nullptr, of_signs, threads);
 }
 
 void agzo_fill_rows(float *out, const float *base, const int64_t *rows, int64_t n, int64_t width,
-                    uint32_t key0, uint32_t key1, float scale, int threads) {
-    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, threads);
+                    uint32_t key0, uint32_t key1, float scale, int of_signs, int threads) {
+    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, of_signs, threads);
 }
 
 void agzo_fill_rows_bfloat16(BFloat16 *out, const BFloat16 *base, const int64_t *rows, int64_t n,
                              int64_t width, uint32_t key0, uint32_t key1, float scale,
-                             int threads) {
-    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, threads);
+                             int of_signs, int threads) {
+    fill_rows(out, base, rows, n, width, Address{key0, key1, 0, 0}, scale, of_signs, threads);
 }
 
 // out[e, c, p]: element p of the streams (row e, column c).

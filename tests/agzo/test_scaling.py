@@ -1,14 +1,16 @@
 """update=spread and update=scalar: one factor for a step, for every method that there is."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agzo import AGZO
-from agzo.directions.signs import Rademacher, Signs
+from agzo import AGZO, kernels
+from agzo.directions.direction import Signs
+from agzo.kernels import native, reference
 from agzo.rng import Noise
 from agzo.scaling import Scaling
 from baselines import FZOO, LOZO, MeZO
@@ -74,7 +76,7 @@ def test_signs_are_signs_of_their_own_address():
             assert abs((one * before).mean().item()) < 5 / math.sqrt(one.numel())
 
 
-def test_signs_do_not_depend_on_how_they_are_cut(monkeypatch):
+def test_signs_do_not_depend_on_how_they_are_cut_or_made(monkeypatch):
     shape = torch.Size([30, 7])
     whole = Signs(Noise(3, 1), "w", shape, CPU)
     wanted = whole.dense()
@@ -83,6 +85,43 @@ def test_signs_do_not_depend_on_how_they_are_cut(monkeypatch):
     assert whole.dense().equal(wanted)
     ids = torch.tensor([29, 0, 29])
     assert whole.take(ids).equal(wanted[ids])
+    words = Noise(3, 1).key("w", "signs")
+    sixteen = reference.sixteen_bits(words, 0, 14, CPU)
+    bits = (sixteen[:, None] >> torch.arange(16)) & 1
+    assert wanted.view(-1).equal(1.0 - 2.0 * bits.view(-1)[:210])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rounding", [None, (1, 2)])
+def test_signs_are_added_alike_with_and_without_the_compiled_kernel(dtype, rounding, monkeypatch):
+    if rounding and dtype.itemsize > 2:
+        pytest.skip("only half precision is rounded stochastically")
+    weight = torch.randn(31, 79, generator=torch.Generator().manual_seed(1)).to(dtype)
+    rows, key = torch.tensor([3, 0, 29, 3]), Noise(0, 0).key("w", "signs")
+    found = []
+    for library in (native.library, None):
+        monkeypatch.setattr(native, "library", library)
+        fill = partial(kernels.normal_, signs=True)
+        moved = fill(weight.clone(), key, 1021, weight, 0.99, torch.tensor(0.01), rounding)
+        some = kernels.normal_rows(key, rows, 79, weight, 0.01, signs=True)
+        found.append([moved, some, kernels.normal_rows(key, rows, 79, signs=True)])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        assert one.equal(other)
+
+
+@pytest.mark.parametrize("kind", [MeZO, AGZO])
+def test_noise_of_signs_is_a_stream_of_its_own_and_part_of_the_state(kind):
+    net = mlp()
+    one, other = (kind(net.model, 1e-3, 1e-3, noise=noise) for noise in ("gaussian", "rademacher"))
+    assert one.stream_version != other.stream_version
+    dense = next(e for e in other.tuned if e.parameter.dim() == 1)
+    direction = other._sampler.sample(dense, Noise(0, 0))
+    assert direction.dense().abs().equal(torch.ones(dense.parameter.shape))
+    with pytest.raises(ValueError, match=r"^stream="):
+        one.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="noise='uniform': allowed are gaussian, rademacher"):
+        kind(net.model, 1e-3, 1e-3, noise="uniform")
 
 
 def test_mean_of_probes_is_the_published_estimate_and_its_covariance_the_public_identity():
@@ -177,4 +216,4 @@ def test_bad_settings_are_refused_by_name():
         MeZO(net.model, 1e-6, 1e-3, update="scaled")
     with pytest.raises(ValueError, match=r"update='adam'.*allowed are sgd, scalar, spread"):
         MeZO(net.model, 1e-6, 1e-3, update="adam", embeddings="seen")
-    assert isinstance(FZOO(net.model, 1e-6, 1e-3)._sampler, Rademacher)
+    assert FZOO(net.model, 1e-6, 1e-3)._sampler.dense is Signs

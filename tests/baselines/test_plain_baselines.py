@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from agzo.directions.direction import Signs
 from agzo.directions.orthonormal import haar
 from agzo.rng import Noise
 from baselines import FZOO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
@@ -28,8 +29,7 @@ def signs(step: int, query: int):
     """The library's own signs."""
 
     def of(name: str, w: nn.Parameter) -> Tensor:
-        rows = [values for _, _, values in Noise(0, step, query).signs(w.shape, CPU, name)]
-        return torch.cat(rows).view(w.shape).double()
+        return Signs(Noise(0, step, query), name, w.shape, CPU).dense().double()
 
     return of
 
