@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO
+from agzo.distributed.pieces import Piece
 from agzo.integrations.lightning import ZOModuleMixin
 from baselines import LOZOM, MeZO
 
@@ -210,3 +211,36 @@ def test_accelerate_prepares_it(method, lr):
             optimizer.step(lambda model=model: loss_of(model))
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(p.equal(q) for p, q in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("way", ["stage", "piece"])
+def test_mask_and_loss_come_through_accelerate(way):
+    """As the page says: by `stage` before the prepared step, or the mask alone in a Piece."""
+    accelerate = pytest.importorskip("accelerate")
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(6) >= torch.tensor([0, 3, 5, 1])[:, None]
+    x[~mask] = 9.0
+    ends = []
+    for given, prepared in ((mask, False), (mask, True), (None, False)):
+        net = network().eval()
+        optimizer: Any = AGZO(net, lr=1e-2, eps=1e-3)
+
+        def closure(net: nn.Module = net) -> Tensor:
+            return net(x)[mask].square().mean()
+
+        if not prepared:
+            losses = [optimizer.step(closure, given) for _ in range(3)]
+        else:
+            net, optimizer = accelerate.Accelerator(cpu=True).prepare(net, optimizer)
+            losses = []
+            for _ in range(3):
+                if way == "stage":
+                    losses.append(optimizer.optimizer.stage(closure, given))
+                    optimizer.step()
+                else:
+                    optimizer.step([Piece(closure, given)])
+        ends.append(([p.detach().clone() for p in net.parameters()], losses))
+    (alone, losses), (through, its), (without, _) = ends
+    assert all(p.equal(q) for p, q in zip(alone, through, strict=True))
+    assert not alone[0].equal(without[0])
+    assert its == (losses if way == "stage" else [])
