@@ -143,7 +143,9 @@ def test_lightnings_automatic_mode_hands_on_mask_and_first_log(lightning):
             return super().training_step((batch["x"], batch["y"]), index)
 
     made = Module()
-    rows = [{"x": x, "y": y, "attention_mask": torch.ones(2)} for x, y in zip(X, Y, strict=True)]
+    rows: Any = [
+        {"x": x, "y": y, "attention_mask": torch.ones(2)} for x, y in zip(X, Y, strict=True)
+    ]
     run = trainer(lightning, 1)
     run.fit(made, torch.utils.data.DataLoader(rows, batch_size=16))
     assert [mask.dtype for mask in masks] == [torch.bool] * 4

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from experiments.launch import pool, slurm
 from experiments.launch.job import State, look
 from experiments.models.loading import model_sha256
 from experiments.records.lock import lock
+from experiments.records.report import Line
 from experiments.suites import estimate
 from experiments.suites import plan as plans
 from experiments.suites.columns import Cell
@@ -528,6 +530,43 @@ def test_a_run_that_another_process_held_is_looked_at_again(plan, tmp_path):
     finish(second, 0.4)
     assert standing.look_at_busy()
     assert standing.chosen(found.groups[0]) is second
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_one_line_says_how_all_runs_stand(plan, tmp_path, stream, monkeypatch):
+    """Rewritten on a terminal; elsewhere lines that stay, without carriage returns."""
+    monkeypatch.setenv("COLUMNS", "120")
+    found = read(tmp_path)
+    found.folder.mkdir()
+    watcher = suite.Watcher(Standing(found), {g.name: 60.0 for g in found.groups}, jobs=2)
+    watcher.line = Line(stream())
+    first, second = watcher.next_job(), watcher.next_job()
+    assert first is not None
+    assert second is not None
+    assert watcher.all_runs() == "all runs: 0 done, 2 running, 7 left, about 4m30s"
+    finish(first, 0.5)
+    watcher.ended(pool.End(first, "finished", None, 3.0))
+    watcher.ended(pool.End(second, "failed", "OSError: disk full", 4.0))
+    watcher.line.close()
+    said = watcher.line.stream.getvalue()
+    if stream is Terminal:
+        lines = [line.split("\r")[-1].rstrip() for line in said.split("\n") if line]
+        assert lines[0] == f"[1] {first.name}: dev loss 0.5000, 3 s"
+        assert lines[-1].startswith("all runs: 1 done, 1 failed, 0 running, 7 left, about ")
+        assert "\rall runs: 1 done, 1 running, 7 left" in said
+    else:
+        lines = said.splitlines()
+        assert "\r" not in said
+        assert lines[0].startswith(
+            f"[1] {first.name}: dev loss 0.5000, 3 s; all runs: 1 done, 1 running, 7 left, about "
+        )
+        assert "1 failed, 0 running, 7 left" in lines[1]
+        assert len(lines) == 2
 
 
 def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
