@@ -201,7 +201,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", default="auto", help="auto: paper on CUDA, pocket elsewhere")
     parser.add_argument("--budget", help="steps or forwards: what is equal for all methods")
     parser.add_argument("--models", default="", help="of conf/model, for those of the plan")
-    parser.add_argument("--tasks", default="", help="some of the plan's tasks: sst2,rte")
+    parser.add_argument(
+        "--tasks", default="", help="of the plan: sst2,rte; or YAML files of your own"
+    )
     parser.add_argument("--jobs", type=int, help="runs at once; 1 on CUDA, or one per CPU core")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="slurm: submit to the cluster and return")  # fmt: skip

@@ -611,6 +611,30 @@ def test_no_worker_at_all_is_refused(plan, tmp_path, capsys, jobs):
     assert f"--jobs={jobs}: allowed is 1 or more" in capsys.readouterr().err
 
 
+def test_files_of_ones_own_tasks_take_the_place_of_the_plans(plan, tmp_path):
+    (tmp_path / "data.csv").write_text("text,mood\n" + "fine,pos\ndull,neg\n" * 30)
+    overrides = [w for w in PLAN["scales"]["small"]["overrides"] if "pocket" not in w]
+    here = ["data=local", f"data.root={tmp_path / 'data.csv'}"]
+    plan(**{"scales.small.overrides": overrides + here})
+    text = 'prompt: "{text} It was"\noptions: [bad, good]\nlabel: mood\nlabels: [neg, pos]\n'
+    files = [str(tmp_path / name) for name in ("it's one.yaml", "other.yml", "third.yaml")]
+    for file, name in zip(files, ("one", "two", "one"), strict=True):
+        Path(file).write_text(f"name: {name}\n{text}")
+    found = read(tmp_path, tasks=files[:2])
+    assert found.about["tasks"] == ["one", "two"]
+    assert found.folder.name == "tiny-small-steps-it_s_one-other"
+    assert len(found.active) == len(found.groups) == 8
+    job = found.groups[1].search[0]
+    assert job.folder.parts[-3:] == ("one", "agzo+lr0.0001-eps0.001", "seed0")
+    assert changes(job.config.as_dict(), compose(list(job.overrides)).as_dict()) == []
+    with pytest.raises(BadInput, match=r"tasks=sst2: not in the plan beside files; allowed are Y"):
+        read(tmp_path, tasks=["sst2", files[0]])
+    with pytest.raises(BadInput, match=r"their names are one; allowed is another name: in each"):
+        read(tmp_path, tasks=[files[0], files[2]])
+    with pytest.raises(BadInput, match=r"tasks=trec: not in the plan; allowed are sst2; or YAML f"):
+        read(tmp_path, tasks=["trec"])
+
+
 def test_a_setting_of_the_cluster_is_refused_here(plan, tmp_path, capsys):
     assert main(tmp_path, "hydra.launcher.at_once=2") == 2
     assert "hydra.launcher.at_once=2: allowed with --launcher=slurm" in capsys.readouterr().err
