@@ -486,8 +486,7 @@ def test_the_pages_example_of_zo_trainer(here):
     [
         ("TRL: SFTTrainer", "trl"),
         ("Accelerate", "accelerate"),
-        ("Lightning: automatic optimization", "lightning"),
-        ("Lightning: manual optimization", "lightning"),
+        ("Lightning", "lightning"),
     ],
 )
 def test_the_pages_other_examples(heading, package, here):
@@ -505,8 +504,9 @@ def test_the_pages_other_examples(heading, package, here):
         assert names["losses"][-1] < 0.8 * names["losses"][0]
         assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(0.0081)
     else:
-        assert names["trainer"].callback_metrics["loss"] < 0.8 * names["x"].sum(1).square().mean()
-        assert names["trainer"].optimizers[0].param_groups[0]["lr"] < 1e-2
+        for each in names["trainers"]:
+            assert each.callback_metrics["loss"] < 0.8 * names["x"].sum(1).square().mean()
+            assert each.optimizers[0].param_groups[0]["lr"] < 0.9e-2
 
 
 ON_TWO = """
