@@ -12,6 +12,7 @@ class About:
     Args:
         trains: takes steps at all.
         alters: adds to the model, or holds part of it in another dtype.
+        adds: moves parameters that it adds to the model, and none of the model's own.
         needs_gradient: back-propagates.
         needs_data: why its directions cannot be made again without the batches; None: they can.
         needs_loss: two-sided steps evaluate f(W) too.
@@ -22,6 +23,7 @@ class About:
 
     trains: bool = True
     alters: bool = False
+    adds: bool = False
     needs_gradient: bool = False
     needs_data: str | None = None
     needs_loss: bool = False

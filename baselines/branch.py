@@ -65,6 +65,15 @@ class Branch(nn.Module):
                 y[rows] += inner[rows].to(turned.dtype) @ turned
         return y.view(output.shape)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Put a copy of the basis into a state dict.
+
+        Layers with one input hold one tensor, and `save_pretrained` refuses what shares memory.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[f"{prefix}basis"] = self.basis.clone()
+
     def remove(self, layer: nn.Module) -> None:
         """Leave the layer as it was before."""
         self._hook.remove()

@@ -55,6 +55,7 @@ class ZOAct(ZeroOrderOptimizer):
 
     about = About(
         alters=True,
+        adds=True,
         needs_data="its bases are of the activations of training batches",
         settings=("rank", "calibration_batches", "calibration_passes"),
     )

@@ -33,7 +33,7 @@ from experiments.launch.sweep import on_slurm, status
 from experiments.records import record
 from experiments.records.interrupt import Interrupted, raising_at_signals
 from experiments.records.lock import lock
-from experiments.records.report import clock
+from experiments.records.report import Line, clock
 from experiments.suites.estimate import measure
 from experiments.suites.plan import Job, Suite, read_suite
 from experiments.suites.standing import Standing
@@ -69,16 +69,40 @@ def show_plan(standing: Standing) -> None:
 class Watcher:
     """Takes the ends of runs: keeps the states, the choice on disk, and the user informed."""
 
-    def __init__(self, standing: Standing, seconds: dict[str, float]) -> None:
-        self.standing, self.seconds = standing, seconds
+    def __init__(self, standing: Standing, seconds: dict[str, float], jobs: int) -> None:
+        self.standing, self.seconds, self.jobs = standing, seconds, jobs
         self.begin = time.perf_counter()
         self.total = self.seconds_left()
-        self.count = 0
+        self.count = self.running = self.failed = 0
+        self.line = Line()
 
     def seconds_left(self) -> float:
         """Return the estimated seconds of the missing runs, one after the other."""
         groups = self.standing.suite.active
         return sum(self.standing.missing(g) * self.seconds.get(g.name, 0.0) for g in groups)
+
+    def all_runs(self) -> str:
+        """Say in one line how all runs stand."""
+        missing = self.standing.total_missing()
+        done = sum(map(self.standing.planned, self.standing.suite.active)) - missing
+        left = self.seconds_left()
+        worked = self.total - left
+        spent = time.perf_counter() - self.begin
+        remaining = spent / worked * left if worked > 0 else left / self.jobs
+        failed = f", {self.failed} failed" if self.failed else ""
+        to_go = missing - self.running - self.failed
+        return (
+            f"all runs: {done} done{failed}, {self.running} running, {to_go} left, "
+            f"about {clock(remaining)}"
+        )
+
+    def next_job(self) -> Job | None:
+        """Return a run to do, None where there is none now."""
+        job = self.standing.next_job()
+        if job is not None:
+            self.running += 1
+            self.line.show(self.all_runs())
+        return job
 
     def ended(self, end: End) -> None:
         """Take note of a run's end."""
@@ -86,18 +110,14 @@ class Watcher:
         self.standing.states[end.job.folder] = state
         write_choice(self.standing)
         self.count += 1
-        left = self.seconds_left()
-        done = self.total - left
-        spent = time.perf_counter() - self.begin
-        remaining = clock(spent / done * left) if done > 0 else "?"
+        self.running -= 1
+        self.failed += state.status == "failed"
         how = f"dev loss {state.dev['loss']:.4f}" if state.dev else end.status.upper()
         if end.status not in ("finished", "diverged"):
             how += f" ({end.error}; log: {end.job.folder / LOG})"
-        print(
-            f"[{self.count}] {end.job.name}: {how}, {end.seconds:.0f} s; "
-            f"{self.standing.total_missing()} to go, about {remaining}",
-            flush=True,
-        )
+        text = f"[{self.count}] {end.job.name}: {how}, {end.seconds:.0f} s"
+        self.line.keep(text if self.line.rewritten else f"{text}; {self.all_runs()}")
+        self.line.show(self.all_runs())
 
 
 def write_choice(standing: Standing) -> None:
@@ -110,7 +130,7 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     standing = Standing(suite)
     show_plan(standing)
     todo = [group for group in suite.active if standing.missing(group)]
-    watcher = Watcher(standing, measure(todo, lambda line: print(line, flush=True)))
+    watcher = Watcher(standing, measure(todo, lambda line: print(line, flush=True)), jobs)
     if todo:
         print(f"about {clock(watcher.total / jobs)} with {jobs} at once", flush=True)
     if dry:
@@ -121,7 +141,10 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
         write_choice(standing)
         while missing := standing.total_missing():
             workers = [Worker() for _ in range(min(jobs, missing))]
-            Pool(workers, standing.next_job, watcher.ended).run()
+            try:
+                Pool(workers, watcher.next_job, watcher.ended).run()
+            finally:
+                watcher.line.close()
             if not standing.look_at_busy():
                 break
         write_choice(standing)
@@ -178,7 +201,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", default="auto", help="auto: paper on CUDA, pocket elsewhere")
     parser.add_argument("--budget", help="steps or forwards: what is equal for all methods")
     parser.add_argument("--models", default="", help="of conf/model, for those of the plan")
-    parser.add_argument("--tasks", default="", help="some of the plan's tasks: sst2,rte")
+    parser.add_argument(
+        "--tasks", default="", help="of the plan: sst2,rte; or YAML files of your own"
+    )
     parser.add_argument("--jobs", type=int, help="runs at once; 1 on CUDA, or one per CPU core")
     parser.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="slurm: submit to the cluster and return")  # fmt: skip

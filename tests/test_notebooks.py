@@ -124,6 +124,21 @@ def test_runs_in_a_fresh_kernel(path, tmp_path, monkeypatch):
     assert complaints(fresh) == []
 
 
+@pytest.mark.slow
+def test_explore_results_opens_on_the_folder_that_is_named_first(tmp_path, monkeypatch):
+    _own_folders(tmp_path, monkeypatch.setenv)
+    for named, opened in (
+        ("analysis/results/table1-pocket-steps", "pocket-steps"),
+        ("no", "local"),
+    ):
+        notebook = read(FOLDER / "explore_results.ipynb")
+        for cell in code(notebook):
+            cell.source = cell.source.replace("../runs/mine", str(ROOT / named))
+        said = code(execute(notebook, cwd=FOLDER))[0].outputs[0].text
+        assert f"These are the results of table1-{opened}" in said
+        assert ("There is no suite.json in" in said) == (named == "no")
+
+
 def test_an_error_names_its_cell(tmp_path, monkeypatch):
     _own_folders(tmp_path, monkeypatch.setenv)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("eps = 0\n1 / eps")])

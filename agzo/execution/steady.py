@@ -211,7 +211,8 @@ def backward_refused(tuned: Sequence[Tuned]) -> Iterator[None]:
 
 _BACKWARD = (
     "the closure ran a backward pass: {}. Allowed is a closure that returns the loss and no more "
-    "(in Lightning automatic_optimization=False, with optimizer.step(closure) in training_step)"
+    "(in Lightning agzo.integrations.lightning.ZOModuleMixin before the module, or "
+    "automatic_optimization=False, with optimizer.step(closure) in training_step)"
 )
 
 

@@ -11,6 +11,7 @@ that the schedule has set. All else is Trainer's: schedule, callbacks, evaluatio
 
     gradient_accumulation_steps   one direction, measured on all micro-batches
     several processes             one direction, each process on its share (`agzo.distributed`)
+    calibration                   on the first training batches, whose order stays as it is
     dropout                       off in the step, whose modules are in eval mode meanwhile
     mixed precision               autocast is as ever; there is no gradient to scale
     logs                          beside the loss: projected_grad of the last step, its root mean
@@ -22,16 +23,17 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 from agzo.distributed.group import Group
-from agzo.distributed.pieces import Piece
+from agzo.distributed.pieces import Joint, Piece
 from agzo.distributed.processes import Processes
+from agzo.integrations.first_batches import first_batches
 from agzo.integrations.limits import (
     check_arguments,
     check_method_args,
@@ -40,6 +42,7 @@ from agzo.integrations.limits import (
 )
 from agzo.observed import Measured
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.tuned.scope import Scope
 
 COUNTED = ("_metrics", "_total_train_tokens")
 """What TRL's `compute_loss` counts on the trainer: of each micro-batch one evaluation counts."""
@@ -94,16 +97,33 @@ class ZOTrainerMixin:
             self.accelerator.scaler = torch.amp.GradScaler(enabled=False)
         if self.optimizer is None:
             self.optimizer = self._made()
+            if self.optimizer.must_calibrate:
+                self._calibrate(self.optimizer)
             self.optimizer.register_measure_hook(self._measured)
             log.info("%s", self.optimizer.summary())
         return self.optimizer
 
+    def _load_from_checkpoint(self, *args: Any, **named: Any) -> None:
+        """Load weights as Trainer does, with the optimizer made before.
+
+        A method may add parameters to a model or hold some in float32, so that the file fits; and
+        what it learns from batches it learns of the weights that the run began with.
+        """
+        self.create_optimizer()
+        super()._load_from_checkpoint(*args, **named)  # pyright: ignore
+
     def _made(self) -> ZeroOrderOptimizer:
         given: dict[str, Any] = dict(self._method_args)
-        if self.args.weight_decay and given.get("params") is None:
-            given["params"] = self._decayed()
+        own = self._method.about.adds  # no bias and no norm is among those
+        params = given.get("params")
+        if self.args.weight_decay and not own:
+            if params is None:
+                given["params"] = self._decayed()
+            elif isinstance(params, Scope) and params.params is None:
+                given["params"] = copy.copy(params)
+                given["params"].params = self._decayed()
         group: Group | None = Processes() if self.args.world_size > 1 else None
-        made = self._method(
+        return self._method(
             self.model,
             lr=self.args.learning_rate,
             weight_decay=self.args.weight_decay,
@@ -112,13 +132,18 @@ class ZOTrainerMixin:
             group=group,
             **given,
         )
-        if made.must_calibrate:
-            raise ValueError(
-                f"method: {type(made).__name__} looks at batches before its first step, and what "
-                "it finds is not in Trainer's checkpoints; allowed are methods that need no look "
-                "(params=DominantLayer(layer=...) of one)"
-            )
-        return made
+
+    def _calibrate(self, made: ZeroOrderOptimizer) -> None:
+        """Show the method the first batches of the run, each process all of them."""
+        shown = []
+        for step in first_batches(self, made.wants_batches, set_seed):
+            batch = [self._prepare_inputs(each) for each in step]  # pyright: ignore
+            pieces = [Piece(lambda own=own: self._loss(own, None), _mask(own)) for own in batch]
+            shown.append((Joint(pieces), pieces[0].token_mask))
+        with self._still(), self._uncounted():
+            made.calibrate(shown)
+        if made.calibrated is not None:
+            log.info("%s", made.calibrated["summary"])
 
     def _decayed(self) -> list[dict[str, Any]]:
         """Return the groups that Trainer makes: biases and norms do not decay."""
@@ -146,11 +171,9 @@ class ZOTrainerMixin:
         inputs = self._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
         tensors = (each for each in inputs.values() if isinstance(each, Tensor) and each.dim())
         rows = next(each.shape[0] for each in tensors)
-        mask = inputs.get("attention_mask")
-        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
         first = self._rows * self.args.world_size + rows * self.args.process_index
         closure = self._closure(inputs, num_items_in_batch)
-        self._pieces.append(Piece(closure, mask, rows=first))
+        self._pieces.append(Piece(closure, _mask(inputs), rows=first))
         self._rows += rows
         if not self.accelerator.sync_gradients:
             return torch.zeros((), dtype=torch.float32, device=self.args.device)
@@ -169,19 +192,24 @@ class ZOTrainerMixin:
 
         def closure() -> Tensor:
             nonlocal counted
-            with self._uncounted(counted), self.compute_loss_context_manager():  # pyright: ignore
-                loss = self.compute_loss(  # pyright: ignore[reportAttributeAccessIssue]
-                    self.model, dict(inputs), num_items_in_batch=items
-                )
+            with self._uncounted() if counted else nullcontext():
+                loss = self._loss(inputs, items)
             counted = True
             return loss * pieces if pieces > 1 else loss
 
         return closure
 
+    def _loss(self, inputs: Mapping[str, Any], items: Any) -> Tensor:
+        """Return the loss of a micro-batch as the trainer has it."""
+        with self.compute_loss_context_manager():  # pyright: ignore[reportAttributeAccessIssue]
+            return self.compute_loss(  # pyright: ignore[reportAttributeAccessIssue]
+                self.model, dict(inputs), num_items_in_batch=items
+            )
+
     @contextmanager
-    def _uncounted(self, counted: bool) -> Iterator[None]:
-        """Leave what the trainer counts in `compute_loss` as it is, once the batch is counted."""
-        held = {k: copy.deepcopy(vars(self)[k]) for k in COUNTED if counted and k in vars(self)}
+    def _uncounted(self) -> Iterator[None]:
+        """Leave what the trainer counts in `compute_loss` as it is."""
+        held = {key: copy.deepcopy(vars(self)[key]) for key in COUNTED if key in vars(self)}
         yield
         vars(self).update(held)
 
@@ -216,6 +244,12 @@ class ZOTrainerMixin:
             logs["forwards"] = self.method.forwards
             self._squares, self._summed = None, 0
         super().log(logs, *args, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens of a micro-batch are real, None where it does not say."""
+    mask = inputs.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 class ZOTrainer(ZOTrainerMixin, Trainer):

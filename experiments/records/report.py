@@ -8,17 +8,50 @@ from typing import Any, TextIO
 POCKET_NOTE = "pocket model or data: a sanity check of the code, not evidence about a method"
 
 
-class ProgressLine:
-    """One line, rewritten in place on a terminal; elsewhere a line for each log point."""
+class Line:
+    """A line that is rewritten on a terminal; elsewhere (a file, a notebook) lines that stay."""
 
-    def __init__(self, label: str, steps: int, start: int, stream: TextIO | None = None) -> None:
-        self.label, self.steps, self.start = label, steps, start
+    def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
-        self._begin = time.perf_counter()
-        self._paused = 0.0  # seconds of evaluation, which are no steps
         self._width = 0
 
-    def show(self, row: dict[str, Any], dev: dict[str, Any] | None, peak_gib: float) -> None:
+    @property
+    def rewritten(self) -> bool:
+        """Whether the line is rewritten in place."""
+        return self.stream.isatty()
+
+    def show(self, text: str) -> None:
+        """Put a text in the place of the one before (terminal only)."""
+        if self.rewritten:
+            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot go back
+            self.stream.write("\r" + text.ljust(self._width))
+            self._width = len(text)
+            self.stream.flush()
+
+    def keep(self, text: str) -> None:
+        """Write a text that stays, where the line was."""
+        self.stream.write(("\r" + text.ljust(self._width) if self._width else text) + "\n")
+        self._width = 0
+        self.stream.flush()
+
+    def close(self) -> None:
+        """End the line."""
+        if self._width:
+            self.stream.write("\n")
+            self._width = 0
+            self.stream.flush()
+
+
+class ProgressLine(Line):
+    """How a run goes: one line on a terminal; elsewhere a line for each log point."""
+
+    def __init__(self, label: str, steps: int, start: int, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        self.label, self.steps, self.start = label, steps, start
+        self._begin = time.perf_counter()
+        self._paused = 0.0  # seconds of evaluation, which are no steps
+
+    def step(self, row: dict[str, Any], dev: dict[str, Any] | None, peak_gib: float) -> None:
         """Show the newest row of metrics.jsonl."""
         done = row["step"] - self.start
         seconds = time.perf_counter() - self._begin - self._paused
@@ -32,32 +65,16 @@ class ProgressLine:
         if dev:
             parts.append(f"dev {score(dev)}")
         parts += [f"{rate:.1f} steps/s", f"{row['forwards']} forwards", f"peak {peak_gib:.2f} GiB"]
-        self._write("  ".join([*parts, f"left {left}"]), lasting=not self.stream.isatty())
+        text = "  ".join([*parts, f"left {left}"])
+        self.show(text) if self.rewritten else self.keep(text)
 
     def note(self, text: str) -> None:
         """Show what is going on between steps (terminal only)."""
-        if self.stream.isatty():
-            self._write(f"{self.label} {text}", lasting=False)
+        self.show(f"{self.label} {text}")
 
     def pause(self, seconds: float) -> None:
         """Leave evaluation out of steps/s and of the time left."""
         self._paused += seconds
-
-    def close(self) -> None:
-        """End the line."""
-        if self._width:
-            self.stream.write("\n")
-            self._width = 0
-            self.stream.flush()
-
-    def _write(self, text: str, lasting: bool) -> None:
-        if lasting:
-            self.stream.write(text + "\n")
-        else:
-            text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line cannot go back
-            self.stream.write("\r" + text.ljust(self._width))
-            self._width = len(text)
-        self.stream.flush()
 
 
 def clock(seconds: float) -> str:

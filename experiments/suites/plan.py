@@ -10,6 +10,7 @@ any of them can be made, looked at or resumed by hand.
 
 import copy
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from experiments.config.composed import compose
 from experiments.config.errors import BadInput
+from experiments.config.paths import user_path
 from experiments.launch.job import Run
 from experiments.methods import registry
 from experiments.models.offload import check_offload
@@ -103,8 +105,9 @@ def read_suite(
     """Read the plan of conf/experiment/<plan>.yaml.
 
     `budget` and `models` default to the plan's own (other models get a folder of their own),
-    `tasks` to all; `given` overrides hold for every run. Raises BadInput for anything that no run
-    could use.
+    `tasks` to all. In place of the plan's tasks they may be files of tasks of one's own, which get
+    a folder of their own as well. `given` overrides hold for every run. Raises BadInput for
+    anything that no run could use.
     """
     for override in given:
         if override.partition("=")[0].lstrip("+~") in RESERVED:
@@ -116,13 +119,17 @@ def read_suite(
     chosen: str = budget or part(at, "default_budget", str)
     spent = named(part(at, "budgets", dict), "budget", chosen)
     columns = columns_of(node, at)
-    planned = at.get("tasks", node.get("tasks", []))
-    wrong = [task for task in planned if task not in TASKS] + [t for t in tasks if t not in planned]
+    own = [re.sub(r"[^\w.-]+", "_", Path(task).stem) for task in tasks if _is_file(task)]
+    planned = tasks if own else at.get("tasks", node.get("tasks", []))
+    wrong = [task for task in planned if not (task in TASKS or _is_file(task))]
+    wrong += [task for task in tasks if task not in planned or (own and not _is_file(task))]
     if wrong or not planned:
+        beside = " beside files" if own else ""
         raise BadInput(
-            f"tasks={','.join(wrong)}: not in the plan; allowed are {', '.join(planned)}"
+            f"tasks={','.join(dict.fromkeys(wrong))}: not in the plan{beside}; allowed are "
+            f"{'' if own else ', '.join(planned) + '; or '}YAML files of tasks of your own alone"
         )
-    name = "-".join([plan, scale, chosen, *models])
+    name = "-".join([plan, scale, chosen, *models, *own])
     groups = []
     for model, task, column in itertools.product(
         models or part(at, "models", list), dict.fromkeys(planned), columns
@@ -131,14 +138,20 @@ def read_suite(
             f"experiment={plan}",
             f"suite={name}",
             f"model={model}",
-            f"task={task}",
+            *_task(task),
             f"method={column.method}",
             *part(at, "overrides", list),
             *spent.get(column.kind, part(spent, "zo", list)),
             *at.get("task_overrides", {}).get(task, []),
             *given,
         ]
-        groups.append(_group(task, column, overrides))
+        groups.append(_group(column, overrides))
+    names = list(dict.fromkeys(group.task for group in groups))
+    if len(names) < len(set(planned)):
+        raise BadInput(
+            f"tasks={','.join(planned)}: their names are {', '.join(names)}; allowed is another "
+            "name: in each file"
+        )
     _check_folders(groups)
     about = {
         "format": 1,
@@ -149,7 +162,7 @@ def read_suite(
         "budget": chosen,
         "given": list(given),
         "models": list(dict.fromkeys(group.model for group in groups)),
-        "tasks": list(planned),
+        "tasks": names,
         "seeds": list(seeds_of(node, at)),
         "search_seed": seeds_of(node, at)[0],
         "select_by": "dev_loss",
@@ -157,7 +170,7 @@ def read_suite(
         "comparisons": comparisons_of(node, columns),
     }
     first = groups[0].search[0].config
-    active = [group for group in groups if not tasks or group.task in tasks]
+    active = [group for group in groups if own or not tasks or group.task in tasks]
     return Suite(about, Path(first.out, first.suite), tuple(groups), tuple(active))
 
 
@@ -175,7 +188,20 @@ def _check_folders(groups: Sequence[Group]) -> None:
             seen.add(job.folder)
 
 
-def _group(task: str, column: Column, overrides: list[str]) -> Group:
+def _is_file(task: str) -> bool:
+    """Tell whether a word for a task is a file, see experiments/config/own_task.py."""
+    return task.endswith((".yaml", ".yml"))
+
+
+def _task(task: str) -> list[str]:
+    """Return the overrides that choose a task."""
+    if not _is_file(task):
+        return [f"task={task}"]
+    path = str(user_path(task).absolute()).replace("\\", "\\\\").replace("'", "\\'")
+    return ["task=custom", f"task.file='{path}'"]
+
+
+def _group(column: Column, overrides: list[str]) -> Group:
     for override in overrides:
         if override.lstrip("+~").startswith("adapter"):
             raise BadInput(
@@ -203,7 +229,7 @@ def _group(task: str, column: Column, overrides: list[str]) -> Group:
         return Job(words, config, column, cell, seed)
 
     search = tuple(job(cell, column.seeds[0]) for cell in column.cells)
-    return Group(base.model.name, task, column, search, job)
+    return Group(base.model.name, base.task.name, column, search, job)
 
 
 def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -242,7 +242,7 @@ class Runner:
             self.metrics.add(row)
         self.tracker.log(row)
         progress.last_dev = dev or progress.last_dev
-        self.line.show(row, progress.last_dev, self.memory.gib())
+        self.line.step(row, progress.last_dev, self.memory.gib())
 
     def _look_at_dev(self) -> None:
         self._drain()

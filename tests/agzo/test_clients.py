@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from agzo import AGZO
-from baselines import MeZO
+from agzo.distributed.pieces import Piece
+from agzo.integrations.lightning import ZOModuleMixin
+from baselines import LOZOM, MeZO
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +59,9 @@ def module(lightning: Any, method: Any, lr: float, automatic: bool) -> Any:
 
         def training_step(self, batch: Any, index: int) -> Tensor | None:
             if automatic:
-                return loss_of(self.net, *batch)
+                loss = loss_of(self.net, *batch)
+                self.log("loss", loss, on_step=False, on_epoch=True)
+                return loss
             self.net.eval()
             self.optimizers().step(lambda: loss_of(self.net, *batch))
             return None
@@ -73,6 +77,100 @@ def test_lightnings_automatic_mode_is_one_clear_error(lightning, method, lr):
     model = module(lightning, method, lr, automatic=True)
     with pytest.raises(ValueError, match=r"backward pass.*automatic_optimization=False"):
         trainer(lightning, 2).fit(model, batches())
+
+
+def automatic(lightning: Any, method: Any, lr: float, **options: Any) -> Any:
+    """A module in automatic mode; `seen` has loss, gradients, training of each evaluation."""
+    plain = type(module(lightning, method, lr, automatic=True))
+
+    class Module(ZOModuleMixin, plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = []
+            self.net.append(nn.Dropout(0.5))
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            loss = super().training_step(batch, index)
+            self.seen.append((loss.item(), loss.requires_grad, self.net.training))
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            made = method(self.net, lr=lr, **options)
+            return [made], [torch.optim.lr_scheduler.ExponentialLR(made, 0.99)]
+
+    return Module()
+
+
+@pytest.mark.parametrize(("method", "lr"), METHODS)
+def test_lightnings_automatic_mode_steps_as_the_optimizer_alone(lightning, method, lr):
+    model = automatic(lightning, method, lr, eps=1e-3)
+    run = trainer(lightning, 3)
+    run.fit(model, batches())
+    net = network().eval()
+    optimizer = method(net, lr=lr, eps=1e-3)
+    for epoch in range(3):
+        optimizer.param_groups[0]["lr"] = lr * 0.99**epoch
+        for x, y in batches():
+            optimizer.step(lambda x=x, y=y: loss_of(net, x, y))
+    assert all(p.equal(q) for p, q in zip(model.net.parameters(), net.parameters(), strict=True))
+    assert run.global_step == 12
+    assert model.net.training
+    assert not any(gradients or training for _, gradients, training in model.seen)
+
+
+def test_lightnings_automatic_mode_resumes_bit_for_bit(lightning, tmp_path):
+    ends = []
+    for epochs, given in ((4, None), (2, None), (4, tmp_path / "half.ckpt")):
+        model = automatic(lightning, LOZOM, 1e-2, eps=1e-3, large_state=True)
+        run = trainer(lightning, epochs)
+        run.fit(model, batches(), ckpt_path=given)
+        run.save_checkpoint(tmp_path / "half.ckpt")
+        ends.append(list(model.net.parameters()))
+    assert all(p.equal(q) for p, q in zip(ends[0], ends[2], strict=True))
+    assert not ends[0][0].equal(ends[1][0])
+
+
+def test_lightnings_automatic_mode_hands_on_mask_and_first_log(lightning):
+    masks = []
+
+    class Spied(MeZO):
+        def step(self, closure: Any = None, token_mask: Any = None) -> Tensor:
+            masks.append(token_mask)
+            return super().step(closure, token_mask)
+
+    class Module(type(automatic(lightning, Spied, 1e-3, eps=1e-3))):
+        def training_step(self, batch: Any, index: int) -> Any:
+            return super().training_step((batch["x"], batch["y"]), index)
+
+    made = Module()
+    rows: Any = [
+        {"x": x, "y": y, "attention_mask": torch.ones(2)} for x, y in zip(X, Y, strict=True)
+    ]
+    run = trainer(lightning, 1)
+    run.fit(made, torch.utils.data.DataLoader(rows, batch_size=16))
+    assert [mask.dtype for mask in masks] == [torch.bool] * 4
+    assert len(made.seen) == 2 + 4 * 2  # two are the check of the first step
+    first = [made.seen[index][0] for index in (0, 4, 6, 8)]
+    assert run.callback_metrics["loss"].item() == pytest.approx(sum(first) / 4, rel=1e-6)
+
+
+REFUSED = {
+    "accumulation": (AGZO, {"eps": 1e-3}, {"accumulate_grad_batches": 2}, "accumulate_grad_batc"),
+    "scaler": (AGZO, {"eps": 1e-3}, {}, "precision='16-mixed': its gradient scaler"),
+    "first order": (torch.optim.SGD, {}, {}, "it returns SGD, which needs gradients"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_lightnings_automatic_mode_refuses(case, lightning, monkeypatch):
+    if case == "scaler":
+        monkeypatch.setattr(lightning.Trainer, "precision", "16-mixed")  # it wants a GPU
+    method, own, options, message = REFUSED[case]
+    made = automatic(lightning, method, 1e-2, **own)
+    if method is torch.optim.SGD:
+        made.configure_optimizers = lambda: method(made.net.parameters(), 1e-2)
+    with pytest.raises(ValueError, match=message):
+        trainer(lightning, 1, **options).fit(made, batches())
 
 
 @pytest.mark.parametrize(("method", "lr"), METHODS)
@@ -115,3 +213,36 @@ def test_accelerate_prepares_it(method, lr):
             optimizer.step(lambda model=model: loss_of(model))
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(p.equal(q) for p, q in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("way", ["stage", "piece"])
+def test_mask_and_loss_come_through_accelerate(way):
+    """As the page says: by `stage` before the prepared step, or the mask alone in a Piece."""
+    accelerate = pytest.importorskip("accelerate")
+    x = torch.randn(4, 6, 8, generator=torch.Generator().manual_seed(1))
+    mask = torch.arange(6) >= torch.tensor([0, 3, 5, 1])[:, None]
+    x[~mask] = 9.0
+    ends = []
+    for given, prepared in ((mask, False), (mask, True), (None, False)):
+        net = network().eval()
+        optimizer: Any = AGZO(net, lr=1e-2, eps=1e-3)
+
+        def closure(net: nn.Module = net) -> Tensor:
+            return net(x)[mask].square().mean()
+
+        if not prepared:
+            losses = [optimizer.step(closure, given) for _ in range(3)]
+        else:
+            net, optimizer = accelerate.Accelerator(cpu=True).prepare(net, optimizer)
+            losses = []
+            for _ in range(3):
+                if way == "stage":
+                    losses.append(optimizer.optimizer.stage(closure, given))
+                    optimizer.step()
+                else:
+                    optimizer.step([Piece(closure, given)])
+        ends.append(([p.detach().clone() for p in net.parameters()], losses))
+    (alone, losses), (through, its), (without, _) = ends
+    assert all(p.equal(q) for p, q in zip(alone, through, strict=True))
+    assert not alone[0].equal(without[0])
+    assert its == (losses if way == "stage" else [])

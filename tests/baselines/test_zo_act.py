@@ -137,7 +137,7 @@ def test_padding_has_no_part_in_the_bases():
     assert differs > 4
 
 
-def test_layers_with_one_input_share_one_basis():
+def test_layers_with_one_input_share_one_basis(tmp_path):
     net = text()
     optimizer = trained(net, steps=0)
     layer = net.model.model.layers[1]  # pyright: ignore
@@ -148,6 +148,7 @@ def test_layers_with_one_input_share_one_basis():
     distinct = {id(branch.basis) for branch in optimizer._branches.values()}
     assert len(optimizer._branches) == 14
     assert len(distinct) == 8  # qkv, o, gate and up, down: of two layers
+    net.model.save_pretrained(tmp_path)  # pyright: ignore
     kept = [name for name in checkpoint.weights(net.model) if name.endswith("basis")]
     assert len(kept) == 8
 

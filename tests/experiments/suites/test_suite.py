@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import io
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from experiments.launch import pool, slurm
 from experiments.launch.job import State, look
 from experiments.models.loading import model_sha256
 from experiments.records.lock import lock
+from experiments.records.report import Line
 from experiments.suites import estimate
 from experiments.suites import plan as plans
 from experiments.suites.columns import Cell
@@ -530,6 +532,43 @@ def test_a_run_that_another_process_held_is_looked_at_again(plan, tmp_path):
     assert standing.chosen(found.groups[0]) is second
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_one_line_says_how_all_runs_stand(plan, tmp_path, stream, monkeypatch):
+    """Rewritten on a terminal; elsewhere lines that stay, without carriage returns."""
+    monkeypatch.setenv("COLUMNS", "120")
+    found = read(tmp_path)
+    found.folder.mkdir()
+    watcher = suite.Watcher(Standing(found), {g.name: 60.0 for g in found.groups}, jobs=2)
+    watcher.line = Line(stream())
+    first, second = watcher.next_job(), watcher.next_job()
+    assert first is not None
+    assert second is not None
+    assert watcher.all_runs() == "all runs: 0 done, 2 running, 7 left, about 4m30s"
+    finish(first, 0.5)
+    watcher.ended(pool.End(first, "finished", None, 3.0))
+    watcher.ended(pool.End(second, "failed", "OSError: disk full", 4.0))
+    watcher.line.close()
+    said = watcher.line.stream.getvalue()
+    if stream is Terminal:
+        lines = [line.split("\r")[-1].rstrip() for line in said.split("\n") if line]
+        assert lines[0] == f"[1] {first.name}: dev loss 0.5000, 3 s"
+        assert lines[-1].startswith("all runs: 1 done, 1 failed, 0 running, 7 left, about ")
+        assert "\rall runs: 1 done, 1 running, 7 left" in said
+    else:
+        lines = said.splitlines()
+        assert "\r" not in said
+        assert lines[0].startswith(
+            f"[1] {first.name}: dev loss 0.5000, 3 s; all runs: 1 done, 1 running, 7 left, about "
+        )
+        assert "1 failed, 0 running, 7 left" in lines[1]
+        assert len(lines) == 2
+
+
 def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
     folder = tmp_path / "tiny-small-steps"
     folder.mkdir()
@@ -570,6 +609,30 @@ def test_a_suite_on_a_cluster_submits_in_two_rounds(plan, tmp_path, capsys, monk
 def test_no_worker_at_all_is_refused(plan, tmp_path, capsys, jobs):
     assert main(tmp_path, "--jobs", jobs) == 2
     assert f"--jobs={jobs}: allowed is 1 or more" in capsys.readouterr().err
+
+
+def test_files_of_ones_own_tasks_take_the_place_of_the_plans(plan, tmp_path):
+    (tmp_path / "data.csv").write_text("text,mood\n" + "fine,pos\ndull,neg\n" * 30)
+    overrides = [w for w in PLAN["scales"]["small"]["overrides"] if "pocket" not in w]
+    here = ["data=local", f"data.root={tmp_path / 'data.csv'}"]
+    plan(**{"scales.small.overrides": overrides + here})
+    text = 'prompt: "{text} It was"\noptions: [bad, good]\nlabel: mood\nlabels: [neg, pos]\n'
+    files = [str(tmp_path / name) for name in ("it's one.yaml", "other.yml", "third.yaml")]
+    for file, name in zip(files, ("one", "two", "one"), strict=True):
+        Path(file).write_text(f"name: {name}\n{text}")
+    found = read(tmp_path, tasks=files[:2])
+    assert found.about["tasks"] == ["one", "two"]
+    assert found.folder.name == "tiny-small-steps-it_s_one-other"
+    assert len(found.active) == len(found.groups) == 8
+    job = found.groups[1].search[0]
+    assert job.folder.parts[-3:] == ("one", "agzo+lr0.0001-eps0.001", "seed0")
+    assert changes(job.config.as_dict(), compose(list(job.overrides)).as_dict()) == []
+    with pytest.raises(BadInput, match=r"tasks=sst2: not in the plan beside files; allowed are Y"):
+        read(tmp_path, tasks=["sst2", files[0]])
+    with pytest.raises(BadInput, match=r"their names are one; allowed is another name: in each"):
+        read(tmp_path, tasks=[files[0], files[2]])
+    with pytest.raises(BadInput, match=r"tasks=trec: not in the plan; allowed are sst2; or YAML f"):
+        read(tmp_path, tasks=["trec"])
 
 
 def test_a_setting_of_the_cluster_is_refused_here(plan, tmp_path, capsys):
