@@ -28,6 +28,7 @@ REFUSED_WITHIN = 10.0  # seconds
 METHOD_VALUES = {
     "lr": ["1e-3", "1e-30", "10"], "eps": ["1e-3", "1e-8", "10"],
     "estimator": ["one_sided", "two_sided"], "queries": ["1", "2"],
+    "noise": ["gaussian", "rademacher"],
     "embeddings": ["tuned", "frozen", "seen"],
     "update": ["sgd", "momentum", "adam", "scalar", "spread"],
     "momentum": ["0", "0.9"], "beta2": ["0.5"], "large_state": ["true", "false"],
