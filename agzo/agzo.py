@@ -119,7 +119,7 @@ class AGZO(ZeroOrderOptimizer):
                 "no weight of an nn.Linear is tuned, nor another matrix that could be one of a "
                 "linear layer's, which alone have a basis; needed is at least one"
             )
-        self._subspace = ActivationSubspace(
+        self._subspace = self._new_subspace(
             linear,
             self.rank,
             self.power_steps if self.basis == "power" else None,
@@ -131,6 +131,10 @@ class AGZO(ZeroOrderOptimizer):
             self.model,
         )
         return self._subspace
+
+    def _new_subspace(self, *given: Any) -> ActivationSubspace:
+        """Return the sampler; what it is given is `ActivationSubspace`'s."""
+        return ActivationSubspace(*given)
 
     def _is_seen_table(self, tuned: Tuned) -> bool:
         return self.embeddings == "seen" and tuned.role == "embedding"

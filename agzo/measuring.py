@@ -76,6 +76,10 @@ class Measuring(Progress):
         evaluate = self._execution.evaluate
         self.scope.check(forward, lambda: evaluate(forward, directions, self.eps))
 
+    def eps_at(self, step: int) -> float:
+        """Return the size of the perturbation in step number `step`."""
+        return self.eps
+
     @apart
     def estimate(
         self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
@@ -137,7 +141,7 @@ class Measuring(Progress):
                 lambda: self._forward(batch),
                 lambda query: self._directions(Noise(self.seed, step, query)),
                 self.queries,
-                self.eps,
+                self.eps_at(step),
                 self._execution,
                 watch,
                 self.about.needs_loss,

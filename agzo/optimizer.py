@@ -57,8 +57,8 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         queries: directions measured and averaged per step, >= 1.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
             table the rows of the batch's tokens alone, see `agzo.directions.seen`.
-        update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar" or "spread", see
-            `agzo.scaling`.
+        update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar", "spread" or "centred",
+            see `agzo.scaling`.
         momentum, beta2: decay rates of the first and second moment, in [0, 1); beta2 of "scalar"
             too.
         large_state: allow moments of more than 64 MiB and a tenth of the model's size.

@@ -70,7 +70,9 @@ class WholeMoments:
     def factors(self, slopes: Tensor, step: int) -> Tensor:
         """What the slopes are when they are applied: what `agzo.scaling` must amount to."""
         if self.optimizer.update == "spread":
-            return slopes / (slopes * self.optimizer.eps).std()
+            return slopes / (slopes * self.optimizer.eps_at(step)).std()
+        if self.optimizer.update == "centred":
+            return (slopes - slopes.mean()) * (len(slopes) / (len(slopes) - 1))
         if self.optimizer.update == "scalar":
             b2 = self.optimizer.beta2
             self.v = b2 * self.v + (1 - b2) * slopes.mean() ** 2
@@ -134,7 +136,8 @@ def test_applied_direction_is_the_evaluated_direction(method: Method, execution,
             evaluated = evaluated[0::2]
         assert len(evaluated) == optimizer.queries
         grads = reference.factors(optimizer.projected_grad, step)
-        estimate = sum(g * e / eps for g, e in zip(grads, evaluated, strict=True))
+        size = optimizer.eps_at(step)
+        estimate = sum(g * e / size for g, e in zip(grads, evaluated, strict=True))
         estimate = estimate / optimizer.queries
         if method.becomes is not None:
             every = list(net.model.parameters())
@@ -222,7 +225,8 @@ def test_finite_difference_is_gradient_times_direction(method: Method, execution
     net.closure().backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.model.parameters()]
     gradient = torch.cat([grad.reshape(-1) for grad in grads])
-    expected = torch.stack([gradient @ change / eps for change in changes])
+    size = optimizer.eps_at(1)
+    expected = torch.stack([gradient @ change / size for change in changes])
     # one-sided differences keep a curvature term of order eps; the rest is float64 round-off
     torch.testing.assert_close(optimizer.projected_grad, expected, rtol=1e-5, atol=1e-5)
 
