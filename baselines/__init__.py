@@ -1,5 +1,6 @@
 """The methods AGZO is compared with, all behind the same `step(closure, token_mask=None)`."""
 
+from baselines.aim_zo import AIMZO
 from baselines.backprop import SGD, AdamW
 from baselines.conmezo import ConMeZO
 from baselines.dominant_layer import DominantLayer, on_dominant_layer
@@ -15,6 +16,7 @@ from baselines.zo_act import ZOAct
 from baselines.zo_muon import ZOMuon
 
 __all__ = [
+    "AIMZO",
     "FZOO",
     "ICL",
     "LOZO",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from agzo.reference import Loss, Weights, add
 
 Direction = Callable[[str, nn.Parameter], Tensor]
+Probe = Callable[[str, nn.Parameter], Tensor | tuple[Tensor, Tensor, Tensor]]
 
 
 def one_sided(W: Weights, f: Loss, mu: float, directions: Sequence[Direction]) -> Tensor:
@@ -109,6 +110,43 @@ def msign(G: Tensor) -> Tensor:
     for _ in range(5):
         S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
     return U @ (S[:, None] * Vh)
+
+
+@torch.no_grad()
+def aim_zo(
+    W: Weights, f: Loss, eta: float, mu: float, Q: dict[str, Tensor], eta_q: float,
+    probes: Sequence[Probe], inputs: Callable[[], Mapping[str, Tensor]],
+) -> list[float]:  # fmt: skip
+    """Take a step of AIM-ZO (arXiv 2609.35257) at mu = eps_t; Q is kept by the caller.
+
+    Q <- qf(Q + eta_q / n H (H^T Q));  Z_i as long as a Gaussian matrix along a (Q[:, columns] b)^T
+    W <- W - eta / ((N - 1) mu) sum (y_i - mean of y) Z_i
+
+    Args:
+        probes: N functions, (name, w) -> (a, b, columns) of a weight with a Q; Z_i of any other.
+        inputs: () -> the input H (d_in, n) of each weight with a Q, in a forward at W.
+    """
+    for name, H in inputs().items():
+        Y = Q[name] + eta_q / H.shape[1] * (H @ (H.T @ Q[name]))
+        q, R = torch.linalg.qr(Y)
+        Q[name] = q * R.diagonal().sign()
+
+    def inside(probe: Probe) -> Direction:
+        def Z(name: str, w: nn.Parameter) -> Tensor:
+            drawn = probe(name, w)
+            if isinstance(drawn, Tensor):
+                return drawn
+            a, b, columns = drawn
+            U = torch.outer(a, Q[name][:, columns] @ b)
+            return math.sqrt(U.numel()) / U.norm() * U
+
+        return Z
+
+    Z = [inside(probe) for probe in probes]
+    slopes = one_sided(W, f, mu, Z)
+    for Z_i, g_i in zip(Z, slopes, strict=True):
+        add(W, Z_i, (-eta * (g_i - slopes.mean()) / (len(Z) - 1)).item())
+    return slopes.tolist()
 
 
 @torch.no_grad()

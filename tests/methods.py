@@ -12,6 +12,7 @@ import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
 from baselines import (
+    AIMZO,
     FZOO,
     LOZO,
     LOZOM,
@@ -85,6 +86,12 @@ METHODS = [
         becomes=lambda E: msign(E) if E.dim() == 2 else 1e-2 * E,
         networks=TWO,
         rounding=1e-4,  # small singular values, with their rounding, are magnified 485 times
+    ),
+    Method(
+        "aim_zo",
+        AIMZO,
+        {"rank": 4, "active": 3, "leading": 1, "queries": 3, "eps_steps": 6},
+        networks=TWO,
     ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
@@ -171,7 +178,7 @@ METHODS = [
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]
 
-FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "mezo-scalar", "agzo-spread")
+FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "mezo-scalar", "agzo-spread")
 
 
 def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:

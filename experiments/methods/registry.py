@@ -19,6 +19,7 @@ from agzo import AGZO, ZeroOrderOptimizer
 from agzo.distributed.group import ALONE, Group
 from agzo.execution.stream import StreamedLayers
 from baselines import (
+    AIMZO,
     FZOO,
     ICL,
     LOZO,
@@ -49,6 +50,7 @@ METHODS: dict[str, Any] = {
     "conmezo": ConMeZO,
     "subzero": SubZero,
     "zo_muon": ZOMuon,
+    "aim_zo": AIMZO,
     "zo_act": ZOAct,
     "dominant_layer": on_dominant_layer,
     "sgd": SGD,

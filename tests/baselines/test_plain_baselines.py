@@ -1,12 +1,14 @@
 """The methods of `baselines` against the plain functions that state them, in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from agzo.directions.orthonormal import haar
 from agzo.rng import Noise
-from baselines import FZOO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
+from baselines import AIMZO, FZOO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -134,6 +136,60 @@ def test_zo_muon(network):
         return reference.zo_muon(W(net), net.closure, LR, EPS, Psi, P, 0.1)
 
     compare(ZOMuon, network, step, 1e-3, rank=rank, refresh_every=every, vector_rate=0.1)
+
+
+@pytest.mark.parametrize("network", ["mlp", "llama-untied"])
+def test_aim_zo(network):
+    """Layers that are fed by one tensor share Q, that of the first of them."""
+    K, k, h, T = 5, 4, 2, 4
+    first = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    Q: dict[str, Tensor] = {}
+
+    def step(net, number):
+        linear = {n: m for n, m in net.model.named_modules() if isinstance(m, nn.Linear)}
+        if not Q:
+            for n, m in linear.items():
+                shared = ".".join(first.get(part, part) for part in n.split(".")) + ".weight"
+                drawn = Noise(0, number).columns(m.in_features, K, CPU, shared, "tracked")
+                Q[f"{n}.weight"] = haar(drawn).double()
+
+        def inputs():
+            seen = {}
+
+            def hook(name):
+                def look(module, given):
+                    x = given[0]
+                    if net.token_mask is not None and x.shape[:-1] == net.token_mask.shape:
+                        x = x[net.token_mask]
+                    seen[name] = x.reshape(-1, x.shape[-1]).T
+
+                return look
+
+            hooks = [m.register_forward_pre_hook(hook(f"{n}.weight")) for n, m in linear.items()]
+            net.closure()
+            for each in hooks:
+                each.remove()
+            return seen
+
+        def probe(query):
+            noise = Noise(0, number, query)
+
+            def draw(name, w):
+                if name not in Q:
+                    return noise.tensor(w.shape, CPU, name, "dense").double()
+                tail = noise.columns(K - h, 1, CPU, name, "tail")[:, 0].argsort()[: k - h]
+                a = noise.columns(w.shape[0], 1, CPU, name, "a")[:, 0].double()
+                b = noise.columns(k, 1, CPU, name, "b")[:, 0].double()
+                return a, b, torch.cat([torch.arange(h), h + tail])
+
+            return draw
+
+        eps = EPS * (0.25 + 0.375 * (1 + math.cos(math.pi * min(number / T, 1))))
+        probes = [probe(query) for query in range(3)]
+        return reference.aim_zo(W(net), net.closure, LR, eps, Q, 0.3, probes, inputs)
+
+    options = {"rank": K, "active": k, "leading": h, "eps_steps": T, "queries": 3}
+    compare(AIMZO, network, step, tolerance=1e-4, **options)
 
 
 @networks
