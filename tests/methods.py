@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
+from agzo.distributed.pieces import Piece
 from baselines import (
     AIMZO,
     FZOO,
@@ -28,6 +29,23 @@ from baselines.reference import msign
 from tests.networks import NETWORKS, Network, stack
 
 
+class InPieces(ZeroOrderOptimizer):
+    """Takes a closure for a batch of three micro-batches that are alike."""
+
+    def _measured(self, closure: Any, mask: Any) -> Any:
+        return super()._measured(_in_pieces(closure, mask), None)
+
+    def estimate(self, closure: Any, token_mask: Any = None, step: int | None = None) -> Any:
+        return super().estimate(_in_pieces(closure, token_mask), None, step)
+
+
+def _in_pieces(closure: Any, mask: Any) -> Any:
+    return [Piece(closure, mask)] * 3 if callable(closure) else closure
+
+
+class AGZOInPieces(InPieces, AGZO): ...
+
+
 @dataclass(frozen=True)
 class Method:
     name: str
@@ -37,6 +55,7 @@ class Method:
     networks: tuple[str, ...] = tuple(NETWORKS)  # on which the rules of every network are run
     becomes: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a weight's whole estimate
     rounding: float = 1e-6  # how far the change may be off by, as a part of its largest number
+    pieces: int = 1  # how often a closure is called for a forward
     unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
@@ -51,6 +70,12 @@ class Method:
     def network(self, name: str, dtype: torch.dtype = torch.float32) -> Network:
         """A network by its name; one with layers instead of "mlp" for a method that needs them."""
         return (stack if name == "mlp" and self.one_layer else NETWORKS[name])(dtype)
+
+    @property
+    def kind(self) -> Any:
+        """The method's own class, without what takes pieces here; or what makes it."""
+        made = self.optimizer
+        return made.__mro__[2] if isinstance(made, type) and issubclass(made, InPieces) else made
 
     @property
     def one_layer(self) -> bool:
@@ -92,6 +117,14 @@ METHODS = [
         AIMZO,
         {"rank": 4, "active": 3, "leading": 1, "queries": 3, "eps_steps": 6},
         networks=TWO,
+    ),
+    Method(
+        "agzo-per-piece",
+        AGZOInPieces,
+        {"estimator": "per_piece", "update": "spread", "accumulation": 3},
+        networks=("opt-tied",),
+        unit=1e-3,
+        pieces=3,
     ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
@@ -178,7 +211,10 @@ METHODS = [
 EVERYTHING = [method for method in METHODS if not method.part]  # those that tune all weights
 EXECUTIONS = ["side_branch", "in_place"]
 
-FIELD = ("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "mezo-scalar", "agzo-spread")
+FIELD = (
+    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo"),
+    *("mezo-scalar", "agzo-spread", "agzo-per-piece"),
+)
 
 
 def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:

@@ -129,16 +129,17 @@ def test_applied_direction_is_the_evaluated_direction(method: Method, execution,
         recorder.seen.clear()
         optimizer.step(recorder, net.token_mask)
         applied = flat(weights(net.model)) - before
-        del recorder.seen[: -optimizer.forwards_of_step(step)]  # those of the first step's check
+        calls = optimizer.forwards_of_step(step) * method.pieces
+        del recorder.seen[:-calls]  # those of the first step's check
         evaluated = perturbations(recorder, before)
-        if optimizer.estimator == "two_sided":
+        if optimizer.estimator != "one_sided":
             torch.testing.assert_close(evaluated[0::2], [-e for e in evaluated[1::2]])
             evaluated = evaluated[0::2]
-        assert len(evaluated) == optimizer.queries
+        assert len(evaluated) == optimizer.queries * method.pieces
         grads = reference.factors(optimizer.projected_grad, step)
         size = optimizer.eps_at(step)
         estimate = sum(g * e / size for g, e in zip(grads, evaluated, strict=True))
-        estimate = estimate / optimizer.queries
+        estimate = estimate / len(evaluated)
         if method.becomes is not None:
             every = list(net.model.parameters())
             parts = zip(every, estimate.split([p.numel() for p in every]), strict=True)
@@ -173,7 +174,7 @@ def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, exec
     def closure():
         nonlocal calls
         calls += 1
-        if calls == 4:  # after the check's two forwards: while weights are perturbed
+        if calls == 2 * method.pieces + 2:  # after the check: while weights are perturbed
             raise KeyboardInterrupt
         return net.closure()
 
@@ -219,7 +220,7 @@ def test_finite_difference_is_gradient_times_direction(method: Method, execution
     optimizer.step(recorder, net.token_mask)
     before = flat(weights(net.model))
     changes = perturbations(recorder, before)
-    if optimizer.estimator == "two_sided":
+    if optimizer.estimator != "one_sided":
         changes = changes[0::2]
     net.model.zero_grad()
     net.closure().backward()
@@ -298,10 +299,11 @@ def test_forwards_are_counted(method: Method):
     net = Network(plain.model, closure, None)
     optimizer: ZeroOrderOptimizer = method.make(net)
     optimizer.step(closure)
-    assert calls == optimizer.forwards == optimizer.forwards_once + optimizer.forwards_per_step
+    assert calls == optimizer.forwards * method.pieces
+    assert optimizer.forwards == optimizer.forwards_once + optimizer.forwards_per_step
     for _ in range(5):
         optimizer.step(closure)
-    assert calls == optimizer.forwards
+    assert calls == optimizer.forwards * method.pieces
 
 
 @every_method

@@ -27,7 +27,7 @@ REFUSED_WITHIN = 10.0  # seconds
 
 METHOD_VALUES = {
     "lr": ["1e-3", "1e-30", "10"], "eps": ["1e-3", "1e-8", "10"],
-    "estimator": ["one_sided", "two_sided"], "queries": ["1", "2"],
+    "estimator": ["one_sided", "two_sided", "per_piece"], "queries": ["1", "2"],
     "embeddings": ["tuned", "frozen", "seen"],
     "update": ["sgd", "momentum", "adam", "scalar", "spread", "centred"],
     "momentum": ["0", "0.9"], "beta2": ["0.5"], "large_state": ["true", "false"],
