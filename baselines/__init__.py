@@ -5,6 +5,7 @@ from baselines.backprop import SGD, AdamW
 from baselines.conmezo import ConMeZO
 from baselines.dominant_layer import DominantLayer, on_dominant_layer
 from baselines.fzoo import FZOO
+from baselines.grzo import GRZO
 from baselines.hizoo import HiZOO
 from baselines.icl import ICL
 from baselines.lozo import LOZO
@@ -18,6 +19,7 @@ from baselines.zo_muon import ZOMuon
 __all__ = [
     "AIMZO",
     "FZOO",
+    "GRZO",
     "ICL",
     "LOZO",
     "LOZOM",

@@ -21,6 +21,7 @@ from agzo.reference import Loss, Weights, add
 
 Direction = Callable[[str, nn.Parameter], Tensor]
 Probe = Callable[[str, nn.Parameter], Tensor | tuple[Tensor, Tensor, Tensor]]
+Flip = Callable[[str, nn.Parameter], tuple[Tensor, Tensor]]
 
 
 def one_sided(W: Weights, f: Loss, mu: float, directions: Sequence[Direction]) -> Tensor:
@@ -147,6 +148,37 @@ def aim_zo(
     for Z_i, g_i in zip(Z, slopes, strict=True):
         add(W, Z_i, (-eta * (g_i - slopes.mean()) / (len(Z) - 1)).item())
     return slopes.tolist()
+
+
+@torch.no_grad()
+def grzo(
+    W: Weights, f: Sequence[Loss], eta: float, mu: float, U: Direction, flips: Sequence[Flip]
+) -> list[float]:
+    """Take a step of GRZO (arXiv 2606.02857); f holds the losses of B examples, flips their signs.
+
+    flips[i]: (name, w) -> r_i (d_out,), s_i (d_in,); s_i of a vector is 0-dim
+    delta_i = (l+ - l-) / 2;  a = delta / std(delta);  W <- W - eta / (2 mu B) U o (R^T diag(a) S)
+    """
+
+    def Delta(flip: Flip) -> Direction:
+        def of(name: str, w: nn.Parameter) -> Tensor:
+            r, s = flip(name, w)
+            return U(name, w) * (torch.outer(r, s) if s.dim() else r * s)
+
+        return of
+
+    both = [two_sided(W, f_i, mu, Delta(flip)) for f_i, flip in zip(f, flips, strict=True)]
+    delta = torch.stack([(plus - minus) / 2 for plus, minus in both])
+    a = delta / delta.std()
+
+    def step(name: str, w: nn.Parameter) -> Tensor:
+        r, s = zip(*(flip(name, w) for flip in flips), strict=True)
+        R, S = torch.stack(r), torch.stack(s)
+        A = R.T @ (a[:, None] * S) if S.dim() > 1 else R.T @ (a * S)
+        return U(name, w) * A
+
+    add(W, step, -eta / (2 * mu * len(f)))
+    return (delta / mu).tolist()
 
 
 @torch.no_grad()

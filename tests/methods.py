@@ -15,6 +15,7 @@ from agzo.distributed.pieces import Piece
 from baselines import (
     AIMZO,
     FZOO,
+    GRZO,
     LOZO,
     LOZOM,
     ConMeZO,
@@ -41,6 +42,9 @@ class InPieces(ZeroOrderOptimizer):
 
 def _in_pieces(closure: Any, mask: Any) -> Any:
     return [Piece(closure, mask)] * 3 if callable(closure) else closure
+
+
+class GRZOInPieces(InPieces, GRZO): ...
 
 
 class AGZOInPieces(InPieces, AGZO): ...
@@ -118,6 +122,7 @@ METHODS = [
         {"rank": 4, "active": 3, "leading": 1, "queries": 3, "eps_steps": 6},
         networks=TWO,
     ),
+    Method("grzo", GRZOInPieces, {"accumulation": 3}, unit=1e-3, networks=TWO, pieces=3),
     Method(
         "agzo-per-piece",
         AGZOInPieces,
@@ -212,7 +217,7 @@ EVERYTHING = [method for method in METHODS if not method.part]  # those that tun
 EXECUTIONS = ["side_branch", "in_place"]
 
 FIELD = (
-    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo"),
+    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "grzo"),
     *("mezo-scalar", "agzo-spread", "agzo-per-piece"),
 )
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from agzo.directions.orthonormal import haar
+from agzo.directions.signs import Signs
+from agzo.distributed.pieces import Piece
 from agzo.rng import Noise
-from baselines import AIMZO, FZOO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
+from baselines import AIMZO, FZOO, GRZO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -36,13 +38,17 @@ def signs(step: int, query: int):
     return of
 
 
-def compare(kind, network, step_of_reference, lr=LR, tolerance=1e-6, **options):
+def whole(net: Network):
+    return net.closure, net.token_mask
+
+
+def compare(kind, network, step_of_reference, lr=LR, tolerance=1e-6, batch=whole, **options):
     """Take the same steps by a method and by its reference; compare slopes and weights."""
     ours, plain = NETWORKS[network](torch.float64), NETWORKS[network](torch.float64)
     optimizer = kind(ours.model, lr, EPS, **options)
     for step in range(STEPS):
         slopes = step_of_reference(plain, step)
-        optimizer.step(ours.closure, ours.token_mask)
+        optimizer.step(*batch(ours))
         wanted = torch.tensor(slopes, dtype=torch.float64).reshape(-1)
         torch.testing.assert_close(optimizer.projected_grad, wanted, rtol=tolerance, atol=tolerance)
     after = weights(plain.model)
@@ -190,6 +196,34 @@ def test_aim_zo(network):
 
     options = {"rank": K, "active": k, "leading": h, "eps_steps": T, "queries": 3}
     compare(AIMZO, network, step, tolerance=1e-4, **options)
+
+
+@networks
+@pytest.mark.parametrize("execution", ["side_branch", "in_place"])
+def test_grzo(network, execution):
+    examples = range(3)
+
+    def losses(net):
+        return [lambda power=i + 1: net.closure() ** power for i in examples]
+
+    def step(net, number):
+        def flip(example):
+            noise = Noise(0, number, example)
+
+            def of(name, w):
+                r = Signs(noise, f"{name}, r", w.shape[:1], CPU).dense().double()
+                return r, Signs(noise, f"{name}, s", w.shape[1:], CPU).dense().double()
+
+            return of
+
+        flips = [flip(example) for example in examples]
+        return reference.grzo(W(net), losses(net), 2 * LR * EPS, EPS, dense(number), flips)
+
+    def batch(net):
+        return ([Piece(each, net.token_mask) for each in losses(net)],)
+
+    options = {"lr": LR * EPS, "batch": batch, "accumulation": 3, "execution": execution}
+    compare(GRZO, network, step, tolerance=1e-5, **options)
 
 
 @networks
