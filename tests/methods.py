@@ -60,6 +60,7 @@ class Method:
     becomes: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a weight's whole estimate
     rounding: float = 1e-6  # how far the change may be off by, as a part of its largest number
     pieces: int = 1  # how often a closure is called for a forward
+    some: bool = False  # whether it moves some of the tensors in a step
     unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:

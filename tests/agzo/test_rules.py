@@ -278,8 +278,9 @@ def test_seeds_and_steps_give_different_directions(method: Method):
         net = method.network("mlp", torch.float64)
         optimizer = method.make(net, seed=seed)
         for _ in range(2):
-            drawn, _ = optimizer.estimate(net.closure).queries[0]
-            directions.append(torch.cat([each.dense().reshape(-1) for each in drawn.values()]))
+            queries = optimizer.estimate(net.closure).queries
+            every = [each.dense().reshape(-1) for drawn, _ in queries for each in drawn.values()]
+            directions.append(torch.cat(every))
             optimizer.step(net.closure)
     for i in range(4):
         for j in range(i):
@@ -317,4 +318,6 @@ def test_frozen_embeddings_do_not_move(method: Method):
             optimizer.step(net.closure, net.token_mask)
         after = weights(net.model)
         moved = {name for name in before if not before[name].equal(after[name])}
-        assert moved == {name for name in before if "embed" not in name and method.tunes(name)}
+        wanted = {name for name in before if "embed" not in name and method.tunes(name)}
+        assert moved == wanted or (method.some and moved < wanted)
+        assert moved
