@@ -3,6 +3,7 @@
 from baselines.aim_zo import AIMZO
 from baselines.backprop import SGD, AdamW
 from baselines.conmezo import ConMeZO
+from baselines.deepzero import DeepZero
 from baselines.dominant_layer import DominantLayer, on_dominant_layer
 from baselines.fzoo import FZOO
 from baselines.grzo import GRZO
@@ -26,6 +27,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "ConMeZO",
+    "DeepZero",
     "DominantLayer",
     "HiZOO",
     "MeZO",

@@ -182,6 +182,49 @@ def grzo(
 
 
 @torch.no_grad()
+def zo_grasp(W: Weights, f: Loss, mu: float, Z: Sequence[Direction]) -> dict[str, Tensor]:
+    """Return DeepZero's scores |W o (g(W + mu g(W)) - g(W)) / mu| (arXiv 2310.02025).
+
+    g(V) = 1 / q sum (f(V + mu z_j) - f(V)) / mu z_j, with the q directions Z for both g
+    """
+
+    def along(slopes: Tensor) -> Direction:
+        return lambda name, w: sum(g * z(name, w) for g, z in zip(slopes, Z, strict=True)) / len(Z)  # pyright: ignore
+
+    before = one_sided(W, f, mu, Z)
+    add(W, along(before), mu)
+    after = one_sided(W, f, mu, Z)
+    add(W, along(before), -mu)
+    bend = along((after - before) / mu)
+    return {name: (w * bend(name, w)).abs() for name, w in W.items()}
+
+
+@torch.no_grad()
+def deepzero(
+    W: Weights, f: Loss, eta: float, mu: float, S: Sequence[tuple[str, int]]
+) -> list[float]:
+    """Take a step of DeepZero (arXiv 2310.02025) on the coordinates S, (name, place) each.
+
+    W <- W - eta sum (f(W + mu e_c) - f(W)) / mu e_c
+    """
+
+    def e(name: str, place: int) -> Direction:
+        def unit(own: str, w: nn.Parameter) -> Tensor:
+            found = torch.zeros_like(w)
+            if own == name:
+                found.view(-1)[place] = 1.0
+            return found
+
+        return unit
+
+    units = [e(*each) for each in S]
+    slopes = one_sided(W, f, mu, units)
+    for unit, g in zip(units, slopes, strict=True):
+        add(W, unit, (-eta * g).item())
+    return slopes.tolist()
+
+
+@torch.no_grad()
 def hizoo(
     W: Weights, f: Loss, eta: float, mu: float, z: Direction, alpha: float, H: dict[str, Tensor]
 ) -> float:

@@ -19,6 +19,7 @@ from baselines import (
     LOZO,
     LOZOM,
     ConMeZO,
+    DeepZero,
     HiZOO,
     MeZO,
     SubZero,
@@ -132,6 +133,14 @@ METHODS = [
         unit=1e-3,
         pieces=3,
     ),
+    Method(
+        "deepzero",
+        DeepZero,
+        {"queries": 5, "density": 0.5, "score_queries": 2},
+        becomes=lambda E: 5 * E,
+        networks=TWO,
+        some=True,
+    ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
         "zo_act-r3-one-sided-q2",
@@ -218,7 +227,7 @@ EVERYTHING = [method for method in METHODS if not method.part]  # those that tun
 EXECUTIONS = ["side_branch", "in_place"]
 
 FIELD = (
-    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "grzo"),
+    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "grzo", "deepzero"),
     *("mezo-scalar", "agzo-spread", "agzo-per-piece"),
 )
 

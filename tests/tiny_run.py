@@ -57,6 +57,7 @@ def arguments(out: Path, *overrides: str) -> list[str]:
 SMALL = {  # for a model this small, and for time
     "subzero": ("method.queries=3",),
     "zo_muon": ("method.rank=8",),
+    "deepzero": ("method.queries=3", "method.score_queries=2"),
     "grzo": ("train.accumulation=4",),
     "aim_zo": ("method.rank=8", "method.active=4", "method.leading=2", "method.queries=3"),
 }

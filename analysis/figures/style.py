@@ -47,6 +47,7 @@ METHODS: dict[str, MethodStyle] = {
     "zo_muon": MethodStyle("ZO-Muon", "#6699CC", (0, (4, 1, 2, 1)), "*"),
     "aim_zo": MethodStyle("AIM-ZO", "#117733", (0, (8, 1, 2, 1)), "P"),
     "grzo": MethodStyle("GRZO", "#999933", (0, (1, 1, 3, 1)), "p"),
+    "deepzero": MethodStyle("DeepZero", "#661100", (0, (2, 1, 1, 1)), "1"),
     "zo_act": MethodStyle("ZO-Act", "#009E73", (0, (2, 1)), "D"),
     "dominant_layer": MethodStyle("Dominant layer", "#882255", (0, (6, 1, 1, 1)), "d"),
     "agzo": MethodStyle("AGZO", "#D55E00", "-", "o"),

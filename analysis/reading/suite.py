@@ -21,7 +21,7 @@ LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
     "lozo_m": "LOZO-M", "fzoo": "FZOO", "hizoo": "HiZOO", "conmezo": "ConMeZO",
     "subzero": "SubZero+", "zo_muon": "ZO-Muon", "aim_zo": "AIM-ZO", "grzo": "GRZO",
-    "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
+    "deepzero": "DeepZero", "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
     "zero_shot": "zero-shot", "icl": "in-context",
 }  # fmt: skip
 

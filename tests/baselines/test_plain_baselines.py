@@ -10,7 +10,7 @@ from agzo.directions.orthonormal import haar
 from agzo.directions.signs import Signs
 from agzo.distributed.pieces import Piece
 from agzo.rng import Noise
-from baselines import AIMZO, FZOO, GRZO, ConMeZO, HiZOO, MeZO, SubZero, ZOMuon, reference
+from baselines import AIMZO, FZOO, GRZO, ConMeZO, DeepZero, HiZOO, MeZO, SubZero, ZOMuon, reference
 from tests.networks import NETWORKS, Network, weights
 
 LR, EPS, STEPS = 1e-3, 1e-3, 7
@@ -224,6 +224,29 @@ def test_grzo(network, execution):
 
     options = {"lr": LR * EPS, "batch": batch, "accumulation": 3, "execution": execution}
     compare(GRZO, network, step, tolerance=1e-5, **options)
+
+
+@networks
+def test_deepzero(network):
+    """Slopes, and where they are applied; how coordinates are found has tests of its own."""
+    drawing = []
+
+    def kind(model, lr, eps):
+        optimizer = DeepZero(model, lr, eps, queries=6, density=0.5, refresh_every=2)
+        net = NETWORKS[network](torch.float64)
+        own = DeepZero(net.model, lr, eps, queries=6, density=0.5, refresh_every=2)
+        own.calibrate([(net.closure, net.token_mask)])
+        optimizer._zo["kept"] = own._zo["kept"]
+        drawing.append(own)
+        return optimizer
+
+    def step(net, number):
+        if not drawing:
+            kind(net.model, LR, EPS)
+        S = [(each.name, index) for each, index in drawing[0].coordinates(number)]
+        return reference.deepzero(W(net), net.closure, LR, EPS, S)
+
+    compare(kind, network, step)
 
 
 @networks

@@ -41,6 +41,7 @@ METHOD_VALUES = {
     "calibration_passes": ["1", "2"], "betas": ["[0.5,0.9]"], "adam_eps": ["1e-8"],
     "curvature_rate": ["0", "0.1", "1"], "theta": ["0", "1.3"], "beta": ["0.9", "1"],
     "vector_rate": ["0", "-1"], "active": ["0", "2"], "leading": ["0", "9"], "rate": ["0", "1"],
+    "density": ["0", "0.5"], "score_queries": ["0", "1"],
     "eps_steps": ["null", "5", "0"],
     "demonstrations": ["1", "40"], "detector": ["massive_activations"],
 }  # fmt: skip
