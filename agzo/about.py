@@ -19,6 +19,7 @@ class About:
         fixed: names of arguments that it sets itself or has no use for.
         settings: attributes of its own that a loaded state must have in common with it.
         updates: values of `update` that it allows; None is all of them.
+        estimators: values of `estimator`; None is one_sided and two_sided.
     """
 
     trains: bool = True
@@ -30,3 +31,4 @@ class About:
     fixed: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     updates: tuple[str, ...] | None = None
+    estimators: tuple[str, ...] | None = None

@@ -30,6 +30,7 @@ from agzo.directions.activation_subspace import ActivationSubspace, takes_bases
 from agzo.distributed.pieces import Joint
 from agzo.execution.weights import Resident
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.per_piece import WITH_PIECES
 from agzo.progress import ENTRY
 from agzo.torch_calls.products import Role
 from agzo.torch_calls.surroundings import Watch
@@ -52,7 +53,8 @@ class AGZO(ZeroOrderOptimizer):
         power_steps: K, power iterations of basis="power".
         refresh_every: steps between new bases; 1 is the paper; None keeps the first step's.
         estimator: "one_sided" (the paper; 2 forwards) or "two_sided" (the author's prototype: a
-            separate capture forward and the two losses; 3 forwards).
+            separate capture forward and the two losses; 3 forwards), or "per_piece": each
+            micro-batch has an R of its own; with update="spread" it is GRZO in these subspaces.
         include_padding: take bases over padding tokens too, as the author's prototype does.
         basis: "power" (the paper's iteration) or "exact", the leading singular vectors themselves:
             slower, and it waits for the device, see `agzo.activations.subspace.leading`.
@@ -67,6 +69,7 @@ class AGZO(ZeroOrderOptimizer):
 
     about = About(
         needs_data="its directions lie in bases of each batch's activations",
+        estimators=WITH_PIECES,
         settings=(
             *("rank", "power_steps", "refresh_every", "include_padding"),
             *("basis", "warm_start", "accumulated_basis"),
@@ -119,7 +122,7 @@ class AGZO(ZeroOrderOptimizer):
                 "no weight of an nn.Linear is tuned, nor another matrix that could be one of a "
                 "linear layer's, which alone have a basis; needed is at least one"
             )
-        self._subspace = ActivationSubspace(
+        self._subspace = self._new_subspace(
             linear,
             self.rank,
             self.power_steps if self.basis == "power" else None,
@@ -131,6 +134,10 @@ class AGZO(ZeroOrderOptimizer):
             self.model,
         )
         return self._subspace
+
+    def _new_subspace(self, *given: Any) -> ActivationSubspace:
+        """Return the sampler; what it is given is `ActivationSubspace`'s."""
+        return ActivationSubspace(*given)
 
     def _is_seen_table(self, tuned: Tuned) -> bool:
         return self.embeddings == "seen" and tuned.role == "embedding"

@@ -118,4 +118,5 @@ def forwards_per_step(estimator: str, queries: int, at_w: bool) -> int:
     """Count the forwards of a step; `at_w` if it needs one at W for bases, or for its loss."""
     if estimator == "one_sided":
         return 1 + queries
+    queries = queries if estimator == "two_sided" else 1  # `agzo.per_piece`
     return 2 * queries + int(at_w)

@@ -104,7 +104,7 @@ def find_eps(
     two_sided = (losses[..., 0] - losses[..., 1]) / (2 * sizes)  # (directions, eps)
     one_sided = (losses[..., 0] - base.double().cpu()) / sizes
     truth = _agreed(two_sided, grid)
-    measured = two_sided if optimizer.estimator == "two_sided" else one_sided
+    measured = one_sided if optimizer.estimator == "one_sided" else two_sided
     table: list[Row] = [
         {"eps": each} | judged(_pairs(truth, measured[:, i])) for i, each in enumerate(grid)
     ]

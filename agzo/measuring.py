@@ -24,6 +24,7 @@ from agzo.execution.perturb import Execution, SideBranch
 from agzo.execution.perturbed import Directions
 from agzo.execution.weights import Weights
 from agzo.guard import Guard
+from agzo.per_piece import PER_PIECE, measure_pieces
 from agzo.progress import Progress
 from agzo.rng import Noise
 from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
@@ -76,6 +77,10 @@ class Measuring(Progress):
         evaluate = self._execution.evaluate
         self.scope.check(forward, lambda: evaluate(forward, directions, self.eps))
 
+    def eps_at(self, step: int) -> float:
+        """Return the size of the perturbation in step number `step`."""
+        return self.eps
+
     @apart
     def estimate(
         self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
@@ -126,24 +131,25 @@ class Measuring(Progress):
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
         capture, watch = self._looking(batch, step)
-        if self._seen is not None and capture is None and self.estimator == "two_sided":
+        if self._seen is not None and capture is None and self.estimator != "one_sided":
             with self.around.entered():
                 self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
             watch = None
         self._guard.begin()
+
+        def sample(query: int) -> Directions:
+            return self._directions(Noise(self.seed, step, query))
+
+        how = (self.eps_at(step), self._execution, watch, self.about.needs_loss)
         with self.scope.step():
-            measurement = measure(
-                self.estimator,
-                lambda: self._forward(batch),
-                lambda query: self._directions(Noise(self.seed, step, query)),
-                self.queries,
-                self.eps,
-                self._execution,
-                watch,
-                self.about.needs_loss,
-                together=self._weights.together,
-                mean=lambda losses: self.group.mean(losses, batch.weight),
-            )
+            if self.estimator == PER_PIECE:
+                measurement = measure_pieces(batch, self._forward, self._zo, sample, *how)
+            else:
+                measurement = measure(
+                    self.estimator, lambda: self._forward(batch), sample, self.queries, *how,
+                    together=self._weights.together,
+                    mean=lambda losses: self.group.mean(losses, batch.weight),
+                )  # fmt: skip
         self._guard.end(batch)
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()

@@ -27,7 +27,7 @@ ON_ROWS = "its directions lie on rows of each batch's tokens"
 class Moving(Progress):
     """The part of a `ZeroOrderOptimizer` that moves."""
 
-    eps: float
+    eps_at: Callable[[int], float]
     momentum: float
     beta2: float
     seed: int
@@ -80,7 +80,7 @@ class Moving(Progress):
 
     def _move(self, queries: list[tuple[Directions, Tensor]], noise: Noise) -> None:
         if self.update in SCALINGS:
-            scaling = Scaling(self.update, self.eps, self.beta2)
+            scaling = Scaling(self.update, self.eps_at(noise.step), self.beta2)
             slopes = torch.stack([g for _, g in queries])
             factors = scaling.factors(slopes, self._zo, noise.step).unbind()
             queries = [(directions, c) for (directions, _), c in zip(queries, factors, strict=True)]

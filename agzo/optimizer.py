@@ -33,6 +33,7 @@ from agzo.measuring import Measuring
 from agzo.moments import MOMENTS
 from agzo.moving import Moving
 from agzo.observed import Observed
+from agzo.per_piece import PER_PIECE, check_per_piece
 from agzo.preparing import Preparing
 from agzo.rng import Noise
 from agzo.saved_state import SETTINGS, SavedState
@@ -54,14 +55,14 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         model: the module whose weights the closure's loss depends on, in eval() mode.
         lr: learning rate, >= 0; schedulers of torch.optim.lr_scheduler apply.
         eps: the perturbation size mu of the paper, > 0.
-        estimator: "one_sided" or "two_sided".
+        estimator: "one_sided", "two_sided", or of some methods "per_piece", see `agzo.per_piece`.
         queries: directions measured and averaged per step, >= 1.
         noise: "gaussian" or "rademacher" (-1 and 1: of the same covariance, and made in a third of
             the time), of dense directions and of the dense parts of others.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
             table the rows of the batch's tokens alone, see `agzo.directions.seen`.
-        update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar" or "spread", see
-            `agzo.scaling`.
+        update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar", "spread" or "centred",
+            see `agzo.scaling`.
         momentum, beta2: decay rates of the first and second moment, in [0, 1); beta2 of "scalar"
             too.
         large_state: allow moments of more than 64 MiB and a tenth of the model's size.
@@ -113,10 +114,13 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         rates = check_rates(lr=lr, weight_decay=weight_decay)
         self.eps = check_number("eps", eps, above=0.0)
         self.queries = check_count("queries", queries)
-        check_choice("estimator", estimator, ESTIMATORS)
+        check_choice("estimator", estimator, self.about.estimators or ESTIMATORS)
         check_choice("noise", noise, tuple(NOISES))
         check_choice("update", update, self.about.updates or UPDATES)
-        check_scaling(update, self.queries)
+        if estimator == PER_PIECE:
+            check_per_piece(self.queries, group, stream)
+        else:
+            check_scaling(update, self.queries)
         self.momentum = check_number("momentum", momentum, minimum=0.0, below=1.0)
         self.beta2 = check_number("beta2", beta2, minimum=0.0, below=1.0)
         check_choice("execution", execution, tuple(EXECUTIONS))

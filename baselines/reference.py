@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from agzo.reference import Loss, Weights, add
 
 Direction = Callable[[str, nn.Parameter], Tensor]
+Probe = Callable[[str, nn.Parameter], Tensor | tuple[Tensor, Tensor, Tensor]]
+Flip = Callable[[str, nn.Parameter], tuple[Tensor, Tensor]]
 
 
 def one_sided(W: Weights, f: Loss, mu: float, directions: Sequence[Direction]) -> Tensor:
@@ -109,6 +111,117 @@ def msign(G: Tensor) -> Tensor:
     for _ in range(5):
         S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
     return U @ (S[:, None] * Vh)
+
+
+@torch.no_grad()
+def aim_zo(
+    W: Weights, f: Loss, eta: float, mu: float, Q: dict[str, Tensor], eta_q: float,
+    probes: Sequence[Probe], inputs: Callable[[], Mapping[str, Tensor]],
+) -> list[float]:  # fmt: skip
+    """Take a step of AIM-ZO (arXiv 2609.35257) at mu = eps_t; Q is kept by the caller.
+
+    Q <- qf(Q + eta_q / n H (H^T Q));  Z_i as long as a Gaussian matrix along a (Q[:, columns] b)^T
+    W <- W - eta / ((N - 1) mu) sum (y_i - mean of y) Z_i
+
+    Args:
+        probes: N functions, (name, w) -> (a, b, columns) of a weight with a Q; Z_i of any other.
+        inputs: () -> the input H (d_in, n) of each weight with a Q, in a forward at W.
+    """
+    for name, H in inputs().items():
+        Y = Q[name] + eta_q / H.shape[1] * (H @ (H.T @ Q[name]))
+        q, R = torch.linalg.qr(Y)
+        Q[name] = q * R.diagonal().sign()
+
+    def inside(probe: Probe) -> Direction:
+        def Z(name: str, w: nn.Parameter) -> Tensor:
+            drawn = probe(name, w)
+            if isinstance(drawn, Tensor):
+                return drawn
+            a, b, columns = drawn
+            U = torch.outer(a, Q[name][:, columns] @ b)
+            return math.sqrt(U.numel()) / U.norm() * U
+
+        return Z
+
+    Z = [inside(probe) for probe in probes]
+    slopes = one_sided(W, f, mu, Z)
+    for Z_i, g_i in zip(Z, slopes, strict=True):
+        add(W, Z_i, (-eta * (g_i - slopes.mean()) / (len(Z) - 1)).item())
+    return slopes.tolist()
+
+
+@torch.no_grad()
+def grzo(
+    W: Weights, f: Sequence[Loss], eta: float, mu: float, U: Direction, flips: Sequence[Flip]
+) -> list[float]:
+    """Take a step of GRZO (arXiv 2606.02857); f holds the losses of B examples, flips their signs.
+
+    flips[i]: (name, w) -> r_i (d_out,), s_i (d_in,); s_i of a vector is 0-dim
+    delta_i = (l+ - l-) / 2;  a = delta / std(delta);  W <- W - eta / (2 mu B) U o (R^T diag(a) S)
+    """
+
+    def Delta(flip: Flip) -> Direction:
+        def of(name: str, w: nn.Parameter) -> Tensor:
+            r, s = flip(name, w)
+            return U(name, w) * (torch.outer(r, s) if s.dim() else r * s)
+
+        return of
+
+    both = [two_sided(W, f_i, mu, Delta(flip)) for f_i, flip in zip(f, flips, strict=True)]
+    delta = torch.stack([(plus - minus) / 2 for plus, minus in both])
+    a = delta / delta.std()
+
+    def step(name: str, w: nn.Parameter) -> Tensor:
+        r, s = zip(*(flip(name, w) for flip in flips), strict=True)
+        R, S = torch.stack(r), torch.stack(s)
+        A = R.T @ (a[:, None] * S) if S.dim() > 1 else R.T @ (a * S)
+        return U(name, w) * A
+
+    add(W, step, -eta / (2 * mu * len(f)))
+    return (delta / mu).tolist()
+
+
+@torch.no_grad()
+def zo_grasp(W: Weights, f: Loss, mu: float, Z: Sequence[Direction]) -> dict[str, Tensor]:
+    """Return DeepZero's scores |W o (g(W + mu g(W)) - g(W)) / mu| (arXiv 2310.02025).
+
+    g(V) = 1 / q sum (f(V + mu z_j) - f(V)) / mu z_j, with the q directions Z for both g
+    """
+
+    def along(slopes: Tensor) -> Direction:
+        return lambda name, w: sum(g * z(name, w) for g, z in zip(slopes, Z, strict=True)) / len(Z)  # pyright: ignore
+
+    before = one_sided(W, f, mu, Z)
+    add(W, along(before), mu)
+    after = one_sided(W, f, mu, Z)
+    add(W, along(before), -mu)
+    bend = along((after - before) / mu)
+    return {name: (w * bend(name, w)).abs() for name, w in W.items()}
+
+
+@torch.no_grad()
+def deepzero(
+    W: Weights, f: Loss, eta: float, mu: float, S: Sequence[tuple[str, int]]
+) -> list[float]:
+    """Take a step of DeepZero (arXiv 2310.02025) on the coordinates S, (name, place) each.
+
+    W <- W - eta sum (f(W + mu e_c) - f(W)) / mu e_c
+    """
+
+    def e(name: str, place: int) -> Direction:
+        def unit(own: str, w: nn.Parameter) -> Tensor:
+            found = torch.zeros_like(w)
+            if own == name:
+                found.view(-1)[place] = 1.0
+            return found
+
+        return unit
+
+    units = [e(*each) for each in S]
+    slopes = one_sided(W, f, mu, units)
+    for unit, g in zip(units, slopes, strict=True):
+        add(W, unit, (-eta * g).item())
+    return slopes.tolist()
 
 
 @torch.no_grad()

@@ -94,12 +94,13 @@ def _refuse_data(config: RunConfig, values: dict[str, Any]) -> None:
     rehearsed = registry.rehearse(name, values)
     if not hasattr(rehearsed, "replay"):
         raise BadInput(f"method={name}: it has no random directions; allowed are MeZO, LOZO, "
-                       "FZOO, ConMeZO, SubZero+, ZO-Muon and dominant-layer ZO")  # fmt: skip
+                       "FZOO, ConMeZO, SubZero+, ZO-Muon, GRZO and dominant-layer ZO")  # fmt: skip
     why = getattr(rehearsed, "needs_data", None)
     if why is not None:
         raise BadInput(
             f"method={name}: cannot be replayed from its log, because {why}; allowed are methods "
-            "whose steps need no data (mezo, lozo, fzoo, conmezo, subzero, zo_muon, dominant_layer)"
+            "whose steps need no data (mezo, lozo, fzoo, conmezo, subzero, zo_muon, grzo, "
+            "dominant_layer)"
         )
 
 

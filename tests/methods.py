@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from agzo import AGZO, ZeroOrderOptimizer
+from agzo.distributed.pieces import Piece
 from baselines import (
+    AIMZO,
     FZOO,
+    GRZO,
     LOZO,
     LOZOM,
     ConMeZO,
+    DeepZero,
     HiZOO,
     MeZO,
     SubZero,
@@ -27,6 +31,26 @@ from baselines.reference import msign
 from tests.networks import NETWORKS, Network, stack
 
 
+class InPieces(ZeroOrderOptimizer):
+    """Takes a closure for a batch of three micro-batches that are alike."""
+
+    def _measured(self, closure: Any, mask: Any) -> Any:
+        return super()._measured(_in_pieces(closure, mask), None)
+
+    def estimate(self, closure: Any, token_mask: Any = None, step: int | None = None) -> Any:
+        return super().estimate(_in_pieces(closure, token_mask), None, step)
+
+
+def _in_pieces(closure: Any, mask: Any) -> Any:
+    return [Piece(closure, mask)] * 3 if callable(closure) else closure
+
+
+class GRZOInPieces(InPieces, GRZO): ...
+
+
+class AGZOInPieces(InPieces, AGZO): ...
+
+
 @dataclass(frozen=True)
 class Method:
     name: str
@@ -36,6 +60,8 @@ class Method:
     networks: tuple[str, ...] = tuple(NETWORKS)  # on which the rules of every network are run
     becomes: Callable[[torch.Tensor], torch.Tensor] | None = None  # of a weight's whole estimate
     rounding: float = 1e-6  # how far the change may be off by, as a part of its largest number
+    pieces: int = 1  # how often a closure is called for a forward
+    some: bool = False  # whether it moves some of the tensors in a step
     unit: float = 1.0  # in which a rule's lr is given, for a method whose steps are longer
 
     def make(self, net: Network, **options: Any) -> ZeroOrderOptimizer:
@@ -50,6 +76,12 @@ class Method:
     def network(self, name: str, dtype: torch.dtype = torch.float32) -> Network:
         """A network by its name; one with layers instead of "mlp" for a method that needs them."""
         return (stack if name == "mlp" and self.one_layer else NETWORKS[name])(dtype)
+
+    @property
+    def kind(self) -> Any:
+        """The method's own class, without what takes pieces here; or what makes it."""
+        made = self.optimizer
+        return made.__mro__[2] if isinstance(made, type) and issubclass(made, InPieces) else made
 
     @property
     def one_layer(self) -> bool:
@@ -85,6 +117,29 @@ METHODS = [
         becomes=lambda E: msign(E) if E.dim() == 2 else 1e-2 * E,
         networks=TWO,
         rounding=1e-4,  # small singular values, with their rounding, are magnified 485 times
+    ),
+    Method(
+        "aim_zo",
+        AIMZO,
+        {"rank": 4, "active": 3, "leading": 1, "queries": 3, "eps_steps": 6},
+        networks=TWO[1:],
+    ),
+    Method("grzo", GRZOInPieces, {"accumulation": 3}, unit=1e-3, networks=TWO[:1], pieces=3),
+    Method(
+        "agzo-per-piece",
+        AGZOInPieces,
+        {"estimator": "per_piece", "update": "spread", "accumulation": 3},
+        networks=("opt-tied",),
+        unit=1e-3,
+        pieces=3,
+    ),
+    Method(
+        "deepzero",
+        DeepZero,
+        {"queries": 5, "density": 0.5, "score_queries": 2},
+        becomes=lambda E: 5 * E,
+        networks=TWO[:1],
+        some=True,
     ),
     Method("zo_act", ZOAct, {"update": "sgd", "calibration_batches": 1}, part="zo_act"),
     Method(
@@ -179,8 +234,8 @@ EVERYTHING = [method for method in METHODS if not method.part]  # those that tun
 EXECUTIONS = ["side_branch", "in_place"]
 
 FIELD = (
-    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon"),
-    *("mezo-scalar", "agzo-spread", "agzo-seen-signs"),
+    *("fzoo", "hizoo", "conmezo", "subzero", "zo_muon", "aim_zo", "grzo", "deepzero"),
+    *("mezo-scalar", "agzo-spread", "agzo-per-piece", "agzo-seen-signs"),
 )
 
 

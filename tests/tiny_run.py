@@ -54,6 +54,15 @@ def arguments(out: Path, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+SMALL = {  # for a model this small, and for time
+    "subzero": ("method.queries=3",),
+    "zo_muon": ("method.rank=8",),
+    "deepzero": ("method.queries=3", "method.score_queries=2"),
+    "grzo": ("train.accumulation=4",),
+    "aim_zo": ("method.rank=8", "method.active=4", "method.leading=2", "method.queries=3"),
+}
+
+
 def config(out: Path, *overrides: str) -> RunConfig:
     """The composed configuration of such a run."""
     config = copy.deepcopy(_composed(overrides))
@@ -66,6 +75,10 @@ def _composed(overrides: tuple[str, ...]) -> RunConfig:
     given = arguments(Path("out"), *overrides)
     if "method=dominant_layer" in overrides and not any("method.layer" in o for o in overrides):
         given += ["method.layer=1", "method.scan_batches=0"]  # a random model has no outliers
+    for name, options in SMALL.items():
+        if f"method={name}" in overrides:
+            own = [each.partition("=")[0] for each in overrides]
+            given += [each for each in options if each.partition("=")[0] not in own]
     if "method=lozo_m" in overrides:
         given.append("method.large_state=true")  # of a model this small it is large
     if {"method=zero_shot", "method=icl"} & set(overrides):

@@ -36,7 +36,7 @@ ACCUMULATED = ("gram", "first")
 
 
 @dataclass
-class _Sums:
+class Sums:
     """What is known of one distinct input so far."""
 
     tokens: Tensor  # 0-dim int64
@@ -56,7 +56,7 @@ class AccumulatedCapture(ActivationCapture):
     def __init__(self, whole: bool, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._whole = whole
-        self._sums: dict[str, _Sums] = {}
+        self._sums: dict[str, Sums] = {}
         self._leaders = Leaders()
         self._index = -1
         self._seen: Counter[str] = Counter()  # calls of layers in this micro-batch
@@ -92,7 +92,7 @@ class AccumulatedCapture(ActivationCapture):
             width, device = x.shape[-1], x.device
             dtype = torch.float64 if self._power_steps is None else torch.float32
             tokens = torch.zeros((), dtype=torch.int64, device=device)
-            self._sums[name] = _Sums(tokens, torch.zeros(width, width, dtype=dtype, device=device))
+            self._sums[name] = Sums(tokens, torch.zeros(width, width, dtype=dtype, device=device))
         sums = self._sums[name]
         sums.calls += 1
         sums.tokens += flat.shape[0] if keep is None else torch.count_nonzero(keep)
@@ -104,7 +104,7 @@ class AccumulatedCapture(ActivationCapture):
             y = product(flat, keep, drawn=thin.rows(omega))
             sums.y = y if sums.y is None else sums.y + y
 
-    def _basis_of(self, name: str, sums: _Sums) -> Tensor:
+    def _basis_of(self, name: str, sums: Sums) -> Tensor:
         """Return the basis (d_in, r) of the rows that were summed up."""
         if self._power_steps is None:
             return leading_of_gram(sums.gram, self._capped(sums))
@@ -113,14 +113,14 @@ class AccumulatedCapture(ActivationCapture):
             q = orthonormal(self._group.sum(q @ sums.gram).T).T
         return q.T
 
-    def _begin(self, name: str, sums: _Sums) -> Tensor:
+    def _begin(self, name: str, sums: Sums) -> Tensor:
         """Return the first Q, (r, d_in): of the processes' products H Omega, or a basis before."""
         if sums.y is None:
             return orthonormal(self._start[name]).T  # there would be products without one
         y = self._group.sum(sums.y)
         return orthonormal(y[: self._capped(sums)].T).T
 
-    def _capped(self, sums: _Sums) -> int:
+    def _capped(self, sums: Sums) -> int:
         """Return r, or the number of all tokens where that is less."""
         if self._rank <= self._group.size * sums.calls:
             return self._rank  # each call has a token

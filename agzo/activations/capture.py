@@ -169,6 +169,12 @@ class ActivationCapture(TorchCalls):
         known = self._by_input.get(x)
         if known is not None:
             return known
+        basis = self._checked(self._extract(x, name))
+        self._by_input.put(x, basis)
+        return basis
+
+    def _extract(self, x: Tensor, name: str) -> Tensor:
+        """Return the basis of an input, (d_in, r) float32, by Algorithm 1."""
         flat, keep, examples, positions = self._rows(x, name)
         rank = min(self._rank, flat.shape[1])
         if self._group.size == 1:
@@ -176,15 +182,10 @@ class ActivationCapture(TorchCalls):
         else:
             rank = self._shared_rank(rank, flat, keep)
         if self._power_steps is None:
-            basis = leading(flat, rank, keep)
-        else:
-            start = self._warm(name, rank)
-            omega = None if start is not None else self._omega(x, examples, positions, rank, name)
-            total = self._group.sum
-            basis = subspace_extract(flat, omega, self._power_steps, keep, start, total)
-        basis = self._checked(basis)
-        self._by_input.put(x, basis)
-        return basis
+            return leading(flat, rank, keep)
+        start = self._warm(name, rank)
+        omega = None if start is not None else self._omega(x, examples, positions, rank, name)
+        return subspace_extract(flat, omega, self._power_steps, keep, start, self._group.sum)
 
     def _rows(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None, int, int]:
         """Return an input as (tokens, d_in), which of its rows are real, and (examples, positions).

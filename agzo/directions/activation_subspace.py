@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -83,8 +83,7 @@ class ActivationSubspace(Gaussian):
         whole = self._accumulated != "first"
         calls = self.calls
         in_parts = whole or any(each.several for each in calls.values())
-        kind = partial(AccumulatedCapture, whole) if in_parts else ActivationCapture
-        found = kind(
+        found = self._kind(whole, in_parts)(
             self._linear,
             self._rank,
             self._power_steps,
@@ -98,6 +97,10 @@ class ActivationSubspace(Gaussian):
         )
         self.bases, self._used_otherwise = found.bases, found.used_otherwise
         return found
+
+    def _kind(self, whole: bool, in_parts: bool) -> Callable[..., ActivationCapture]:
+        """Return what makes a capture: of inputs in parts, and of those of all micro-batches."""
+        return partial(AccumulatedCapture, whole) if in_parts else ActivationCapture
 
     @contextmanager
     def learn(self, token_mask: Tensor | None) -> Iterator[None]:

@@ -20,8 +20,8 @@ COMPARED = (("agzo", "mezo"), ("agzo", "lozo"))  # of a plan that names none: ol
 LABELS = {
     "first_order": "first order", "agzo": "AGZO", "mezo": "MeZO", "lozo": "LOZO",
     "lozo_m": "LOZO-M", "fzoo": "FZOO", "hizoo": "HiZOO", "conmezo": "ConMeZO",
-    "subzero": "SubZero+", "zo_muon": "ZO-Muon", "zo_act": "ZO-Act",
-    "dominant_layer": "dominant layer",
+    "subzero": "SubZero+", "zo_muon": "ZO-Muon", "aim_zo": "AIM-ZO", "grzo": "GRZO",
+    "deepzero": "DeepZero", "zo_act": "ZO-Act", "dominant_layer": "dominant layer",
     "zero_shot": "zero-shot", "icl": "in-context",
 }  # fmt: skip
 

@@ -10,11 +10,13 @@ from torch import nn
 
 from agzo import AGZO
 from baselines import (
+    AIMZO,
     FZOO,
     LOZO,
     LOZOM,
     SGD,
     ConMeZO,
+    DeepZero,
     HiZOO,
     MeZO,
     SubZero,
@@ -90,6 +92,8 @@ METHODS: dict[str, Method] = {
     "hizoo": Method("hizoo", _with(HiZOO, large_state=True)),
     "subzero": Method("subzero", _with(SubZero, queries=2), 2),
     "zo_muon": Method("zo_muon", ZOMuon, 2),
+    "aim_zo": Method("aim_zo", _with(AIMZO, active=2, leading=1, queries=2), 2),
+    "deepzero": Method("deepzero", _with(DeepZero, queries=2, score_queries=2)),
     "conmezo": Method("conmezo", _with(ConMeZO, large_state=True)),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(on_dominant_layer, layer=1, scan_batches=0)),

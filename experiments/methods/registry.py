@@ -18,14 +18,18 @@ from torch.optim import Optimizer
 from agzo import AGZO, ZeroOrderOptimizer
 from agzo.distributed.group import ALONE, Group
 from agzo.execution.stream import StreamedLayers
+from agzo.per_piece import PER_PIECE
 from baselines import (
+    AIMZO,
     FZOO,
+    GRZO,
     ICL,
     LOZO,
     LOZOM,
     SGD,
     AdamW,
     ConMeZO,
+    DeepZero,
     HiZOO,
     MeZO,
     SubZero,
@@ -49,6 +53,9 @@ METHODS: dict[str, Any] = {
     "conmezo": ConMeZO,
     "subzero": SubZero,
     "zo_muon": ZOMuon,
+    "aim_zo": AIMZO,
+    "grzo": GRZO,
+    "deepzero": DeepZero,
     "zo_act": ZOAct,
     "dominant_layer": on_dominant_layer,
     "sgd": SGD,
@@ -148,6 +155,12 @@ def check_fit(config: RunConfig) -> None:
         raise BadInput(
             f"adapter.name={adapter}: method={name} cannot tune it, because "
             f"{NO_ADAPTER[name][adapter]}"
+        )
+    if config.method.get("estimator") == PER_PIECE and config.train.accumulation < 2:
+        raise BadInput(
+            f"train.accumulation={config.train.accumulation}: with method.estimator={PER_PIECE} "
+            "each micro-batch has a direction of its own; allowed are 2 up to train.batch_size="
+            f"{config.train.batch_size}, which gives every example one"
         )
     if config.train.objective == "metric" and method.about.needs_gradient:
         raise BadInput(

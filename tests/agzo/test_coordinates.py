@@ -10,12 +10,14 @@ from agzo import AGZO
 from agzo.directions.low_rank import LowRank
 from agzo.tuned.coordinates import coordinates
 from baselines import (
+    AIMZO,
     FZOO,
     LOZO,
     LOZOM,
     SGD,
     AdamW,
     ConMeZO,
+    DeepZero,
     HiZOO,
     MeZO,
     SubZero,
@@ -41,6 +43,8 @@ SMALL = {  # every method at its defaults, and each update
     "conmezo": lambda model: ConMeZO(model, lr=1e-3, eps=1e-3),
     "subzero": lambda model: SubZero(model, lr=1e-2, eps=1e-3, rank=1, queries=9),
     "zo_muon": lambda model: ZOMuon(model, lr=1e-2, eps=1e-3, rank=1, vector_rate=0.1),
+    "aim_zo": lambda model: AIMZO(model, lr=1e-2, eps=1e-3, rank=4, active=3, leading=2),
+    "deepzero": lambda model: DeepZero(model, lr=1e-2, eps=1e-3, queries=9, density=0.5),
     "fzoo": lambda model: FZOO(model, lr=1e-5, eps=1e-3),
     "zo_act": lambda model: ZOAct(model, lr=1e-2, eps=1e-3),
     "sgd": lambda model: SGD(model, lr=1e-2),

@@ -70,7 +70,9 @@ class WholeMoments:
     def factors(self, slopes: Tensor, step: int) -> Tensor:
         """What the slopes are when they are applied: what `agzo.scaling` must amount to."""
         if self.optimizer.update == "spread":
-            return slopes / (slopes * self.optimizer.eps).std()
+            return slopes / (slopes * self.optimizer.eps_at(step)).std()
+        if self.optimizer.update == "centred":
+            return (slopes - slopes.mean()) * (len(slopes) / (len(slopes) - 1))
         if self.optimizer.update == "scalar":
             b2 = self.optimizer.beta2
             self.v = b2 * self.v + (1 - b2) * slopes.mean() ** 2
@@ -127,15 +129,17 @@ def test_applied_direction_is_the_evaluated_direction(method: Method, execution,
         recorder.seen.clear()
         optimizer.step(recorder, net.token_mask)
         applied = flat(weights(net.model)) - before
-        del recorder.seen[: -optimizer.forwards_of_step(step)]  # those of the first step's check
+        calls = optimizer.forwards_of_step(step) * method.pieces
+        del recorder.seen[:-calls]  # those of the first step's check
         evaluated = perturbations(recorder, before)
-        if optimizer.estimator == "two_sided":
+        if optimizer.estimator != "one_sided":
             torch.testing.assert_close(evaluated[0::2], [-e for e in evaluated[1::2]])
             evaluated = evaluated[0::2]
-        assert len(evaluated) == optimizer.queries
+        assert len(evaluated) == optimizer.queries * method.pieces
         grads = reference.factors(optimizer.projected_grad, step)
-        estimate = sum(g * e / eps for g, e in zip(grads, evaluated, strict=True))
-        estimate = estimate / optimizer.queries
+        size = optimizer.eps_at(step)
+        estimate = sum(g * e / size for g, e in zip(grads, evaluated, strict=True))
+        estimate = estimate / len(evaluated)
         if method.becomes is not None:
             every = list(net.model.parameters())
             parts = zip(every, estimate.split([p.numel() for p in every]), strict=True)
@@ -170,7 +174,7 @@ def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, exec
     def closure():
         nonlocal calls
         calls += 1
-        if calls == 4:  # after the check's two forwards: while weights are perturbed
+        if calls == 2 * method.pieces + 2:  # after the check: while weights are perturbed
             raise KeyboardInterrupt
         return net.closure()
 
@@ -216,13 +220,14 @@ def test_finite_difference_is_gradient_times_direction(method: Method, execution
     optimizer.step(recorder, net.token_mask)
     before = flat(weights(net.model))
     changes = perturbations(recorder, before)
-    if optimizer.estimator == "two_sided":
+    if optimizer.estimator != "one_sided":
         changes = changes[0::2]
     net.model.zero_grad()
     net.closure().backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in net.model.parameters()]
     gradient = torch.cat([grad.reshape(-1) for grad in grads])
-    expected = torch.stack([gradient @ change / eps for change in changes])
+    size = optimizer.eps_at(1)
+    expected = torch.stack([gradient @ change / size for change in changes])
     # one-sided differences keep a curvature term of order eps; the rest is float64 round-off
     torch.testing.assert_close(optimizer.projected_grad, expected, rtol=1e-5, atol=1e-5)
 
@@ -273,8 +278,9 @@ def test_seeds_and_steps_give_different_directions(method: Method):
         net = method.network("mlp", torch.float64)
         optimizer = method.make(net, seed=seed)
         for _ in range(2):
-            drawn, _ = optimizer.estimate(net.closure).queries[0]
-            directions.append(torch.cat([each.dense().reshape(-1) for each in drawn.values()]))
+            queries = optimizer.estimate(net.closure).queries
+            every = [each.dense().reshape(-1) for drawn, _ in queries for each in drawn.values()]
+            directions.append(torch.cat(every))
             optimizer.step(net.closure)
     for i in range(4):
         for j in range(i):
@@ -294,10 +300,11 @@ def test_forwards_are_counted(method: Method):
     net = Network(plain.model, closure, None)
     optimizer: ZeroOrderOptimizer = method.make(net)
     optimizer.step(closure)
-    assert calls == optimizer.forwards == optimizer.forwards_once + optimizer.forwards_per_step
+    assert calls == optimizer.forwards * method.pieces
+    assert optimizer.forwards == optimizer.forwards_once + optimizer.forwards_per_step
     for _ in range(5):
         optimizer.step(closure)
-    assert calls == optimizer.forwards
+    assert calls == optimizer.forwards * method.pieces
 
 
 @every_method
@@ -311,4 +318,6 @@ def test_frozen_embeddings_do_not_move(method: Method):
             optimizer.step(net.closure, net.token_mask)
         after = weights(net.model)
         moved = {name for name in before if not before[name].equal(after[name])}
-        assert moved == {name for name in before if "embed" not in name and method.tunes(name)}
+        wanted = {name for name in before if "embed" not in name and method.tunes(name)}
+        assert moved == wanted or (method.some and moved < wanted)
+        assert moved

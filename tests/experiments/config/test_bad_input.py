@@ -30,7 +30,7 @@ def cli(tmp_path, monkeypatch, capfd):
 CASES = {
     "method=foo": [
         "method=foo",
-        "agzo, conmezo, dominant_layer, fzoo, hizoo, icl, lozo, lozo_m, mezo, sgd",
+        "hizoo, icl, lozo, lozo_m, mezo, sgd",
     ],
     "task=foo": ["task=foo", "rte, squad, sst2, wic"],
     "model=foo": ["model=foo", "pocket", "qwen3-0.6b"],

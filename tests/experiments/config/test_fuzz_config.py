@@ -27,10 +27,10 @@ REFUSED_WITHIN = 10.0  # seconds
 
 METHOD_VALUES = {
     "lr": ["1e-3", "1e-30", "10"], "eps": ["1e-3", "1e-8", "10"],
-    "estimator": ["one_sided", "two_sided"], "queries": ["1", "2"],
+    "estimator": ["one_sided", "two_sided", "per_piece"], "queries": ["1", "2"],
     "noise": ["gaussian", "rademacher"],
     "embeddings": ["tuned", "frozen", "seen"],
-    "update": ["sgd", "momentum", "adam", "scalar", "spread"],
+    "update": ["sgd", "momentum", "adam", "scalar", "spread", "centred"],
     "momentum": ["0", "0.9"], "beta2": ["0.5"], "large_state": ["true", "false"],
     "weight_decay": ["0", "0.1"], "execution": ["side_branch", "batched", "in_place"],
     "rank": ["1", "3", "16", "17"], "refresh_every": ["1", "5", "null", "one_shot"],
@@ -41,7 +41,9 @@ METHOD_VALUES = {
     "base": ["mezo", "lozo", "lozo_m", "agzo"], "calibration_batches": ["1"],
     "calibration_passes": ["1", "2"], "betas": ["[0.5,0.9]"], "adam_eps": ["1e-8"],
     "curvature_rate": ["0", "0.1", "1"], "theta": ["0", "1.3"], "beta": ["0.9", "1"],
-    "vector_rate": ["0", "-1"],
+    "vector_rate": ["0", "-1"], "active": ["0", "2"], "leading": ["0", "9"], "rate": ["0", "1"],
+    "density": ["0", "0.5"], "score_queries": ["0", "1"],
+    "eps_steps": ["null", "5", "0"],
     "demonstrations": ["1", "40"], "detector": ["massive_activations"],
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ EXACT = {
     "conmezo": ("method=conmezo",),
     "subzero": ("method=subzero", "method.queries=3", "method.rank=2"),
     "zo_muon": ("method=zo_muon", "method.rank=2"),
+    "grzo": ("method=grzo", "train.accumulation=4"),
     "scalar": ("method=mezo", "method.update=scalar"),
     "lora": ("method=mezo", "adapter=lora"),
     "bf16": ("method=lozo", "precision=bf16_stochastic"),

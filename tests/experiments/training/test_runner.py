@@ -24,8 +24,7 @@ from experiments.training.session import run
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_to_a_complete_result(tmp_path, method):
-    small = {"zo_muon": ("method.rank=8",), "subzero": ("method.queries=3",)}
-    config = tiny_run.config(tmp_path, f"method={method}", *small.get(method, ()))
+    config = tiny_run.config(tmp_path, f"method={method}")
     result = run(config)
     trains = METHODS[method].about.trains  # pyright: ignore
     assert json.loads((config.folder / "result.json").read_text()) == result
