@@ -5,8 +5,8 @@ import torch
 from agzo.kernels import kind
 
 SLOW = (
-    "; the same numbers at a thirtieth of the speed, because no C++ compiler was found at install, or "
-    "the compiled kernels are of other sources than these (with a compiler: pip install -e . again)"
+    "; the same numbers at a thirtieth of the speed: no C++ compiler was found at install, or the "
+    "compiled kernels are of other sources than these (with a compiler: pip install -e . again)"
 )
 
 for name in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
