@@ -141,10 +141,11 @@ class Measuring(Progress):
             return self._directions(Noise(self.seed, step, query))
 
         how = (self.eps_at(step), self._execution, watch, self.about.needs_loss)
-        with self.scope.step():
-            if self.estimator == PER_PIECE:
-                measurement = measure_pieces(batch, self._forward, self._zo, sample, *how)
-            else:
+        if self.estimator == PER_PIECE:
+            forward, around = self._forward, self.scope.step
+            measurement = measure_pieces(batch, forward, self._zo, sample, *how, around)
+        else:
+            with self.scope.step():
                 measurement = measure(
                     self.estimator, lambda: self._forward(batch), sample, self.queries, *how,
                     together=self._weights.together,

@@ -12,6 +12,7 @@ each example has its own. They are run apart, so that takes the time of as many 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -50,11 +51,13 @@ def measure_pieces(
     execution: Execution,
     watch: Watch | None,
     at_w: bool,
+    around: Callable[[], AbstractContextManager[object]],
 ) -> Measurement:
     """Measure each piece of a batch; the number of a piece is that of its query.
 
     `forward` evaluates a closure and counts it in `state`, where a pass of all pieces is one in the
-    end. The others are those of `agzo.estimator.measure`.
+    end. `around` returns what is entered around the evaluations of a piece, which have other
+    inputs than those of the next. The others are those of `agzo.estimator.measure`.
 
     Raises:
         ValueError: there is one piece.
@@ -76,7 +79,8 @@ def measure_pieces(
     for index, piece in enumerate(batch.pieces):
         directions = sample(index)
         alone = partial(forward, _only(batch, index))
-        both = [execution.evaluate(alone, directions, scale) for scale in (eps, -eps)]
+        with around():
+            both = [execution.evaluate(alone, directions, scale) for scale in (eps, -eps)]
         own = torch.stack([each.detach() for each in both])
         own = own.to(torch.promote_types(own.dtype, torch.float32))
         list(directions.values())  # sample what no evaluation used: it moves as well

@@ -12,8 +12,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoConfig, GPTNeoForCausalLM
 
 from agzo import AGZO, ZeroOrderOptimizer
+from agzo.distributed import Piece
 from agzo.tuned.layers import decoder_layers
-from baselines import FZOO, LOZO, LOZOM, DominantLayer, HiZOO, MeZO, SubZero, on_dominant_layer
+from baselines import (
+    FZOO,
+    GRZO,
+    LOZO,
+    LOZOM,
+    DominantLayer,
+    HiZOO,
+    MeZO,
+    SubZero,
+    on_dominant_layer,
+)
 from baselines.outliers import DETECTORS, THRESHOLDS, Scan, first_above, last_matrix
 from experiments.config.composed import compose
 from experiments.config.errors import BadInput
@@ -354,6 +365,23 @@ def test_evaluation_between_steps_and_an_error_in_a_step_see_the_whole_model():
     assert counts == [1, 1, 2, 2, 2]
     net.closure()
     assert counts == [2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", [GRZO, AGZO])
+def test_pieces_with_directions_of_their_own_are_reused_each_by_itself(kind):
+    losses = []
+    for reuse in (True, False):
+        net = network(random_model("qwen3"))
+        other = network(net.model, seed=2)
+        scope = DominantLayer(layer=2, scan_batches=0, reuse_prefix=reuse)
+        options = {"estimator": "per_piece", "update": "sgd", "accumulation": 2, "params": scope}
+        optimizer = kind(net.model, lr=1e-2, eps=1e-3, **options)
+        pieces = [Piece(each.closure, each.token_mask) for each in (net, other)]
+        losses.append(torch.stack([optimizer.step(pieces) for _ in range(4)]))
+        losses.append(optimizer.projected_grad)
+    assert losses[0].equal(losses[2])
+    assert losses[1].equal(losses[3])
+    assert losses[1][0] != losses[1][1]
 
 
 def test_a_closure_that_runs_the_model_twice_is_reused_call_by_call():
