@@ -16,7 +16,22 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from agzo import AGZO
 from agzo.distributed.pieces import Piece
 from agzo.integrations.transformers import ZOTrainer, ZOTrainerMixin
-from baselines import LOZO, LOZOM, SGD, DominantLayer, MeZO, ZOAct
+from baselines import (
+    AIMZO,
+    FZOO,
+    GRZO,
+    LOZO,
+    LOZOM,
+    SGD,
+    ConMeZO,
+    DeepZero,
+    DominantLayer,
+    HiZOO,
+    MeZO,
+    SubZero,
+    ZOAct,
+    ZOMuon,
+)
 from tests.outlier_models import plant, random_model
 
 METHODS = [
@@ -99,12 +114,24 @@ RESUMED = [
     ),
     pytest.param(LOZO, FOUND, id="dominant-found", marks=SLOW),
     pytest.param(ZOAct, ACT, id="zo_act"),
+    pytest.param(FZOO, {"queries": 2}, id="fzoo", marks=SLOW),
+    pytest.param(HiZOO, LARGE, id="hizoo", marks=SLOW),
+    pytest.param(ConMeZO, LARGE, id="conmezo", marks=SLOW),
+    pytest.param(SubZero, {"rank": 2, "refresh_every": 2, "queries": 2}, id="subzero", marks=SLOW),
+    pytest.param(ZOMuon, {"rank": 2, "refresh_every": 2}, id="zo_muon", marks=SLOW),
+    pytest.param(
+        AIMZO, {"rank": 4, "active": 2, "leading": 1, "queries": 2}, id="aim_zo", marks=SLOW
+    ),
+    pytest.param(GRZO, {}, id="grzo", marks=SLOW),
+    pytest.param(DeepZero, {"queries": 3, "score_queries": 2}, id="deepzero", marks=SLOW),
 ]
 
 
 @pytest.mark.parametrize(("method", "own"), RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, own, tmp_path):
     options = {"steps": 6, "save_strategy": "steps", "save_steps": 3, "weight_decay": 0.1}
+    if method is GRZO:  # a direction for each micro-batch
+        options["gradient_accumulation_steps"] = 2
     made = planted if own is FOUND else model
     start = weights(made())
     whole = trainer(tmp_path, method, made(), method_args=own, **options)
@@ -112,9 +139,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(method, own, tmp_pat
     resumed = trainer(tmp_path, method, made(), method_args=own, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     ended, tuned = weights(whole.model), {each.name for each in whole.method.tuned}
-    assert {key for key in ended if not ended[key].equal(start.get(key, torch.zeros(())))} == tuned
+    moved = {key for key in ended if not ended[key].equal(start.get(key, torch.zeros(())))}
+    assert moved == tuned or (method is DeepZero and moved < tuned)  # a few coordinates
     assert differing(ended, weights(resumed.model)) == []
-    assert whole.method.forwards == resumed.method.forwards == whole.method.forwards_once + 6 * 2
+    taken = whole.method.forwards_once + 6 * whole.method.forwards_per_step
+    assert whole.method.forwards == resumed.method.forwards == taken
     assert whole.state.log_history[-2] == resumed.state.log_history[-2]
 
 
