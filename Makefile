@@ -17,9 +17,10 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
-  agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
-  types bench bench-prompts bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
+.PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
+  table-field table-adapters agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress \
+  update-arrival notebooks theory test lint types bench bench-prompts bench-scaling bench-figure pocket-model \
+  test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
 help:
@@ -65,12 +66,13 @@ endef
 reproduce-table1 reproduce-table2: reproduce-%: $(READY)
 	$(call reproduce,$*)
 
-table-all table-adapters agzo-variants: $(READY)
+table-all table-field table-adapters agzo-variants: $(READY)
 	$(call reproduce,$(subst -,_,$@))
 
 reproduce-table1: ## the paper's Table 1: plan, missing runs, table, page (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
 reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
 table-all: ## the zeroth-order methods beside SGD and zero-shot, the same way and with the same variables
+table-field: ## every method of the field, AGZO's neighbours among them (SCALE=pocket|small)
 table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
 agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
 
