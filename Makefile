@@ -19,7 +19,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
   table-field table-adapters agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress \
-  update-arrival notebooks theory test lint types bench bench-prompts bench-scaling bench-figure pocket-model \
+update-arrival notebooks theory test lint types bench bench-prompts bench-scaling bench-figure pocket-model \
   test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
