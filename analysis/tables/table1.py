@@ -1,9 +1,9 @@
 """The main table from a suite's result files: tasks as rows, methods as columns (many: turned).
 
 One table per model, with mean ± sample standard deviation over the seeds, the comparisons fixed
-beforehand, the chosen settings, what they cost and the dev loss of every grid cell. What has not run is shown as
-missing and named in the notes, never averaged away. The format of a suite's folder is described in
-analysis/reading: suite.py (plan), choice.py (search) and cells.py (runs).
+beforehand, the chosen settings, what they cost and the dev loss of every grid cell. What has not
+run is shown as missing and named in the notes, never averaged away. The format of a suite's folder
+is described in analysis/reading: suite.py (plan), choice.py (search) and cells.py (runs).
 
     python -m analysis.tables.table1 FOLDER [--out DIR]
 """

@@ -403,6 +403,34 @@ def test_unequal_budgets_are_said(suite: Path) -> None:
     assert any("sst2: NOT at equal forwards (first order 399" in note for note in main.notes)
 
 
+def test_columns_may_spend_equal_examples_in_batches_of_their_own(suite: Path) -> None:
+    """Half the batch and twice the forwards: equal examples, and no other protocol."""
+    edit(suite / "suite.json", budget="examples")
+    plan = json.loads((suite / "suite.json").read_text())
+    own = {"train.batch_size": 8}
+    for i, column in enumerate(plan["columns"]):
+        if column["name"] != "agzo":
+            continue
+        for j, cell in enumerate(column["cells"]):
+            edit(
+                suite / "suite.json",
+                **{f"columns__{i}__cells__{j}__settings": cell["settings"] | own},
+            )
+    for path in suite.glob("pocket/*/agzo*/*/result.json"):
+        edit(path, config__train__batch_size=8, forwards=1600)
+    choice = json.loads((suite / "choice.json").read_text())
+    for key in ("pocket/sst2/agzo", "pocket/copa/agzo"):
+        cells = [cell | {"settings": cell["settings"] | own} for cell in choice[key]["cells"]]
+        edit_choice(suite, key, cells=cells)
+    for path in suite.glob("pocket/*/sgd*/*/result.json"):
+        edit(path, forwards=800)
+    main = tables(suite)[0]
+    assert "Budget: equal numbers of examples" in main.text()
+    assert "NOT at equal" not in main.text()
+    edit(suite / "pocket" / "sst2" / "agzo+lr0.001" / "seed1" / "result.json", forwards=800)
+    assert "sst2: NOT at equal examples" in tables(suite)[0].text()
+
+
 def to_hub(root: Path, **changes: Any) -> None:
     for path in root.rglob("result.json"):
         size = 872 if "sst2" in path.parts else 100
