@@ -18,7 +18,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
-table-field table-adapters agzo-variants aim-zo-check lozo-refresh probes-or-steps report figures figure1 figure2 \
+  table-field table-adapters agzo-variants aim-zo-check lozo-refresh probes-or-steps report figures figure1 figure2 \
   figure3 figure4 eps-window progress update-arrival notebooks theory test lint types bench bench-prompts \
   bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
 
