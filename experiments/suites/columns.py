@@ -26,7 +26,7 @@ from experiments.methods import registry
 from experiments.suites.widen import LR, on_grid
 
 KINDS = ("zo", "first_order", "untrained")
-SPENDING = ("train.batch_size", "train.forwards")  # how a column spends a budget of examples
+SPENDING = ("train.batch_size", "train.accumulation", "train.forwards")  # what a step takes
 COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
 
 
