@@ -17,9 +17,10 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
   $(if $(MODELS),--models $(MODELS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all table-adapters \
-  agzo-variants report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint \
-  types bench bench-prompts bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
+.PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
+  table-field table-adapters agzo-variants aim-zo-check lozo-refresh probes-or-steps report figures figure1 figure2 \
+  figure3 figure4 eps-window progress update-arrival notebooks theory test lint types bench bench-prompts \
+  bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
 help:
@@ -65,14 +66,18 @@ endef
 reproduce-table1 reproduce-table2: reproduce-%: $(READY)
 	$(call reproduce,$*)
 
-table-all table-adapters agzo-variants: $(READY)
+table-all table-field table-adapters agzo-variants aim-zo-check lozo-refresh probes-or-steps: $(READY)
 	$(call reproduce,$(subst -,_,$@))
 
 reproduce-table1: ## the paper's Table 1: plan, missing runs, table, page (SCALE= BUDGET= TASKS= JOBS= DRY=1 ARGS=)
 reproduce-table2: ## the paper's Table 2 (ARGS="model.trust_remote_code=true" at SCALE=paper)
 table-all: ## the zeroth-order methods beside SGD and zero-shot, the same way and with the same variables
+table-field: ## every method of the field, AGZO's neighbours among them (SCALE=pocket|small)
 table-adapters: ## LoRA and prefix tuning by each kind of method, beside all weights
 agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
+aim-zo-check: ## is our MeZO the one of an independent comparison? Its settings and seeds (SCALE=paper)
+lozo-refresh: ## LOZO's V drawn anew every 1, 50 or 100 steps, against its published numbers (SCALE=pocket)
+probes-or-steps: ## many probes or many steps, at a fixed number of examples (SCALE=pocket)
 
 # The same by hand: what a plan of conf/experiment has done and lacks, doing it, and looking at it.
 EXPERIMENT ?= table1

@@ -199,7 +199,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("plan", help="a preset of conf/experiment with a plan: table1, table2")
     parser.add_argument("overrides", nargs="*", help="for every run: out=... model.path=...")
     parser.add_argument("--scale", default="auto", help="auto: paper on CUDA, pocket elsewhere")
-    parser.add_argument("--budget", help="steps or forwards: what is equal for all methods")
+    parser.add_argument("--budget", help="of the plan: what is equal for all columns")
     parser.add_argument("--models", default="", help="of conf/model, for those of the plan")
     parser.add_argument(
         "--tasks", default="", help="of the plan: sst2,rte; or YAML files of your own"

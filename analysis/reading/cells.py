@@ -54,6 +54,8 @@ def read_cells(suite: Suite, model: str) -> Cells:
     """Read all cells of one model and check that they fit the plan and each other."""
     path = suite.folder / CHOICE
     choice = read_json(path) if path.is_file() else {}
+    settings = {f"config.{key}" for c in suite.columns for one in c.cells for key in one.settings}
+    protocol = tuple(key for key in PROTOCOL if key not in settings)  # what no column is about
     cells: Cells = {}
     in_table: list[Run] = []
     for task in suite.tasks:
@@ -65,7 +67,7 @@ def read_cells(suite: Suite, model: str) -> Cells:
             in_row += read
         check_shared(
             [(run.path, run.record | {"metric": run.row["metric"]}) for run in in_row],
-            DATA + PROTOCOL,
+            DATA + protocol,
             "columns of a task",
         )
         in_table += in_row

@@ -125,9 +125,11 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Flatten one result into the columns of the tidy table.
 
     `metric` names the task's own score; `dev_score` and `eval_score` hold it as a fraction.
-    `lr` and `eps` are empty for methods that have none.
+    `examples` counts an example each time that it passes through the model in training. `lr` and
+    `eps` are empty for methods that have none.
     """
     flat = {column: value(record, key, kinds, path) for column, (key, kinds) in COLUMNS.items()}
+    flat["examples"] = flat["forwards"] * flat["batch_size"]
     metric = metric_of(record["eval"], "eval", path)
     flat["metric"] = metric
     for split in ("dev", "eval"):

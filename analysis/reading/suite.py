@@ -14,7 +14,7 @@ from analysis.reading.load import RESULT, ResultError, read_json, value
 
 PLAN, CHOICE, FAILED = "suite.json", "choice.json", "failed.json"
 FORMAT = 1
-BUDGETS = ("steps", "forwards")
+BUDGETS = ("steps", "forwards", "examples")
 KINDS = ("first_order", "zo", "untrained")
 COMPARED = (("agzo", "mezo"), ("agzo", "lozo"))  # of a plan that names none: older ones
 LABELS = {
@@ -71,7 +71,7 @@ class Suite:
     name: str
     title: str
     scale: str
-    budget: str  # steps or forwards: what is equal over the methods
+    budget: str  # of BUDGETS: what is equal over the methods
     models: tuple[str, ...]
     tasks: tuple[str, ...]
     columns: tuple[Column, ...]

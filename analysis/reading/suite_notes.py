@@ -16,6 +16,8 @@ BUDGETS = {
     "steps": "Budget: equal steps, as in the paper: every zeroth-order method takes the same "
     "number of steps, first order its own.",
     "forwards": "Budget: equal forward passes for every method that trains.",
+    "examples": "Budget: equal numbers of examples passed through the model, forward passes times "
+    "batch, for every column that trains.",
 }
 SHOWN_STRAYS = 10
 
@@ -85,7 +87,7 @@ def _budget(suite: Suite, cells: Cells) -> list[str]:
             if column.kind in kinds
         }
         every = [number for numbers in used.values() for number in numbers]
-        slack = EQUAL if suite.budget == "forwards" else 0.0
+        slack = 0.0 if suite.budget == "steps" else EQUAL
         if every and max(every) - min(every) > slack * max(every):
             told = ", ".join(
                 f"{label} {' and '.join(f'{number:,}' for number in sorted(set(numbers)))}"

@@ -1,9 +1,9 @@
 """The main table from a suite's result files: tasks as rows, methods as columns (many: turned).
 
 One table per model, with mean ± sample standard deviation over the seeds, the comparisons fixed
-beforehand, the chosen settings and the dev loss of every grid cell. What has not run is shown as
-missing and named in the notes, never averaged away. The format of a suite's folder is described in
-analysis/reading: suite.py (plan), choice.py (search) and cells.py (runs).
+beforehand, the chosen settings, what they cost and the dev loss of every grid cell. What has not
+run is shown as missing and named in the notes, never averaged away. The format of a suite's folder
+is described in analysis/reading: suite.py (plan), choice.py (search) and cells.py (runs).
 
     python -m analysis.tables.table1 FOLDER [--out DIR]
 """
@@ -22,6 +22,7 @@ from analysis.reading.command import place
 from analysis.reading.comparisons import comparison_table
 from analysis.reading.load import ResultError
 from analysis.reading.suite import PLAN, Suite, load_suite
+from analysis.reading.suite_costs import costs_table
 from analysis.reading.suite_notes import notes, runs_of
 from analysis.reading.suite_settings import chosen_table, grid_table
 from analysis.tables.latex import latex
@@ -79,6 +80,7 @@ def _document(
         main,
         comparison_table(suite, cells, f"{suite.title}, paired comparisons: {about}"),
         chosen_table(suite, cells, f"{suite.title}, chosen settings: {about}"),
+        costs_table(suite, cells, f"{suite.title}, costs: {about}"),
         grid_table(suite, cells, f"{suite.title}, all grid cells: {about}"),
     ]
     stem = "_".join((suite.name, suite.scale, model, data, suite.budget)).replace("/", "-")

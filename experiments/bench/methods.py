@@ -15,6 +15,7 @@ from baselines import (
     LOZO,
     LOZOM,
     SGD,
+    AdamW,
     ConMeZO,
     DeepZero,
     HiZOO,
@@ -62,6 +63,10 @@ def _sgd(model: nn.Module, lr: float, eps: float) -> SGD:
     return SGD(model, lr)
 
 
+def _adamw(model: nn.Module, lr: float, eps: float) -> AdamW:
+    return AdamW(model, lr)
+
+
 _WARM: dict[str, Any] = {"warm_start": True, "power_steps": 1}
 _FROZEN: dict[str, Any] = {"embeddings": "frozen"}
 _SEEN: dict[str, Any] = {"embeddings": "seen"}
@@ -98,6 +103,7 @@ METHODS: dict[str, Method] = {
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),
     "dominant_layer": Method("dominant_layer", _with(on_dominant_layer, layer=1, scan_batches=0)),
     "sgd": Method("sgd", _sgd),
+    "adamw": Method("adamw", _adamw),
 }
 # Those that the targets are about, with their yardsticks: what a long sweep measures.
 CHIEF = (

@@ -5,7 +5,8 @@
     grid:
       lora_agzo: {method.lr: [1.0e-2, 3.0e-2], method.eps: [1.0e-2]}
 
-`adapter` (an option of conf/adapter), `settings` and `seeds` may be left out; seeds are then those
+`adapter` (an option of conf/adapter), `settings` (keys of method.*, adapter.* and `SPENDING`) and
+`seeds` may be left out; seeds are then those
 of the scale or the plan. A scale may have a list `columns` of those that it has, and `widen`, how
 many learning rates may be added on each side of every grid (`widen`), 0 if left out.
 
@@ -25,6 +26,7 @@ from experiments.methods import registry
 from experiments.suites.widen import LR, on_grid
 
 KINDS = ("zo", "first_order", "untrained")
+SPENDING = ("train.batch_size", "train.accumulation", "train.forwards")  # what a step takes
 COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
 
 
@@ -41,7 +43,7 @@ class Column:
     """A method of the table: what it is called there, its grid, its seeds (the first searches).
 
     `adapter` is what it tunes, an option of conf/adapter; the settings of its cells hold keys of
-    method.*, and keys of adapter.* that are the same in all of them.
+    method.*, and other keys that are the same in all of them.
     """
 
     name: str
@@ -114,9 +116,10 @@ def _widen(at: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> int:
 def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
     fixed = dict(entry.get("settings", {}))
     for key in fixed:
-        if not key.startswith(("method.", "adapter.")):
+        if not key.startswith(("method.", "adapter.")) and key not in SPENDING:
             raise BadInput(
-                f"plan: column {name} sets {key}; allowed are keys of method.* and adapter.*"
+                f"plan: column {name} sets {key}; allowed are keys of method.* and adapter.*, "
+                f"{', '.join(SPENDING)}"
             )
     for key in grid:
         if not key.startswith("method."):

@@ -208,10 +208,10 @@ def _group(column: Column, overrides: list[str]) -> Group:
                 f"plan: {override}: allowed is the key adapter of a column, and adapter.* in its "
                 "settings"
             )
-    of_adapter, _ = _split(column.cells[0].settings)
+    of_all, _ = _split(column.cells[0].settings)
     if column.adapter != "none":
         overrides = [*overrides, f"adapter={column.adapter}"]
-    overrides = [*overrides, *_words(of_adapter)]
+    overrides = [*overrides, *_words(of_all)]
     base = compose(overrides)
     assert base.model.name is not None  # compose fills it in
 
@@ -233,9 +233,9 @@ def _group(column: Column, overrides: list[str]) -> Group:
 
 
 def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Part a cell's settings into those of the adapter and those of the method."""
-    of_adapter = {key: value for key, value in settings.items() if key.startswith("adapter.")}
-    return of_adapter, {key: value for key, value in settings.items() if key not in of_adapter}
+    """Part a cell's settings into those that a column's runs share and those of the method."""
+    of_method = {key: value for key, value in settings.items() if key.startswith("method.")}
+    return {key: value for key, value in settings.items() if key not in of_method}, of_method
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:

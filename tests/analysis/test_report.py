@@ -156,7 +156,8 @@ def test_a_suite_is_complete(tmp_path: Path) -> None:
     assert agzo.beside == "paper 87.7, +3.3"
     assert [shown.text for shown in main_table.foot][:2] == ["mean", "84.0 ± 1.5"]
     assert [table.title.split(":")[0] for table in part.more] == [
-        "Table 1, paired comparisons", "Table 1, chosen settings", "Table 1, all grid cells",
+        "Table 1, paired comparisons", "Table 1, chosen settings", "Table 1, costs",
+            "Table 1, all grid cells",
     ]  # fmt: skip
     assert "As printed in arXiv 2601.17261" in part.printed[0].title
     for table in (*part.tables, *part.more, *part.printed):

@@ -154,7 +154,7 @@ def row_of(table: Table, first: str) -> dict[str, str]:
 
 
 def test_whole_table(suite: Path) -> None:
-    main, comparisons, chosen, grid = tables(suite)
+    main, comparisons, chosen, costs, grid = tables(suite)
     assert main.title == "Table 1: scale pocket, model pocket, pocket data, equal steps"
     assert list(main.header) == [
         "task", "first order", "AGZO", "MeZO", "LOZO", "zero-shot", "in-context",
@@ -189,7 +189,18 @@ def test_whole_table(suite: Path) -> None:
         ["lr0.001", "lr=0.001", "finished", "0.2500", "75.0", "chosen"],
         ["lr0.003", "lr=0.003", "finished", "0.5000", "75.0", ""],
     ]
+    assert list(costs.rows[0]) == [
+        *("sst2", "first order", "3", "96.0 ± 1.0", "0.2500 ± 0.0000"),
+        *("399", "1.0", "0.50", "-"),
+    ]
     assert len(comparisons.rows) == 4
+
+
+def test_the_state_of_an_optimizer_is_what_its_summary_says(suite: Path) -> None:
+    folder = folder_of(suite, "sst2", "agzo", 1, "lr0.001")
+    edit(folder / "result.json", summary={"state_bytes": 3 * 2**19})
+    costs = tables(suite)[3]
+    assert [row[-1] for row in costs.rows[:3]] == ["-", "1.5 MiB", "-"]
 
 
 def test_comparisons_by_hand(suite: Path) -> None:
@@ -236,7 +247,7 @@ def test_failed_seeds_and_grids_say_why(suite: Path) -> None:
         suite, "pocket/sst2/first_order", chosen=None,
         cells=[point | failed for point in cells_of("first_order")],
     )  # fmt: skip
-    main, _, chosen, grid = tables(suite)
+    main, _, chosen, _, grid = tables(suite)
     assert row_of(main, "copa")["LOZO"] == "58.5 (n=2/3) †"
     assert row_of(main, "sst2")["first order"] == "- †"
     words = "\n".join(main.notes)
@@ -271,13 +282,14 @@ def test_a_suite_that_has_only_begun(suite: Path) -> None:
     (suite / "choice.json").unlink()
     shutil.rmtree(suite / "pocket")
     (made,) = table1.documents(suite)
-    main, comparisons, _, grid = made.tables
+    main, comparisons, _, costs, grid = made.tables
     assert made.stem == "table1_pocket_pocket_no_steps"
     assert {cell for row in main.rows for cell in row[1:]} == {"- †"}
     assert [row[2:] for row in comparisons.rows] == [
         [n, "-", "-", "-", "-", "-"] for n in ("0/6 †", "0/6 †", "0/2 †", "0/2 †")
     ]
     assert not grid.rows
+    assert not costs.rows
     assert "choice.json has no entry pocket/sst2/agzo" in main.text()
     assert "seed 0 has not run: pocket/sst2/zero_shot/seed0" in main.text()
     assert "nothing has run yet" in main.text()
@@ -297,7 +309,7 @@ def test_results_that_no_cell_plans_are_listed(suite: Path) -> None:
 
 def test_a_copy_without_the_losing_grid_runs(suite: Path) -> None:
     shutil.rmtree(folder_of(suite, "sst2", "agzo", 0, "lr0.003").parent)
-    main, _, _, grid = tables(suite)
+    main, _, _, _, grid = tables(suite)
     assert row_of(main, "sst2")["AGZO"] == "**91.0 ± 1.0**"
     assert "The dev scores of 1 grid cell(s) are those noted in choice.json" in grid.notes[0]
 
@@ -389,6 +401,34 @@ def test_unequal_budgets_are_said(suite: Path) -> None:
     main = tables(suite)[0]
     assert "equal forwards" in main.title
     assert any("sst2: NOT at equal forwards (first order 399" in note for note in main.notes)
+
+
+def test_columns_may_spend_equal_examples_in_batches_of_their_own(suite: Path) -> None:
+    """Half the batch and twice the forwards: equal examples, and no other protocol."""
+    edit(suite / "suite.json", budget="examples")
+    plan = json.loads((suite / "suite.json").read_text())
+    own = {"train.batch_size": 8}
+    for i, column in enumerate(plan["columns"]):
+        if column["name"] != "agzo":
+            continue
+        for j, cell in enumerate(column["cells"]):
+            edit(
+                suite / "suite.json",
+                **{f"columns__{i}__cells__{j}__settings": cell["settings"] | own},
+            )
+    for path in suite.glob("pocket/*/agzo*/*/result.json"):
+        edit(path, config__train__batch_size=8, forwards=1600)
+    choice = json.loads((suite / "choice.json").read_text())
+    for key in ("pocket/sst2/agzo", "pocket/copa/agzo"):
+        cells = [cell | {"settings": cell["settings"] | own} for cell in choice[key]["cells"]]
+        edit_choice(suite, key, cells=cells)
+    for path in suite.glob("pocket/*/sgd*/*/result.json"):
+        edit(path, forwards=800)
+    main = tables(suite)[0]
+    assert "Budget: equal numbers of examples" in main.text()
+    assert "NOT at equal" not in main.text()
+    edit(suite / "pocket" / "sst2" / "agzo+lr0.001" / "seed1" / "result.json", forwards=800)
+    assert "sst2: NOT at equal examples" in tables(suite)[0].text()
 
 
 def to_hub(root: Path, **changes: Any) -> None:
@@ -488,7 +528,7 @@ def test_mixed_metrics_cut_examples_and_own_seeds_are_said(suite: Path) -> None:
             point["dev"]["f1"] = point["dev"].pop("accuracy")
     write_json(suite / "choice.json", choice)
     edit(suite / "suite.json", columns__5__seeds=[0, 1])
-    main, _, chosen, _ = tables(suite)
+    main, _, chosen, _, _ = tables(suite)
     text = main.text()
     assert "means (of F1 and accuracy alike)." in text
     assert "Evaluation examples cut to the maximal length: copa, in-context 7." in text
@@ -524,7 +564,7 @@ def test_command_prints_and_writes_markdown_and_latex(
     assert str(suite) not in markdown
     tex = (suite / f"{stem}.tex").read_text()
     assert r"sst2 & 96.0 $\pm$ 1.0 & 90.5 (n=2/3) $\dagger$ & 89.0 $\pm$ 1.7 & \textbf{91.0" in tex
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 4
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 5
     assert table1.main([str(suite), "--out", str(tmp_path / "made")]) == 0
     assert (tmp_path / "made" / f"{stem}.md").read_text() == markdown
 

@@ -25,6 +25,7 @@ from experiments.bench.prompts import LENGTHS, packed, padded
 from experiments.bench.rows import Case, Row
 from experiments.bench.table import line, verdict
 from experiments.bench.textbook import TextbookAGZO, TextbookLOZO, TextbookMeZO
+from experiments.methods import registry
 from experiments.models.shapes import build
 from experiments.records import machine
 from tests.networks import mlp, weights
@@ -66,7 +67,7 @@ def test_every_method_gets_a_row(tmp_path, capsys):
     assert {"git_commit", "versions", "float32_matmul_precision"} <= record.keys()
     assert [row["method"] for row in record["rows"]] == list(ON_CPU)
     # No split: backpropagation, a prefix that is reused.
-    whole = ("sgd", "dominant_layer")
+    whole = ("sgd", "adamw", "dominant_layer")
     for row in record["rows"]:
         assert row["status"] == "ok"
         assert 0 < row["ratio_least"] <= row["ratio"] <= row["ratio_largest"]
@@ -74,6 +75,11 @@ def test_every_method_gets_a_row(tmp_path, capsys):
         assert row["parameters"] > 0
         assert (row["update"] is None) == (row["method"] in (row["textbook"], *whole))
     assert "two plain forwards" in capsys.readouterr().out
+
+
+def test_every_method_that_trains_is_measured():
+    trained = {name for name, method in registry.METHODS.items() if method.about.trains}
+    assert trained == {method.family for method in METHODS.values()}
 
 
 def test_graphs_are_for_cuda():

@@ -17,6 +17,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from analysis.tables.table import EQUAL
 from analysis.tables.table1 import main as table1
 from experiments import suite
 from experiments.config import composed as configuration
@@ -233,7 +234,7 @@ BAD = {
     ),
     "a setting of the data": (
         {"columns.two_sided.settings": {"train.num_dev": 1}}, {},
-        "column two_sided sets train.num_dev; allowed are keys of method.* and adapter.*",
+        "two_sided sets train.num_dev; allowed are keys of method.* and adapter.*, train.batch",
     ),
     "an unknown adapter": (
         {"columns.agzo.adapter": "lorra"}, {}, "adapter=lorra: unknown; allowed are lora, none, p",
@@ -297,7 +298,10 @@ def test_a_preset_without_a_plan(tmp_path):
 
 SCALES = [
     (name, scale, budget)
-    for name in ("table1", "table2", "table_all", "table_adapters", "agzo_variants")
+    for name in (
+        *("table1", "table2", "table_all", "table_field", "table_adapters", "agzo_variants"),
+        *("lozo_refresh", "probes_or_steps", "aim_zo_check"),
+    )
     for scale, at in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").plan.scales.items()
     for budget in at.budgets
 ]
@@ -315,13 +319,27 @@ def test_the_committed_plans_at_every_scale_and_budget(name, scale, budget):
     found = read_suite(name, scale, budget, given=given)
     assert len({group.name for group in found.groups}) == len(found.groups)
     assert {group.task for group in found.active} == set(found.about["tasks"])
-    spent = {g.forwards for g in found.groups if g.column.kind == "zo"}
-    if budget == "steps":
-        assert len(spent) == 1  # equal steps: the same with two forwards a step
-    else:
-        spent |= {g.forwards for g in found.groups if g.column.kind == "first_order"}
-        assert max(spent) - min(spent) <= 2
+    trained = [group for group in found.groups if group.column.kind != "untrained"]
+    for task in found.about["tasks"]:
+        own = [group for group in trained if group.task == task]
+        if budget == "steps":
+            spent = [g.forwards for g in own if g.column.kind == "zo"]
+            assert len(set(spent)) == 1  # equal steps: the same with two forwards a step
+            continue
+        batches = [g.search[0].config.train.batch_size if budget == "examples" else 1 for g in own]
+        spent = [group.forwards * batch for group, batch in zip(own, batches, strict=True)]
+        assert max(spent) - min(spent) <= EQUAL * max(spent)
+    if budget != "steps":
         assert all(g.column.kind != "untrained" for g in found.groups if g.column.adapter != "none")
+
+
+def test_a_column_may_spend_its_examples_in_a_way_of_its_own(plan, tmp_path):
+    spending = {"train.batch_size": 4, "train.forwards": 9}
+    plan(**{"columns.two_sided.settings": spending})
+    at = read(tmp_path, budget="forwards").groups
+    train = {group.column.name: group.search[0].config.train for group in at}
+    assert (train["two_sided"].batch_size, train["two_sided"].forwards) == (4, 9)
+    assert (train["agzo"].batch_size, train["agzo"].forwards) == (2, 14)
 
 
 def main(tmp_path: Path, *words: str) -> int:
