@@ -150,7 +150,11 @@ class DeepZero(ZeroOrderOptimizer):
 
     @apart
     def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
-        """Score all coordinates on the first batch, and keep the largest ones of each parameter."""
+        """Score all coordinates on the first batch, and keep the largest ones of each parameter.
+
+        Raises:
+            ValueError: scores that are not finite, or fewer coordinates kept than `queries`.
+        """
         if not batches:
             raise ValueError("batches=[]: allowed are one or more")
         closure, _ = batches[0]
@@ -192,6 +196,11 @@ class DeepZero(ZeroOrderOptimizer):
             found.append([((end - start) / (mu * q)).float() for end in ends])
             base = found[0]
         bends = [(after - before) / mu for before, after in zip(*found, strict=True)]
+        if not torch.stack(bends).isfinite().all():
+            raise ValueError(
+                f"eps={mu:g}: the losses beside W, of which coordinates are scored, are not all "
+                "finite; allowed is an eps, and weights, with finite ones"
+            )
         return Sampled(self.tuned, partial(along, bends))
 
     def _histograms(self, curved: Directions) -> dict[str, Tensor]:
@@ -211,7 +220,7 @@ class DeepZero(ZeroOrderOptimizer):
 
     def _directions(self, noise: Noise) -> Directions:
         chosen = self.coordinates(noise.step)
-        tuned, index = chosen[noise.query % len(chosen)]
+        tuned, index = chosen[noise.query % len(chosen)]  # `directions` may be asked for more
 
         def unit(each: Tuned) -> Direction:
             own = [index] if each is tuned else []
@@ -224,7 +233,8 @@ class DeepZero(ZeroOrderOptimizer):
     def coordinates(self, step: int) -> list[tuple[Tuned, int]]:
         """Return S of a step: n pairs of a parameter and a coordinate of it, none twice."""
         noise = Noise(self.seed, step - step % self.refresh_every)
-        address = (noise, tuple(each.name for each in self._active))
+        kept: dict[str, int] = self._zo["kept"]
+        address = noise, [(each.name, kept[each.name]) for each in self._active]
         if self._drawn[0] != address:
             self._drawn = address, self._draw(noise, self._active)
         return self._drawn[1]
@@ -236,7 +246,13 @@ class DeepZero(ZeroOrderOptimizer):
         """
         kept: dict[str, int] = self._zo["kept"]
         bounds = list(accumulate(kept[each.name] for each in active))
-        n, start = min(self.queries, bounds[-1]), _whole(noise, "", "offset")
+        if bounds[-1] < self.queries:
+            raise ValueError(
+                f"queries={self.queries}: the parameters that take part now, "
+                f"{len(active)} of {len(self.tuned)}, have {bounds[-1]} of the coordinates that "
+                "are kept; allowed are parameters with as many as queries"
+            )
+        n, start = self.queries, _whole(noise, "", "offset")
         places = [((q << 64) + start) * bounds[-1] // (n << 64) for q in range(n)]
         found: list[tuple[Tuned, int]] = []
         before = 0

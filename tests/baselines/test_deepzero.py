@@ -118,3 +118,36 @@ def test_without_scores_there_is_no_step():
     net = mlp()
     with pytest.raises(RuntimeError, match="no scores yet; call calibrate"):
         make(net, calibrated=False).step(net.closure)
+
+
+def test_scores_of_another_batch_draw_other_coordinates():
+    net = mlp()
+    optimizer = make(net)
+    before = optimizer.coordinates(0)
+    last = net.model.get_parameter("3.weight")
+    optimizer.calibrate([(lambda: last.square().sum(), None)])
+    after = optimizer.coordinates(0)
+    state = optimizer.state_dict()
+    fresh = make(net, calibrated=False)
+    fresh.load_state_dict(state)
+    places = [
+        [(each.name, at) for each, at in some] for some in (before, after, fresh.coordinates(0))
+    ]
+    assert places[0] != places[1] == places[2]
+
+
+def test_no_coordinate_is_measured_twice_where_few_can_still_move():
+    net = mlp()
+    optimizer = make(net)
+    for name, parameter in net.model.named_parameters():
+        parameter.requires_grad_(name == "3.bias")  # of three values
+    with pytest.raises(ValueError, match="queries=5: the parameters that take part now, 1 of 6"):
+        optimizer.step(net.closure)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    net = mlp()
+    optimizer = make(net, calibrated=False)
+    with pytest.raises(ValueError, match=r"eps=0\.001: the losses beside W"):
+        optimizer.calibrate([(lambda: net.closure() * torch.inf, None)])
+    assert optimizer.must_calibrate
