@@ -133,7 +133,8 @@ class Measuring(Progress):
         capture, watch = self._looking(batch, step)
         if self._seen is not None and capture is None and self.estimator != "one_sided":
             with self.around.entered():
-                self._seen.peek(batch, self._zo["lookups"])  # no forward at W would show the rows
+                # No forward at W would show the rows. Before the first step: to the closure's end.
+                self._seen.peek(batch, self._zo.get("lookups", 0))
             watch = None
         self._guard.begin()
 

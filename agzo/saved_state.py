@@ -75,9 +75,9 @@ class SavedState(Progress):
         for key, value in made_with.items():
             if key not in mine:
                 raise ValueError(
-                    f"{key}={value!r}: the loaded state was made with it, and "
-                    f"{type(self).__name__} of this version has no {key}; allowed are states of "
-                    "this version"
+                    f"{key}={value!r}: the loaded state was made with it, and this "
+                    f"{type(self).__name__} has no {key}; allowed are states of one that was made "
+                    "with the same arguments, by this version"
                 )
             if value != mine[key]:
                 raise ValueError(

@@ -68,7 +68,7 @@ def select(
     choice of the caller's.
 
     Raises:
-        ValueError: a parameter outside the model, quantised, or nothing left to tune.
+        ValueError: a parameter outside the model, quantised or empty, or nothing left to tune.
     """
     if embeddings not in EMBEDDINGS:
         raise ValueError(f"embeddings={embeddings!r}: allowed are {', '.join(EMBEDDINGS)}")
@@ -94,6 +94,12 @@ def select(
                 continue
             if embeddings == "frozen" and role[parameter] == "embedding":
                 continue
+            if not parameter.numel():
+                raise ValueError(
+                    f"parameter {names[parameter]}: its shape {tuple(parameter.shape)} has no "
+                    "values; allowed are parameters with some: leave it out with params= or "
+                    "requires_grad=False"
+                )
             kept.append(parameter)
         if kept:
             groups.append({**group, "params": kept})
@@ -135,6 +141,11 @@ def _explain_quantised(name: str, parameter: nn.Parameter) -> str:
 def _groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:
     if params is None:
         return [{"params": list(model.parameters())}]
+    if isinstance(params, type):
+        raise ValueError(
+            f"params: the class {params.__name__}; allowed is what is made of it, "
+            f"{params.__name__}(...), or a filter (name, parameter) -> bool"
+        )
     if callable(params):
         named = model.named_parameters()
         return [{"params": [p for name, p in named if params(plain_name(name), p)]}]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agzo import AGZO
+from agzo.tuned.scope import Scope
 from agzo.tuned.select import roles
 from baselines import ICL, LOZO, LOZOM, SGD, AdamW, MeZO, ZeroShot
 from experiments.methods import registry
@@ -352,6 +353,17 @@ def test_a_parameter_given_twice_and_bad_group_options_are_refused():
         MeZO(model, lr=1e-3, eps=1e-3, params=[{"params": [weight], "eps": 1.0}])
     with pytest.raises(ValueError, match="add_param_group"):
         MeZO(model, lr=1e-3, eps=1e-3, params=[weight]).add_param_group({"params": []})
+
+
+def test_a_class_of_a_scope_and_a_parameter_without_values_are_refused_by_name():
+    model = mlp().model
+    with pytest.raises(ValueError, match=r"params: the class Scope; allowed is .* Scope\(\.\.\.\)"):
+        MeZO(model, lr=1e-3, eps=1e-3, params=Scope)
+    model.empty = nn.Parameter(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match=r"parameter empty: its shape \(0, 3\) has no values"):
+        MeZO(model, lr=1e-3, eps=1e-3)
+    model.empty.requires_grad_(False)
+    assert len(MeZO(model, lr=1e-3, eps=1e-3).tuned) == 6
 
 
 @pytest.mark.parametrize(

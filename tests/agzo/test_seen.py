@@ -260,6 +260,15 @@ def test_a_peek_is_no_forward_and_stops_at_the_last_lookup(name):
     assert layers == optimizer.forwards
 
 
+@every_method
+def test_an_estimate_before_the_first_step_is_that_of_the_step(name):
+    net = llama(tied=False)
+    optimizer = make(name, net.model)
+    slopes = [g for _, g in optimizer.estimate(net.closure, net.token_mask).queries]
+    optimizer.step(net.closure, net.token_mask)
+    assert torch.equal(torch.stack(slopes), optimizer.projected_grad)
+
+
 def test_a_closure_of_two_calls_is_seen_whole():
     """As preference losses have: the rows are those of both calls, also where a peek finds them."""
     net = llama(tied=False)

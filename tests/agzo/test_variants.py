@@ -165,5 +165,5 @@ def test_a_state_with_a_setting_that_is_no_more_is_refused():
     optimizer = AGZO(mlp().model, 1e-3, 1e-3)
     state = optimizer.state_dict()
     state["state"]["zo"]["settings"] = {**state["state"]["zo"]["settings"], "lagged": True}
-    with pytest.raises(ValueError, match=r"lagged=True: .* AGZO of this version has no lagged"):
+    with pytest.raises(ValueError, match=r"lagged=True: .* this AGZO has no lagged"):
         optimizer.load_state_dict(state)

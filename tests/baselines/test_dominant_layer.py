@@ -134,6 +134,8 @@ def test_a_scope_narrows_what_params_says_and_its_layer_is_part_of_the_state():
     other = MeZO(random_model("qwen3"), 1e-3, 1e-3, params=DominantLayer(layer=2, params=matrices))
     with pytest.raises(ValueError, match=r"^layer=2: allowed is 1, as when"):
         other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"^layer=1: .* and this MeZO has no layer; allowed are"):
+        MeZO(model, 1e-3, 1e-3, params=matrices).load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match=r"^layer=1: .* has no parameter to tune"):
         MeZO(model, 1e-3, 1e-3, params=DominantLayer(layer=1, params=lambda name, p: "2" in name))
 
