@@ -94,6 +94,7 @@ class Preparing(Progress):
         """
         missing = self.must_calibrate
         self._guard.refuse_dropout()
-        self.scope.look(batches, self._forward)
+        if self.scope.wants_batches:  # the batches may be the method's own wish
+            self.scope.look(batches, self._forward)
         if missing:
             self._ready()

@@ -103,7 +103,14 @@ class Scan:
         middle = norms.masked_fill_(padding, float("nan")).nanmedian(dim=1).values
         self._first[index].append(first / middle.clamp_min(TINY))
 
-    def _after_matrix(self, index: int, _: nn.Module, args: Any, output: Tensor) -> None:
+    def _after_matrix(self, index: int, matrix: nn.Module, args: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"{type(self._layers[index]).__name__}: its last matrix is that of a "
+                f"{type(matrix).__name__}, which returns a {type(output).__name__} (a router's, "
+                "say), so the layers cannot be scored; allowed is a layer of your choice with "
+                "scan_batches=0"
+            )
         for value, kept in ((args[0], self._inputs), (output, self._outputs)):
             rows = value.float().abs().reshape(-1, value.shape[-1])  # (tokens, d)
             mask = mask_now(self._mask)

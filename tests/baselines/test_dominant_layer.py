@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import tiny_run
@@ -19,6 +20,7 @@ from baselines import (
     GRZO,
     LOZO,
     LOZOM,
+    DeepZero,
     DominantLayer,
     HiZOO,
     MeZO,
@@ -293,6 +295,30 @@ def test_the_last_matrix_of_a_layer():
         assert last_matrix(layer) is layer.get_submodule(name)
         layer.adapter = nn.Linear(WIDTH, 2)  # small: not meant
         assert last_matrix(layer) is layer.get_submodule(name)
+
+
+class Router(nn.Linear):
+    def forward(self, input: Tensor) -> Any:
+        return super().forward(input), None
+
+
+def test_layers_that_cannot_be_scored_are_refused_and_one_that_is_given_is_not_scanned():
+    model = Stack(2).eval()
+    closure = lambda: model(torch.ones(3, 6)).square().mean()  # noqa: E731
+    for layer in model.layers:
+        layer.linear = nn.Sequential(Router(8, 8), First())
+    with pytest.raises(ValueError, match=r"Block: its last matrix is that of a Router, which retu"):
+        MeZO(model, 1e-3, 1e-3, params=DominantLayer()).calibrate([(closure, None)])
+    given = DominantLayer(1, scan_batches=0)
+    optimizer = DeepZero(model, 1e-3, 1e-3, queries=2, density=0.5, score_queries=1, params=given)
+    optimizer.calibrate([(closure, None)])
+    optimizer.step(closure)
+    assert optimizer.forwards == optimizer.forwards_once + optimizer.forwards_per_step
+
+
+class First(nn.Module):
+    def forward(self, pair: Any) -> Tensor:
+        return pair[0]
 
 
 # Layers before the tuned one, run once a step
