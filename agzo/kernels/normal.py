@@ -66,6 +66,17 @@ def philox(
     """Return x_0 .. x_3 of the lanes of every block that the elements lie in, int64 (lanes,)."""
     first, last = start // BLOCK, (start + count - 1) // BLOCK
     counter = torch.arange(first * LANES, (last + 1) * LANES, dtype=torch.int64, device=device)
+    return _words(key, counter, row, column)
+
+
+def sixteen_bits_at(key: tuple[int, int], elements: Tensor) -> Tensor:
+    """Return the upper halves of the words of these elements, int64 of any shape, as int32."""
+    place = elements % BLOCK
+    x = torch.stack(_words(key, elements // BLOCK * LANES + place % LANES))
+    return (x.gather(0, (place // LANES)[None])[0] >> 16).int()
+
+
+def _words(key: tuple[int, int], counter: Tensor, row: int = 0, column: int = 0) -> list[Tensor]:
     c0, c1 = counter & _MASK, counter >> 32
     c2, c3 = torch.full_like(counter, row), torch.full_like(counter, column)
     k0, k1 = key

@@ -193,6 +193,20 @@ def test_rows_are_those_of_the_tensor():
     assert kernels.normal_rows(KEY, rows, 33).equal(whole[rows])
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 1025])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_rows_of_signs_are_those_of_the_tensor_and_the_host_waits_for_none(
+    width, dtype, monkeypatch
+):
+    base, rows = torch.randn(40, width, dtype=dtype), torch.tensor([39, 0, 7, 7])
+    whole = kernels.normal_(torch.empty_like(base), (3, 4), 0, base, scale=0.3, signs=True)
+    alone = kernels.normal_(torch.empty(40, width), (3, 4), signs=True)
+    monkeypatch.setattr(native, "library", None)  # as on CUDA
+    monkeypatch.setattr(torch.Tensor, "tolist", None)
+    assert kernels.normal_rows((3, 4), rows, width, base, 0.3, True).equal(whole[rows])
+    assert kernels.normal_rows((3, 4), rows, width, signs=True).equal(alone[rows])
+
+
 def test_the_meta_device_has_shapes_alone():
     meta = torch.device("meta")
     assert kernels.normal_(torch.empty(3, 4, device=meta), KEY).shape == (3, 4)
