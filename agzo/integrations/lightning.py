@@ -36,8 +36,8 @@ class ZOModuleMixin:
         return None if mask is None else mask.bool()
 
     def on_train_batch_start(self, batch: Any, *args: Any) -> Any:
-        """Keep the batch for its mask."""
-        self._batch = batch
+        """Keep the batch for its mask, and log again."""
+        self._batch, self._logs = batch, True
         return super().on_train_batch_start(batch, *args)  # pyright: ignore
 
     def training_step(self, *args: Any, **named: Any) -> Any:

@@ -154,6 +154,28 @@ def test_lightnings_automatic_mode_hands_on_mask_and_first_log(lightning):
     assert run.callback_metrics["loss"].item() == pytest.approx(sum(first) / 4, rel=1e-6)
 
 
+def test_a_lightning_module_that_steps_itself_logs_in_every_step():
+    class Plain:
+        def __init__(self) -> None:
+            self.logged: list[int] = []
+
+        def log(self, name: str, value: int) -> None:
+            self.logged.append(value)
+
+        def on_train_batch_start(self, batch: Any, index: int) -> None: ...
+
+        def training_step(self, batch: Any, index: int) -> None:
+            self.log("index", index)  # pyright: ignore
+
+    class Module(ZOModuleMixin, Plain): ...
+
+    made = Module()
+    for index in range(3):  # as Lightning calls it with automatic_optimization=False
+        made.on_train_batch_start(None, index)
+        made.training_step(None, index)
+    assert made.logged == [0, 1, 2]
+
+
 REFUSED = {
     "accumulation": (AGZO, {"eps": 1e-3}, {"accumulate_grad_batches": 2}, "accumulate_grad_batc"),
     "scaler": (AGZO, {"eps": 1e-3}, {}, "precision='16-mixed': its gradient scaler"),
