@@ -87,7 +87,10 @@ class DominantLayer(Scope):
     @property
     def missing(self) -> str | None:
         """The layer, where a detector is still to find it."""
-        call = "layer=None: call calibrate(batches) before the first step"
+        call = (
+            "layer=None: call calibrate(batches) before the first step, with a list of "
+            f"{self.wants_batches} (closure, token mask), or name a layer, DominantLayer(layer=0)"
+        )
         return call if self.layer is None else None
 
     @property

@@ -73,7 +73,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, BadInput) else 1
     except OSError as error:  # of a sweep's own files: a run's are caught where it is done
-        print(f"{ranks.mine()}error: out: {error}", file=sys.stderr)
+        where = "" if isinstance(error, BrokenPipeError) else "out: "
+        print(f"{ranks.mine()}error: {where}{error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:  # Interrupted says where the run can go on
         said = str(stopped) or "stopped at once; checkpoints are kept"

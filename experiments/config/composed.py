@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -50,6 +50,15 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={option}: unknown; allowed are {', '.join(error.options)}"
+    if isinstance(error, OverrideParseException):
+        word, reason = str(error.override), str(error).splitlines()[0]
+        if "=" not in word:
+            return f"{word}: cannot be read ({reason}); needed is group=option or key=value"
+        return (
+            f"{word}: cannot be read ({reason}); texts with braces, parentheses, commas or "
+            "quotes stand in quotes, and the whole word in others for the shell: "
+            '\'task.options=["{a}","{b}"]\''
+        )
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.parent_node is not None:
         reason = str(cause).splitlines()[0]

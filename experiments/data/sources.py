@@ -77,6 +77,12 @@ def _load_pocket(
 ) -> tuple[dict[str, list[Row]], dict[str, Any]]:
     from experiments import pocket  # builds its world on import; other sources do without it
 
+    if task.name not in pocket.TASKS:
+        others = "'local' and 'hub'" if task.hub else "'local', with data.root"
+        raise DataError(
+            f"task {task.name!r}, data.source='pocket': no rows are generated for it, allowed: "
+            f"{others}"
+        )
     generate: Callable[..., list[dict[str, Any]]] = pocket.generate
     rows: dict[str, list[Row]] = {}
     for split, count in zip(SPLITS, pocket_rows, strict=True):

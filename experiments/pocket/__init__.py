@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.pocket.generate import generate
+from experiments.pocket.tasks import TASKS
 
 MODEL_DIR = Path(__file__).parent / "model"
 
-__all__ = ["MODEL_DIR", "generate"]
+__all__ = ["MODEL_DIR", "TASKS", "generate"]

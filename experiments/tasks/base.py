@@ -83,6 +83,11 @@ class Task:
         """
         try:
             made = self.make_example(self._checked(row))
+            if self.kind == "options" and made.label not in range(len(made.options)):
+                raise ValueError(
+                    f"the right option is number {shortened(made.label)}, allowed: 0 to "
+                    f"{len(made.options) - 1}"
+                )
         except ValueError as error:
             raise DataError(f"task {self.name!r}, {where}: {error}") from error
         options = tuple(option.rstrip(" ") for option in made.options)
@@ -93,6 +98,11 @@ class Task:
             raise ValueError(
                 f"expected an object with fields {list(self.fields) or 'of the template'}, "
                 f"got {shortened(row)}"
+            )
+        if self.labels and "label" not in self.fields:
+            raise ValueError(
+                f"labels={self.labels} are the values of a field 'label', which is not in fields="
+                f"{list(self.fields)}; needed: a field of that name, or labels=()"
             )
         for name, kind in self.fields.items():
             if name not in row:

@@ -141,6 +141,11 @@ def _failure(config: RunConfig, error: Exception) -> dict[str, Any]:
 def _cannot_write(folder: Path, error: OSError) -> record.CannotWrite:
     saved = checkpoint.steps(folder / "checkpoints")
     kept = f"the checkpoint of step {saved[-1]} is whole" if saved else "no checkpoint is there yet"
+    if isinstance(error, BrokenPipeError):  # of standard output: print(..., flush=True)
+        return record.CannotWrite(
+            f"{folder}: stopped, for what read its output has ended; {kept}; the same command "
+            "goes on"
+        )
     return record.CannotWrite(
         f"{folder}: cannot be written ({error}); {kept}; with the disk mended the same command "
         "goes on"

@@ -51,7 +51,8 @@ CASES = {
     "train.max_length=3": ["max_length=3", "option", "at least"],
     "train.forwards=100": ["train.steps=12", "train.forwards=100"],
     "precision.rounding=up": ["precision.rounding=up", "nearest, stochastic, master"],
-    "nonsense": ["nonsense"],
+    "nonsense": ["nonsense", "needed is group=option or key=value"],
+    "task.options=[{a},{b}]": ["task.options=[{a},{b}]: cannot be read", "stand in quotes"],
 }
 
 

@@ -1,6 +1,7 @@
 """Prompts and options to the character, and rows that cannot be used."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -275,3 +276,16 @@ def test_unknown_task_lists_the_known():
         DataError, match=r"task='sst3' is unknown, allowed: \['boolq', 'cb', .* 'wsc'\]"
     ):
         get_task("sst3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"fields": {"sentence": str, "mood": int}}, r"labels=\(0, 1\) .* or labels=\(\)"),
+        ({"labels": ()}, "the right option is number 2, allowed: 0 to 1"),
+    ],
+)
+def test_a_new_task_that_is_not_whole_says_what_it_needs(changes, said):
+    mine = replace(TASKS["sst2"], name="mine", **changes)
+    with pytest.raises(DataError, match=f"^task 'mine', line 3: {said}"):
+        mine.example({"sentence": "x", "mood": 2, "label": 2}, "line 3")

@@ -116,6 +116,21 @@ def test_disk_full_while_logging_tears_a_line_and_nothing_else(tmp_path, program
     assert_as_undisturbed(tmp_path, "method=mezo")
 
 
+def test_a_reader_of_the_output_that_ends_is_no_full_disk(tmp_path, program):
+    def gone():
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+
+    end = program("method=mezo", prepare=lambda: at_batch(6, gone))
+    assert end.code == 1
+    assert "what read its output has ended; the checkpoint of step 4 is whole" in end.said
+    assert "disk" not in end.said
+    assert "Traceback" not in end.said
+    assert program("method=mezo").code == 0
+    assert_as_undisturbed(tmp_path, "method=mezo")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("room", ["60k", "300k"])
 def test_a_file_system_that_is_really_full(tmp_path, room):
