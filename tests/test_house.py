@@ -13,7 +13,7 @@ from baselines import LOZO, MeZO
 ROOT = Path(__file__).resolve().parents[1]
 LINES = 300
 LONGER = {"agzo/kernels/cuda.py"}  # Triton compiles it as one: it has no modules
-STEP = {AGZO: (32, 4750), LOZO: (27, 4250), MeZO: (23, 3600)}  # files and their lines, at most
+STEP = {AGZO: (32, 4800), LOZO: (27, 4250), MeZO: (23, 3600)}  # files and their lines, at most
 
 
 def test_no_file_is_too_long():
