@@ -104,16 +104,6 @@ def _signs(key: Key, start: int, count: int, device: torch.device) -> Tensor:
     return signs[start - 16 * first :][:count]
 
 
-def _sign_rows(key: Key, rows: Tensor, width: int) -> Tensor:
-    """Return these rows of a tensor of signs, (n, width) float32: the host waits for nothing."""
-    element = rows[:, None] * width  # the first of each row
-    words = torch.arange(width // 16 + 2, device=rows.device)  # that a row can lie in
-    bits = reference.sixteen_bits_at(key, element // 16 + words)  # (n, words)
-    place = element % 16 + torch.arange(width, device=rows.device)
-    bits = bits.gather(1, place // 16) >> (place % 16).int()
-    return bits.bitwise_and_(1).mul_(-2).add_(1).float()
-
-
 def normal_rows(
     key: Key,
     rows: Tensor,
@@ -144,7 +134,7 @@ def normal_rows(
         step = max(1, PART // max(1, width))
         for first in range(0, rows.numel(), step):
             own = rows[first : first + step]
-            z = _sign_rows(key, own, width).to(torch.promote_types(dtype, torch.float32))
+            z = reference.sign_rows(key, own, width).to(torch.promote_types(dtype, torch.float32))
             z.mul_(scale)
             out[first : first + step] = z if base is None else base[own].to(z.dtype) + z
     else:

@@ -76,6 +76,16 @@ def sixteen_bits_at(key: tuple[int, int], elements: Tensor) -> Tensor:
     return (x.gather(0, (place // LANES)[None])[0] >> 16).int()
 
 
+def sign_rows(key: tuple[int, int], rows: Tensor, width: int) -> Tensor:
+    """Return these rows of a tensor of signs, (n, width) float32: the host waits for nothing."""
+    element = rows[:, None] * width  # the first of each row
+    words = torch.arange(width // 16 + 2, device=rows.device)  # that a row can lie in
+    bits = sixteen_bits_at(key, element // 16 + words)  # (n, words)
+    place = element % 16 + torch.arange(width, device=rows.device)
+    bits = bits.gather(1, place // 16) >> (place % 16).int()
+    return bits.bitwise_and_(1).mul_(-2).add_(1).float()
+
+
 def _words(key: tuple[int, int], counter: Tensor, row: int = 0, column: int = 0) -> list[Tensor]:
     c0, c1 = counter & _MASK, counter >> 32
     c2, c3 = torch.full_like(counter, row), torch.full_like(counter, column)
