@@ -254,5 +254,14 @@ def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
 every_method_and_network = pytest.mark.parametrize(
     ("method", "network"),
-    [pytest.param(m, network, id=f"{m}-{network}") for m in METHODS for network in m.networks],
+    [
+        pytest.param(
+            m,
+            network,
+            id=f"{m}-{network}",
+            marks=pytest.mark.slow if m.name in FIELD and network != m.networks[0] else [],
+        )
+        for m in METHODS
+        for network in m.networks
+    ],
 )

@@ -79,9 +79,11 @@ def sixteen_bits_at(key: tuple[int, int], elements: Tensor) -> Tensor:
 def sign_rows(key: tuple[int, int], rows: Tensor, width: int) -> Tensor:
     """Return these rows of a tensor of signs, (n, width) float32: the host waits for nothing."""
     element = rows[:, None] * width  # the first of each row
-    words = torch.arange(width // 16 + 2, device=rows.device)  # that a row can lie in
+    words = torch.arange(
+        width // 16 + 2, dtype=torch.int64, device=rows.device
+    )  # that a row can lie in
     bits = sixteen_bits_at(key, element // 16 + words)  # (n, words)
-    place = element % 16 + torch.arange(width, device=rows.device)
+    place = element % 16 + torch.arange(width, dtype=torch.int64, device=rows.device)
     bits = bits.gather(1, place // 16) >> (place % 16).int()
     return bits.bitwise_and_(1).mul_(-2).add_(1).float()
 

@@ -250,6 +250,7 @@ def told(group: Group) -> list[Any]:
     return []
 
 
+@pytest.mark.slow
 def test_who_says_that_he_is_busy_may_take_longer_than_the_time_out():
     assert on(2, slow_but_busy, timeout=1.0) == ["made", "made"]
 

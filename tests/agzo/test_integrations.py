@@ -39,6 +39,10 @@ METHODS = [
     pytest.param(MeZO, id="mezo"),
     pytest.param(LOZO, id="lozo"),
 ]
+ONE_FAST = [
+    METHODS[0],
+    *(pytest.param(*each.values, id=str(each.id), marks=pytest.mark.slow) for each in METHODS[1:]),
+]
 EPS = {"eps": 1e-3}
 
 
@@ -104,7 +108,7 @@ SLOW, LARGE = pytest.mark.slow, {"large_state": True}
 ACT = {"rank": 2, "calibration_batches": 2, **LARGE}
 FOUND = {"params": DominantLayer(scan_batches=2)}  # the layer that `planted` has an outlier in
 RESUMED = [
-    *(pytest.param(each.values[0], {}, id=str(each.id)) for each in METHODS),
+    *(pytest.param(each.values[0], {}, id=str(each.id), marks=each.marks) for each in ONE_FAST),
     pytest.param("agzo", {"update": "adam", **LARGE}, id="agzo-adam", marks=SLOW),
     pytest.param("agzo", {"embeddings": "seen"}, id="agzo-seen", marks=SLOW),
     pytest.param(MeZO, {"update": "momentum", **LARGE}, id="mezo-momentum", marks=SLOW),
@@ -177,7 +181,7 @@ def test_it_steps_as_the_optimizer_alone_does_with_the_schedules_lr(method, tmp_
         torch.testing.assert_close(weights(run.model)[name], value, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ONE_FAST)
 def test_accumulated_micro_batches_move_as_one_large_batch(method, tmp_path):
     ends = []
     for size, steps in ((8, 1), (4, 2), (2, 4)):
@@ -276,6 +280,7 @@ def test_mixed_precision_and_compile_stay_trainers(tmp_path):
     assert differing(weights(run.model), weights(model()))
 
 
+@pytest.mark.slow
 def test_a_gradient_scaler_is_switched_off(tmp_path, monkeypatch):
     """As Trainer has one under fp16 on a GPU, where it asks for gradients three times a step."""
     ends = []
@@ -390,6 +395,7 @@ def test_a_calibration_leaves_the_batches_of_training_as_they_are(tmp_path, monk
     assert draws[0] == draws[1]
 
 
+@pytest.mark.slow
 def test_a_layer_in_float32_is_gone_back_to_without_rounding(tmp_path):
     """Its checkpoint is loaded into float32 weights, also where the model has bfloat16."""
     options = {"steps": 4, "save_strategy": "steps", "save_steps": 2, "bf16": True}

@@ -55,6 +55,7 @@ def test_the_curvature_is_that_of_a_quadratic():
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_curvature_of_a_weight_that_bends_more_is_larger():
     """E |z^T A z| z_i^2 / 2 = tr A / 2 + A_ii, by which HiZOO shortens that weight's steps."""
     model, draws = Point().eval(), 4000

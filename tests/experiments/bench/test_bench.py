@@ -361,6 +361,7 @@ def test_textbook_steps_lower_a_loss_and_restore_what_they_perturb(textbook):
         torch.testing.assert_close(parameter.detach(), still[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_benchmark_needs_no_experiment_packages():
     """It runs on a machine that has torch and transformers only."""
     code = (

@@ -174,6 +174,7 @@ def _same_threads():
 @example(["method=agzo", "adapter=prefix", "precision=fp16"])
 @settings(quick, max_examples=8)
 @given(combinations())
+@pytest.mark.slow
 def test_a_combination_starts_or_is_refused(tmp_path_factory, overrides):
     try_combination(tmp_path_factory, overrides)
 

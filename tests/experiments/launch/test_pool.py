@@ -103,6 +103,7 @@ def test_a_stopped_worker_begins_nothing(fake, tmp_path):
 
 
 @pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
 def test_an_interrupt_asks_every_worker_once_and_waits(fake, tmp_path, size):
     ends: dict[str, str] = {}
     jobs = [Job(tmp_path / str(i), "sleep") for i in range(4)]

@@ -119,6 +119,7 @@ def test_the_committed_settings_and_those_of_the_command_line():
         of_slurm(["hydra.launcher.partitoin=long"])
 
 
+@pytest.mark.slow
 def test_a_sweep_is_submitted_once_and_what_was_lost_again(cluster, tmp_path, monkeypatch, capsys):
     words = [*tiny_run.arguments(tmp_path, "method=sgd"), "seed=0,1,2", "hydra/launcher=slurm"]
     run(tiny_run.config(tmp_path, "method=sgd", "seed=2"))

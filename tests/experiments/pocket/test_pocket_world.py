@@ -253,6 +253,7 @@ def _questions(relation: Relation, subject: str) -> list[str]:
     return [question.format(s=subject) for question in relation.questions]
 
 
+@pytest.mark.slow
 def test_pretraining_text_shares_no_row_with_the_tasks() -> None:
     text = list(islice(documents(0), 4000))
     passages = {line for document in text for line in document.split("\n")}

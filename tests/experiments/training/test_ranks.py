@@ -177,6 +177,7 @@ def test_a_stop_while_process_0_evaluates_stops_all(tmp_path):
     assert codes == [143, 130], said
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_with_a_line_and_the_run_goes_on(tmp_path):
     def child(rank):
         real = parts_of_a_run.sample_batch

@@ -201,6 +201,7 @@ def test_a_signal_that_meets_an_error_waits_for_its_line_and_ends_the_sweep(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.slow
 def test_a_sweep_of_the_command_line_leaks_nothing_and_leaves_no_litter(
     tmp_path, monkeypatch, capsys
 ):
