@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from agzo.directions.sampler import sample_rest
 from agzo.execution.batched import Batched
 from agzo.execution.perturb import Directions, Execution, InPlace, SideBranch
 from agzo.execution.weights import in_turn
@@ -96,7 +97,7 @@ def measure(
     measured: list[tuple[Directions, Tensor]] = []
     for query in range(queries):
         directions = drawn(query)
-        list(directions.values())  # sample what no evaluation used: it moves as well
+        sample_rest(directions)
         if estimator == "one_sided":
             assert base is not None
             slope = (losses[query] - base) / eps

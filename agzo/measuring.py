@@ -15,7 +15,7 @@ from torch import Tensor
 
 from agzo.about import About
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
+from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled, sample_rest
 from agzo.directions.seen import SeenTokens
 from agzo.distributed.group import ALONE, Group
 from agzo.distributed.pieces import Batch, Joint, joint
@@ -115,7 +115,7 @@ class Measuring(Progress):
             capture.finite()  # checks the mask's use
         found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
         for each in found:
-            list(each.values())  # sampled now: the next batch has other bases
+            sample_rest(each)
         return found, loss
 
     @apart

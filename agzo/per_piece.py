@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agzo.directions.sampler import sample_rest
 from agzo.distributed.group import Group
 from agzo.distributed.pieces import Joint
 from agzo.estimator import ESTIMATORS, Measurement
@@ -83,7 +84,7 @@ def measure_pieces(
             both = [execution.evaluate(alone, directions, scale) for scale in (eps, -eps)]
         own = torch.stack([each.detach() for each in both])
         own = own.to(torch.promote_types(own.dtype, torch.float32))
-        list(directions.values())  # sample what no evaluation used: it moves as well
+        sample_rest(directions)
         weights.append(piece.weight * count / batch.weight)
         queries.append((directions, (own[0] - own[1]) / (2.0 * eps) * weights[-1]))
         losses.append(own)

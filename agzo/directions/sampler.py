@@ -91,6 +91,12 @@ class Sampled(Mapping[nn.Parameter, Direction]):
         return len(self._tuned)
 
 
+def sample_rest(directions: Mapping[nn.Parameter, Direction]) -> None:
+    """Sample what no evaluation has used: it moves as well, and the next batch has other bases."""
+    for _ in directions.values():
+        pass
+
+
 class Gaussian:
     """MeZO's sampler: independent numbers for every coordinate, standard normal or signs."""
 
