@@ -164,13 +164,15 @@ def _legend(rows: list[Row]) -> list[Patch | Line2D]:
 
 
 def _caption(bench: Bench, shape: str, dtype: str) -> list[str]:
+    mixed = any(row["mix"] for row in bench.rows if row["shape"] == shape)
     return [
         f"Cost of a step, random weights of the {shape_name(shape)} shape, {dtype}. The unit is "
         "two plain forwards of the same run: the same batch, logits at the label positions, "
         "ordinary weights. A part is timed by itself and may, by noise, be below 0, which is drawn "
         "as 0: parts need not add up to the step, whose median over rounds is the black line and "
         "the number. Textbook: the same algorithm in eager PyTorch, in place, with logits of the "
-        "whole vocabulary at every position.",
+        "whole vocabulary at every position"
+        + (", a row for each of two options, padded to the longest." if mixed else "."),
         *bench.origin,
     ]
 
