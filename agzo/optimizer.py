@@ -57,8 +57,8 @@ class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
         eps: the perturbation size mu of the paper, > 0.
         estimator: "one_sided", "two_sided", or of some methods "per_piece", see `agzo.per_piece`.
         queries: directions measured and averaged per step, >= 1.
-        noise: "gaussian" or "rademacher" (-1 and 1: of the same covariance, and made in a third of
-            the time), of dense directions and of the dense parts of others.
+        noise: "gaussian" or "rademacher" (-1 and 1: of the same covariance, and on a CPU made in a
+            third of the time), of dense directions and of the dense parts of others.
         embeddings: "tuned", "frozen" (a head tied to the embedding included), or "seen": of each
             table the rows of the batch's tokens alone, see `agzo.directions.seen`.
         update: "sgd", "momentum" or "adam", see `agzo.moments`; "scalar", "spread" or "centred",

@@ -81,6 +81,8 @@ class DominantLayer(Scope):
         check_choice("detector", detector, DETECTORS)
         minimum = 1 if layer is None else 0
         self.wants_batches = check_count("scan_batches", scan_batches, minimum=minimum)
+        if not isinstance(reuse_prefix, bool):
+            raise ValueError(f"reuse_prefix={reuse_prefix!r}: allowed are True and False")
         self.layer, self.detector, self.reuse_prefix = layer, detector, reuse_prefix
         self.forwards = self.wants_batches + 3 * reuse_prefix  # see `check`
 

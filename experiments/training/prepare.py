@@ -166,7 +166,8 @@ def _first_lines(config: RunConfig, parts: Parts, trial: Trial) -> list[str]:
         moves = str(coordinates(parts.model, optimizer))
         if isinstance(optimizer, ZeroOrderOptimizer):
             moves += f"; {optimizer.summary().costs}"
-        said = [f"{config.method['name']}: {moves}", *said]
+        rates = [f"{key} {config.method[key]:g}" for key in ("lr", "eps") if key in config.method]
+        said = [f"{config.method['name']}: {', '.join(rates)}; {moves}", *said]
     return said
 
 

@@ -153,6 +153,7 @@ def test_a_layer_outside_the_model_is_an_error(layer):
     [
         ({"detector": "eyes"}, r"detector='eyes': allowed are massive_activations, super_weight"),
         ({"base": "sgd"}, r"base='sgd': allowed are mezo, lozo, lozo_m, agzo"),
+        ({"reuse_prefix": 2}, r"reuse_prefix=2: allowed are True and False"),
         ({"scan_batches": 0}, r"scan_batches=0: allowed are whole numbers >= 1"),
         ({"rank": 2}, r"rank=2: base=mezo has no rank"),
         ({"base": "lozo", "power_steps": 2}, r"power_steps=2: base=lozo has no power_steps"),

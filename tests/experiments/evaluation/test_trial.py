@@ -286,7 +286,7 @@ def test_a_run_says_how_its_model_is_asked_and_what_moves(tmp_path, saved, capfd
     said = capfd.readouterr().out.splitlines()
     begin = next(at for at, line in enumerate(said) if line.startswith("agzo:"))
     first, second, third, *_ = said[begin:]
-    assert first.startswith("agzo: of its coordinates ")
+    assert first.startswith("agzo: lr 0.001, eps 0.001; of its coordinates ")
     assert "; 2 forwards a step, " in first
     assert results[0]["summary"]["forwards_per_step"] == 2
     assert second.startswith("left as it is, for text never comes to it: model.decoder.layers.0.")
