@@ -53,15 +53,20 @@ class Guard:
     def enter(self, zo: dict[str, Any]) -> None:
         """Refuse a step or an estimate that the model or the optimizer is not ready for."""
         self._places.check()
-        _refuse_dropout(self._dropouts)
+        self.refuse_dropout()
         if not self.active(zo):
             raise ValueError(
                 "params: no tuned parameter requires grad any more; allowed is a model with one"
             )
 
     def refuse_dropout(self) -> None:
-        """Refuse active dropout."""
-        _refuse_dropout(self._dropouts)
+        """Raise ValueError if a dropout module is active."""
+        for name, module in self._dropouts:
+            if module.training and module.p > 0:
+                raise ValueError(
+                    f"module {name}: active dropout (p={module.p}) makes the loss random and "
+                    "drowns a finite difference; call model.eval() or set p=0"
+                )
 
     def switched(self) -> bool:
         """Tell whether a module was switched to training or evaluation since this was asked."""
@@ -193,13 +198,3 @@ def _dropouts(model: nn.Module) -> list[tuple[str, Any]]:
     """List the dropout modules of a model."""
     kind = nn.modules.dropout._DropoutNd
     return [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-
-
-def _refuse_dropout(found: list[tuple[str, Any]]) -> None:
-    """Raise ValueError if one of these is active."""
-    for name, module in found:
-        if module.training and module.p > 0:
-            raise ValueError(
-                f"module {name}: active dropout (p={module.p}) makes the loss random and "
-                "drowns a finite difference; call model.eval() or set p=0"
-            )

@@ -55,11 +55,20 @@ class Measuring(Progress):
         """The parameters that take part now."""
         return self._guard.active(self._zo)
 
+    @property
+    def missing(self) -> str | None:
+        """What has to be done before the first step, and has not been yet."""
+        return self.scope.missing
+
+    @property
+    def must_calibrate(self) -> bool:
+        """Whether `calibrate` has to come before the first step, and has not yet."""
+        return self.missing is not None
+
     def _enter(self) -> None:
         """Refuse a step or an estimate that the model or the optimizer is not ready for."""
-        missing = self.scope.missing
-        if missing is not None:
-            raise RuntimeError(missing)
+        if self.missing is not None:
+            raise RuntimeError(self.missing)
         self._guard.enter(self._zo)
 
     def _check(self, closure: Joint) -> None:
@@ -71,11 +80,14 @@ class Measuring(Progress):
 
     def _check_scope(self, batch: Joint) -> None:
         """Let the scope look at the first batch: at W, and beside it along dense noise."""
-        noise = Noise(self.seed, 0)
         forward = partial(self._forward, batch)
-        directions = {each.parameter: Gaussian().sample(each, noise) for each in self.tuned}
-        evaluate = self._execution.evaluate
-        self.scope.check(forward, lambda: evaluate(forward, directions, self.eps))
+
+        def perturbed() -> Tensor:
+            noise = Noise(self.seed, 0)
+            directions = {each.parameter: Gaussian().sample(each, noise) for each in self.tuned}
+            return self._execution.evaluate(forward, directions, self.eps)
+
+        self.scope.check(forward, perturbed)
 
     def eps_at(self, step: int) -> float:
         """Return the size of the perturbation in step number `step`."""

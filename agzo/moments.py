@@ -48,8 +48,8 @@ class Combination(Protocol):
     """Turns a step's estimates for one parameter into one direction; `Moments` is one."""
 
     def size(self, drawn: int, right: int) -> int:
-        """Count the float32 values that are kept for L of `drawn` values and B of `right`."""
-        ...
+        """Count the float32 values that are kept for L of `drawn` values and B of `right`: none."""
+        return 0
 
     def direction(
         self,

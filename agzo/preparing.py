@@ -81,18 +81,13 @@ class Preparing(Progress):
         """What `calibrate` found, for the record of a run."""
         return self.scope.found
 
-    @property
-    def must_calibrate(self) -> bool:
-        """Whether `calibrate` has to come before the first step, and has not yet."""
-        return self.scope.missing is not None
-
     @apart
     def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:
         """Look at `wants_batches` batches, (closure, token mask) each, before the first step.
 
         For methods that choose once what to tune or where to look; most have no need.
         """
-        missing = self.must_calibrate
+        missing = self.scope.missing is not None
         self._guard.refuse_dropout()
         if self.scope.wants_batches:  # the batches may be the method's own wish
             self.scope.look(batches, self._forward)

@@ -37,7 +37,7 @@ from agzo.directions.direction import Dense, Direction, Sum
 from agzo.directions.sampler import Sampled
 from agzo.directions.sparse import Sparse
 from agzo.execution.perturb import Directions
-from agzo.moments import Estimates
+from agzo.moments import Combination, Estimates
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.torch_calls.surroundings import Closure, apart
@@ -48,12 +48,8 @@ BINS = 16  # of an octave
 
 
 @dataclass(frozen=True)
-class Together:
+class Together(Combination):
     """Adds up the estimates of a parameter, which are of different coordinates."""
-
-    def size(self, drawn: int, right: int) -> int:
-        """Count nothing."""
-        return 0
 
     def direction(
         self,
@@ -128,9 +124,10 @@ class DeepZero(ZeroOrderOptimizer):
         return max(1, super().wants_batches)
 
     @property
-    def must_calibrate(self) -> bool:
-        """Whether there are no scores yet."""
-        return super().must_calibrate or "kept" not in self._zo
+    def missing(self) -> str | None:
+        """The scores, where there are none yet."""
+        call = "no scores yet; call calibrate(batches) before the first step"
+        return super().missing if "kept" in self._zo else call
 
     @property
     def calibrated(self) -> dict[str, Any] | None:
@@ -142,11 +139,6 @@ class DeepZero(ZeroOrderOptimizer):
         summary = f"keeps {sum(kept.values()):,} coordinates, {kept[most]:,} of them in {most}"
         both = [each for each in (scope.get("summary"), summary) if each]
         return {**scope, "summary": "; ".join(both), "kept": kept}
-
-    def _enter(self) -> None:
-        if "kept" not in self._zo:
-            raise RuntimeError("no scores yet; call calibrate(batches) before the first step")
-        super()._enter()
 
     @apart
     def calibrate(self, batches: Sequence[tuple[Closure, Tensor | None]]) -> None:

@@ -172,15 +172,14 @@ class ZOAct(ZeroOrderOptimizer):
         self._zo["studied"] = True
 
     @property
-    def must_calibrate(self) -> bool:
-        """Whether there are no bases yet."""
-        return not self._zo["studied"]
+    def missing(self) -> str | None:
+        """The bases, where there are none yet."""
+        call = "no bases yet; call calibrate(batches) before the first step"
+        return None if self._zo["studied"] else call
 
     def _enter(self) -> None:
         if not self._branches:
             raise RuntimeError("the branches were removed or merged; allowed is a new optimizer")
-        if self.must_calibrate:
-            raise RuntimeError("no bases yet; call calibrate(batches) before the first step")
         super()._enter()
 
     def adapter(self) -> dict[str, tuple[Tensor, Tensor]]:

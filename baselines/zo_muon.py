@@ -31,7 +31,7 @@ from agzo.directions.low_rank import LowRank
 from agzo.directions.orthonormal import OrthonormalSubspace
 from agzo.estimator import Measurement
 from agzo.execution.perturb import Directions
-from agzo.moments import Estimates
+from agzo.moments import Combination, Estimates
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.tuned.select import Tuned
@@ -64,14 +64,10 @@ class OutputSide(OrthonormalSubspace):
 
 
 @dataclass(frozen=True)
-class Orthogonal:
+class Orthogonal(Combination):
     """Makes the mean estimate of a matrix orthogonal; holds nothing between steps."""
 
     vector_rate: float
-
-    def size(self, drawn: int, right: int) -> int:
-        """Count nothing."""
-        return 0
 
     def direction(
         self,

@@ -12,11 +12,12 @@ Imports nothing but the library, so `pytorch_lightning` will do as well.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from agzo.integrations.modes import in_eval_mode
 from agzo.optimizer import ZeroOrderOptimizer
 
 
@@ -80,12 +81,8 @@ class ZOModuleMixin:
                 f"configure_optimizers: it returns {type(own).__name__}, which needs gradients, "
                 "and ZOModuleMixin records none; allowed is a subclass of agzo.ZeroOrderOptimizer"
             )
-        modules: Any = self.modules()  # pyright: ignore[reportAttributeAccessIssue]
-        modes = [(module, module.training) for module in modules]
-        self.eval()  # pyright: ignore[reportAttributeAccessIssue]
         try:
-            optimizer.step(closure=optimizer_closure, token_mask=self.token_mask(self._batch))
+            with in_eval_mode(cast(nn.Module, self)):
+                optimizer.step(closure=optimizer_closure, token_mask=self.token_mask(self._batch))
         finally:
             self._logs = True
-            for module, mode in modes:
-                module.training = mode

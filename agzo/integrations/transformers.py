@@ -40,6 +40,7 @@ from agzo.integrations.limits import (
     check_trainer,
     class_of,
 )
+from agzo.integrations.modes import in_eval_mode
 from agzo.observed import Measured
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.scope import Scope
@@ -219,14 +220,9 @@ class ZOTrainerMixin:
 
         The outermost one stays where the trainer counts: TRL's tells training batches by it.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        self.model.training = any(name in vars(self) for name in COUNTED)
-        try:
+        with in_eval_mode(self.model):
+            self.model.training = any(name in vars(self) for name in COUNTED)
             yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
         """Have no norm of gradients for the log."""

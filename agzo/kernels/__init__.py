@@ -86,22 +86,15 @@ def normal_(
 def _numbers(key: Key, start: int, like: Tensor, signs: bool) -> Tensor:
     """Return as many elements as `like` has, float32 or its float64."""
     if signs:
-        z = _signs(key, start, like.numel(), like.device).view(like.shape)
+        first, last = start // 16, -(-(start + like.numel()) // 16)
+        sixteen = sixteen_bits(key, first, torch.Size([last - first]), like.device)
+        z = reference.signs(sixteen, start % 16, like.numel()).view(like.shape)
     elif kind(like.device) == "native":
         z = torch.empty(like.shape, dtype=torch.float32, device=like.device)
         native.normal(z, key, start, None, 1.0, 1.0)
     else:
         z = reference.normal(key, start, like.numel(), like.device)
     return z.double() if like.dtype == torch.float64 else z
-
-
-def _signs(key: Key, start: int, count: int, device: torch.device) -> Tensor:
-    """Return signs start .. start + count - 1: bit e % 16 of the sixteen of element e // 16."""
-    first, last = start // 16, -(-(start + count) // 16)
-    bits = sixteen_bits(key, first, torch.Size([last - first]), device)
-    each = bits[:, None] >> torch.arange(16, dtype=torch.int32, device=device)
-    signs = each.bitwise_and_(1).mul_(-2).add_(1).float().view(-1)
-    return signs[start - 16 * first :][:count]
 
 
 def normal_rows(
@@ -140,7 +133,7 @@ def normal_rows(
     else:
         for index, row in enumerate(rows.tolist()):
             own = None if base is None else base[row]
-            normal_(out[index], key, row * width, own, scale=scale, signs=signs)
+            normal_(out[index], key, row * width, own, scale=scale)
     return out
 
 

@@ -79,13 +79,25 @@ def sixteen_bits_at(key: tuple[int, int], elements: Tensor) -> Tensor:
 def sign_rows(key: tuple[int, int], rows: Tensor, width: int) -> Tensor:
     """Return these rows of a tensor of signs, (n, width) float32: the host waits for nothing."""
     element = rows[:, None] * width  # the first of each row
-    words = torch.arange(
-        width // 16 + 2, dtype=torch.int64, device=rows.device
-    )  # that a row can lie in
-    bits = sixteen_bits_at(key, element // 16 + words)  # (n, words)
+    count = width // 16 + 2  # of the words that a row can lie in
+    words = torch.arange(count, dtype=torch.int64, device=rows.device)
+    sixteen = sixteen_bits_at(key, element // 16 + words)  # (n, words)
     place = element % 16 + torch.arange(width, dtype=torch.int64, device=rows.device)
-    bits = bits.gather(1, place // 16) >> (place % 16).int()
-    return bits.bitwise_and_(1).mul_(-2).add_(1).float()
+    return _as_signs(sixteen.gather(1, place // 16) >> (place % 16).int())
+
+
+def signs(sixteen: Tensor, first: int, count: int) -> Tensor:
+    """Return the signs first .. first + count - 1 of words' sixteen bits, int32 (n,): (count,).
+
+    Sign e of a stream is bit e % 16 of the sixteen of its element e // 16.
+    """
+    each = sixteen[:, None] >> torch.arange(16, dtype=torch.int32, device=sixteen.device)
+    return _as_signs(each).view(-1)[first:][:count]
+
+
+def _as_signs(words: Tensor) -> Tensor:
+    """Return -1 where the last bit is set and 1 where it is not, float32; overwrites the words."""
+    return words.bitwise_and_(1).mul_(-2).add_(1).float()
 
 
 def _words(key: tuple[int, int], counter: Tensor, row: int = 0, column: int = 0) -> list[Tensor]:
