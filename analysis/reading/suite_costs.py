@@ -6,7 +6,7 @@ from typing import Any
 from analysis.reading.cells import Cell, Cells
 from analysis.reading.suite import Suite
 from analysis.reading.suite_run import Run
-from analysis.tables.tabular import Table
+from analysis.tables.tabular import Table, spread
 
 HEADER = ["task", "method", "n", "score %", "dev loss", "forwards", "seconds", "peak GiB", "state"]
 NOTES = [
@@ -37,8 +37,8 @@ def _row(cell: Cell) -> list[str]:
         cell.task,
         cell.column.label,
         str(len(runs)),
-        _spread(list(cell.scores.values()), 1),
-        _spread([run.row["dev_loss"] for run in runs], 4),
+        spread(list(cell.scores.values()), 1),
+        spread([run.row["dev_loss"] for run in runs], 4),
         " to ".join(f"{number:,}" for number in dict.fromkeys((forwards[0], forwards[-1]))),
         f"{statistics.fmean(run.row['train_seconds'] for run in runs):.1f}",
         f"{max(run.row['peak_memory_gib'] for run in runs):.2f}",
@@ -55,8 +55,3 @@ def _state(runs: list[Run]) -> str:
     size = max(sizes)
     unit, bytes_in = next((each for each in UNITS if size >= each[1]), ("B", 1))
     return f"{size / bytes_in:.3g} {unit}"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

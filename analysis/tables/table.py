@@ -7,7 +7,6 @@ standard deviation (n - 1) and n over seeds. Both state whether forward passes w
 """
 
 import argparse
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
@@ -18,7 +17,7 @@ import pandas as pd
 from analysis.figures.style import label, ordered
 from analysis.reading.command import place
 from analysis.reading.load import ResultError, load_results
-from analysis.tables.tabular import Table
+from analysis.tables.tabular import Table, spread
 
 SANITY = "Pocket results are a sanity check, not evidence about a method."
 METRIC_NAMES = {"accuracy": "accuracy", "f1": "F1"}
@@ -105,11 +104,11 @@ def _one_task(runs: list[Run]) -> Table:
                 f"{first['steps']:,}",
                 f"{first['forwards']:,}",
                 str(len(group)),
-                _spread([100 * run["dev_score"] for run in group], 1),
-                _spread([run["dev_loss"] for run in group], 4),
-                _spread([100 * run["eval_score"] for run in group], 1),
-                _spread([run["eval_loss"] for run in group], 4),
-                _spread([run["total_seconds"] for run in group], 0),
+                spread([100 * run["dev_score"] for run in group], 1),
+                spread([run["dev_loss"] for run in group], 4),
+                spread([100 * run["eval_score"] for run in group], 1),
+                spread([run["eval_loss"] for run in group], 4),
+                spread([run["total_seconds"] for run in group], 0),
             ]
         )
     model, data, task = (runs[0][key] for key in ("model", "data", "task"))
@@ -181,11 +180,6 @@ def listed(runs: list[Run], key: str) -> str:
 
 def _setting(number: float | None) -> str:
     return "-" if number is None else f"{number:g}"
-
-
-def _spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from analysis.reading.suite_costs import costs_table
 from analysis.reading.suite_notes import notes, runs_of
 from analysis.reading.suite_settings import chosen_table, grid_table
 from analysis.tables.latex import latex
-from analysis.tables.tabular import Table
+from analysis.tables.tabular import Table, spread
 
 DIGITS = 1
 INCOMPLETE = "†"
@@ -109,7 +109,9 @@ def main_rows(suite: Suite, cells: Cells, literature: PaperTable | None = None) 
         if not per_seed:
             last.append(f"- {INCOMPLETE}")
         else:
-            last.append(_bold(_spread(per_seed), _is_best(statistics.fmean(per_seed), kind, best)))
+            last.append(
+                _bold(spread(per_seed, DIGITS), _is_best(statistics.fmean(per_seed), kind, best))
+            )
     return [*rows, last]
 
 
@@ -125,7 +127,7 @@ def _cell(cell: Cell) -> str:
     if not cell.complete:
         done = f"n={len(cell.runs)}/{len(cell.column.seeds)}"
         return f"{cell.mean:.{DIGITS}f} ({done}) {INCOMPLETE}"
-    return _spread(list(cell.scores.values()))
+    return spread(list(cell.scores.values()), DIGITS)
 
 
 def _column_means(suite: Suite, cells: Cells, column: str) -> list[float]:
@@ -147,11 +149,6 @@ def _is_best(mean: float, kind: str, best: float | None) -> bool:
 
 def _bold(text: str, yes: bool) -> str:
     return f"**{text}**" if yes else text
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.{DIGITS}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{DIGITS}f}"
 
 
 def _literature(suite: Suite) -> PaperTable | None:

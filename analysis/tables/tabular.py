@@ -1,5 +1,6 @@
 """A table of strings and its three forms: aligned text, markdown, LaTeX (`latex`)."""
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -43,3 +44,9 @@ def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     first = cells[0].ljust(widths[0])
     rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
     return "  ".join([first, *rest])
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Write the mean, and of several values the sample standard deviation (n - 1)."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -56,8 +56,11 @@ TABLES: Mapping[str, Grid] = {
 }
 MIXES: Mapping[str, Grid] = {
     mix: Grid(
-        *(("smollm2-135m",), ("float32", "bfloat16")),
-        *((len(lengths),), (lengths[-1],), REAL),
+        shapes=("smollm2-135m",),
+        dtypes=("float32", "bfloat16"),
+        batches=(len(lengths),),
+        lengths=(lengths[-1],),
+        methods=REAL,
         mix=mix,
     )
     for mix, lengths in LENGTHS.items()

@@ -28,14 +28,17 @@ class Target:
 
 BATCH = 16
 BIG = (("0.6b", "1.7b"), ("bfloat16", "float32"))  # shapes, dtypes
-SHORT = (("smollm2-135m",), ("float32",)), (("smollm2-135m",), ("bfloat16",))
 TARGETS = (
     Target(
-        *("cpu", *SHORT[0], (38,)),
+        *("cpu", ("smollm2-135m",), ("float32",), (38,)),
         {"agzo": 1.10, "agzo_frozen": 1.08, "agzo_seen": 1.08, "lozo": 1.07, "mezo": 1.20},
         mix="short",
     ),
-    Target(*("cpu", *SHORT[1], (38,)), {"agzo": 1.15, "lozo": 1.12, "mezo": 1.40}, mix="short"),
+    Target(
+        *("cpu", ("smollm2-135m",), ("bfloat16",), (38,)),
+        {"agzo": 1.15, "lozo": 1.12, "mezo": 1.40},
+        mix="short",
+    ),
     Target("cpu", ("60m",), ("float32",), (64,), {"agzo": 1.06, "lozo": 1.05, "mezo": 1.10}),
     Target("H200", *BIG, (256, 1024), {"agzo": 1.10, "lozo": 1.08, "mezo": 1.15}),
     Target("H200", *BIG, (64,), {"agzo": 1.25}, speedup=4.0),
