@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from experiments.config.errors import BadInput
+from experiments.data.shares import Shares
 from experiments.evaluation.evaluate import Questions, evaluate
 from experiments.methods import registry
 from experiments.suites.plan import Group
@@ -84,6 +85,7 @@ def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float
 
 def _seconds(group: Group, parts: Parts, start_up: float, example: float) -> float:
     config = group.search[0].config
+    parts = replace(parts, shares=Shares(parts.shares.group, config.train.accumulation))
     values = registry.settings(config.method, config.precision.rounding)
     if "lr" in values:
         values["lr"] = 1e-30  # timed steps must not spoil the model for the next column

@@ -342,6 +342,13 @@ def test_a_column_may_spend_its_examples_in_a_way_of_its_own(plan, tmp_path):
     assert (train["agzo"].batch_size, train["agzo"].forwards) == (2, 14)
 
 
+def test_a_column_is_timed_in_its_own_micro_batches(plan, tmp_path):
+    of_each = {"method.estimator": "per_piece", "train.accumulation": 2}  # refuses a whole batch
+    plan(**{"columns.two_sided.settings": of_each})
+    groups = [g for g in read(tmp_path).active if g.column.name in ("agzo", "two_sided")]
+    assert all(value > 0 for value in estimate.measure(groups, lambda line: None).values())
+
+
 def main(tmp_path: Path, *words: str) -> int:
     return suite.main(["tiny", "--scale", "small", "--jobs", "1", f"out={tmp_path}", *words])
 
