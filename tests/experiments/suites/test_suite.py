@@ -300,7 +300,7 @@ SCALES = [
     (name, scale, budget)
     for name in (
         *("table1", "table2", "table_all", "table_field", "table_adapters", "agzo_variants"),
-        *("lozo_refresh", "probes_or_steps", "aim_zo_check"),
+        *("lozo_refresh", "probes_or_steps", "aim_zo_check", "aim_zo_variants"),
     )
     for scale, at in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").plan.scales.items()
     for budget in at.budgets
