@@ -42,20 +42,20 @@ ARGUMENTS = {
 }
 
 
-def _load() -> ctypes.CDLL | None:
-    for path in sorted(Path(__file__).parent.glob("native_normal*.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            functions = [getattr(library, name) for name in ARGUMENTS]
-        except (OSError, AttributeError):
-            continue  # of another platform (a shared home directory, say), or of older sources
-        for function, arguments in zip(functions, ARGUMENTS.values(), strict=True):
-            function.argtypes, function.restype = arguments, None
-        return library
-    return None
+def load(path: Path) -> ctypes.CDLL | None:
+    """Return a compiled library; None for one of another platform, or of older sources."""
+    try:
+        library = ctypes.CDLL(str(path))
+        functions = [getattr(library, name) for name in ARGUMENTS]
+    except (OSError, AttributeError):
+        return None
+    for function, arguments in zip(functions, ARGUMENTS.values(), strict=True):
+        function.argtypes, function.restype = arguments, None
+    return library
 
 
-library = _load()
+_built = sorted(Path(__file__).parent.glob("native_normal*.so"))  # a home directory may be shared
+library = next(filter(None, map(load, _built)), None)
 
 
 def usable(*tensors: Tensor | None, dtype: torch.dtype = torch.float32) -> bool:

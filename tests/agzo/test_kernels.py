@@ -1,6 +1,7 @@
 """The kernels: one formula, the same bits from each implementation, and normal numbers."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +95,22 @@ def test_compiled_numbers_are_the_references_bit_for_bit(start, count, k0, k1, t
         assert bits.equal(reference.sixteen_bits((k0, k1), start, count, CPU))
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow  # compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is here")
+def test_the_code_for_no_processor_in_particular_makes_the_same_bits(tmp_path, monkeypatch):
+    """Elsewhere the kernel has chosen what this processor is fastest with."""
+    source, built = Path(native.__file__).parent, tmp_path / "native_normal.so"
+    sources = [str(source / f"{name}.cpp") for name in ("gram", "normal", "thin")]
+    flags = ["-O1", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-U__linux__"]
+    subprocess.run(["g++", *flags, *sources, "-o", str(built)], check=True)
+    monkeypatch.setattr(native, "library", native.load(built))
+    assert kernels.normal_(torch.empty(1000), KEY, 3).equal(z(3, 1000))
+    bits = kernels.sixteen_bits(KEY, 5, torch.Size((1000,)), CPU)
+    assert bits.equal(reference.sixteen_bits(KEY, 5, 1000, CPU))
+    signs = kernels.normal_(torch.empty(5000), KEY, 7, signs=True)
+    assert signs.equal(reference.signs(reference.sixteen_bits(KEY, 0, 400, CPU), 7, 5000))
 
 
 @compiled
