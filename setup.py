@@ -35,7 +35,7 @@ setup(
     ext_modules=[
         Extension(
             "agzo.kernels.native_normal",
-            ["agzo/kernels/gram.cpp", "agzo/kernels/normal.cpp", "agzo/kernels/thin.cpp"],
+            [f"agzo/kernels/{name}.cpp" for name in ("branch", "gram", "normal", "thin")],
             depends=["agzo/kernels/values.h", "agzo/kernels/wide.h"],
             extra_compile_args=[
                 *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno"),

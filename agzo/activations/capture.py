@@ -185,7 +185,8 @@ class ActivationCapture(TorchCalls):
             return leading(flat, rank, keep)
         start = self._warm(name, rank)
         omega = None if start is not None else self._omega(x, examples, positions, rank, name)
-        return subspace_extract(flat, omega, self._power_steps, keep, start, self._group.sum)
+        total = self._group.sum if self._group.size > 1 else None
+        return subspace_extract(flat, omega, self._power_steps, keep, start, total)
 
     def _rows(self, x: Tensor, name: str) -> tuple[Tensor, Tensor | None, int, int]:
         """Return an input as (tokens, d_in), which of its rows are real, and (examples, positions).

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from agzo.kernels import thin
-from agzo.kernels.gram import gram_product
+from agzo.kernels.gram import gram_product, one_direction
 from agzo.kernels.orthonormal import orthonormal
 
 COPY = 1 << 23
@@ -32,7 +32,7 @@ def subspace_extract(
     power_steps: int,
     keep: Tensor | None = None,
     start: Tensor | None = None,
-    total: Callable[[Tensor], Tensor] = lambda own: own,
+    total: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Return A (d_in, r), float32 orthonormal columns spanning about the top r directions of x.
 
@@ -47,16 +47,22 @@ def subspace_extract(
 
     Source: AGZO (arXiv 2601.17261), Algorithm 1: Y = H Omega; K times Q = qr(Y), Y = H (H^T Q).
     """
+    drawn, begun = (None if each is None else thin.rows(each) for each in (omega, start))
+    if total is None:
+        alone = one_direction(x, drawn if begun is None else None, begun, power_steps, keep)
+        if alone is not None:
+            return alone
+        total = _alone
     if x.shape[0] <= _part(x):
         x = x.float()  # once, and no copy at all of a float32 x
-    if start is None:
-        assert omega is not None
-        y = total(product(x, keep, drawn=thin.rows(omega)))
-    else:
-        y = thin.rows(start)
+    y = total(product(x, keep, drawn=drawn)) if begun is None else begun
     for _ in range(power_steps):
         y = total(product(x, keep, q=orthonormal(y.T).T))
     return orthonormal(y.T)
+
+
+def _alone(own: Tensor) -> Tensor:
+    return own
 
 
 def product(

@@ -81,11 +81,7 @@ class LowRank(Branch):
 
     def add_linear(self, y: Tensor, x: Tensor, scale: float) -> None:
         """Set y to ``y + scale * (x right) left^T``; see `Branch.add_linear`."""
-        inner = thin.rows(self.right).to(x.dtype) @ x.T  # (r, tokens)
-        exact = at_least_float32(y.dtype)
-        left = thin.rows(self.left).to(exact) * scale
-        dtype = exact if thin.takes_float32(y, left) else y.dtype
-        thin.add_product(y, inner.to(dtype), left.to(dtype))
+        thin.add_branch(y, x, thin.rows(self.right), thin.rows(self.left), scale)
 
     def add_to(
         self, weight: Tensor, keep: Tensor | None, scale: Tensor, rounding: kernels.Key | None

@@ -35,3 +35,19 @@ def gram_product(x: Tensor, q: Tensor, keep: Tensor | None = None) -> Tensor:
         # Zeroing a token's coefficients takes it out of the product without a copy of x.
         coefficients = coefficients.masked_fill(~keep, 0.0)
     return coefficients @ x
+
+
+def one_direction(
+    x: Tensor, drawn: Tensor | None, start: Tensor | None, steps: int, keep: Tensor | None
+) -> Tensor | None:
+    """Return A (d, 1) of a whole power iteration in one call, or None where no kernel makes it.
+
+    As `agzo.activations.subspace.subspace_extract` with r = 1, whose arguments these are: drawn is
+    Omega^T, (1, tokens), start (1, d). The signs are those of LAPACK's QR.
+    """
+    given = start if drawn is None else drawn
+    if given is None or given.shape[0] != 1 or not native.fills(x) or not native.usable(given):
+        return None
+    y = x.new_empty(x.shape[1], dtype=torch.float32) if start is None else start[0].clone()
+    native.power(y, x, drawn, None if keep is None else keep.contiguous(), steps)
+    return y[:, None]

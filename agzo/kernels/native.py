@@ -38,6 +38,10 @@ ARGUMENTS = {
         *(c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int),
         *(c_float, c_float, c_int),
     ),
+    "agzo_branch": (*[c_void_p] * 4, *[c_int64] * 3, c_int, c_float, c_int),
+    "agzo_branch_bfloat16": (*[c_void_p] * 4, *[c_int64] * 3, c_int, c_float, c_int),
+    "agzo_power": (*[c_void_p] * 4, c_int64, c_int64, c_int, c_int),
+    "agzo_power_bfloat16": (*[c_void_p] * 4, c_int64, c_int64, c_int, c_int),
     "agzo_gram": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int, c_int),
 }
 
@@ -171,6 +175,25 @@ def add_thin_bfloat16(
     library.agzo_add_thin_bfloat16(*pointers, m, n, r, keep, scale, _threads())
 
 
+def add_branch(y: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> None:
+    """Add scale * (x right^T) left to y (tokens, d_out); x (tokens, d_in) of its dtype.
+
+    The factors are right (r, d_in) and left (r, d_out), float32, r from 1 to 4.
+    """
+    assert library is not None
+    (tokens, height), (r, width), dtype = y.shape, right.shape, _of(y)
+    _check_thin(left)
+    pointers = (
+        _address("y", y, tokens * height, dtype),
+        _address("x", x, tokens * width, dtype),
+        _address("right", right, r * width),
+        _address("left", left, r * height),
+    )
+    low = dtype == torch.bfloat16
+    add = library.agzo_branch_bfloat16 if low else library.agzo_branch
+    add(*pointers, tokens, width, height, r, scale, _threads())
+
+
 def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
     """Set y (r, d) to q x^T x of the tokens that keep (tokens,) has; x (tokens, d), q (r, d)."""
     assert library is not None
@@ -182,6 +205,24 @@ def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
         None if keep is None else _address("keep", keep, tokens, torch.bool),
     )
     library.agzo_gram(*pointers, tokens, d, r, _threads())
+
+
+def power(y: Tensor, x: Tensor, drawn: Tensor | None, keep: Tensor | None, steps: int) -> None:
+    """Set y (d,) to what power iterations on x^T x make of x^T drawn, or of y without drawn.
+
+    x is (tokens, d), float32 or bfloat16, drawn (tokens,) float32, keep (tokens,) boolean.
+    """
+    assert library is not None
+    (tokens, d), dtype = x.shape, _of(x)
+    pointers = (
+        _address("y", y, d),
+        _address("x", x, tokens * d, dtype),
+        None if drawn is None else _address("drawn", drawn, tokens),
+        None if keep is None else _address("keep", keep, tokens, torch.bool),
+    )
+    low = dtype == torch.bfloat16
+    iterate = library.agzo_power_bfloat16 if low else library.agzo_power
+    iterate(*pointers, tokens, d, steps, _threads())
 
 
 def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> int:

@@ -32,6 +32,23 @@ def takes_float32(y: Tensor, factor: Tensor) -> bool:
     return native.usable(y, dtype=torch.bfloat16) and 1 <= factor.shape[0] <= PASSES
 
 
+def add_branch(y: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> None:
+    """Set y to ``y + scale * (x right^T) left`` in place: a perturbation beside a linear layer.
+
+    Args:
+        y, x: (tokens, d_out) and (tokens, d_in), any float dtype, those of y contiguous.
+        right, left: (r, d_in) and (r, d_out) float32, contiguous.
+    """
+    if 1 <= left.shape[0] <= PASSES and native.fills(y, x) and native.usable(right, left):
+        native.add_branch(y, x, right, left, scale)
+        return
+    inner = right.to(x.dtype) @ x.T  # (r, tokens)
+    exact = torch.promote_types(y.dtype, torch.float32)
+    left = left.to(exact) * scale
+    dtype = exact if takes_float32(y, left) else y.dtype
+    add_product(y, inner.to(dtype), left.to(dtype))
+
+
 def add_product(y: Tensor, left: Tensor, right: Tensor) -> None:
     """Set y to ``y + left.T @ right`` in place.
 

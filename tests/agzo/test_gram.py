@@ -87,3 +87,32 @@ def test_what_is_not_finite_is_seen():
         x = torch.ones(9, 5)
         x[4, 2] = torch.nan
         assert not gram_product(x, torch.ones(1, 5), keep).isfinite().all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 5), (3, 40), (300, 96)])
+def test_one_direction_in_one_call_is_that_of_separate_products(
+    tokens, width, steps, dtype, monkeypatch
+):
+    draw = torch.Generator().manual_seed(tokens + steps)
+    x = torch.randn(tokens, width, generator=draw).to(dtype)
+    omega, keep = torch.randn(tokens, 1, generator=draw), torch.arange(tokens) % 3 != 1
+    start = torch.randn(width, 1, generator=draw)
+    found = []
+    for library in (native.library, None):
+        monkeypatch.setattr(native, "library", library)
+        found.append([subspace_extract(x, omega, steps, mask) for mask in (None, keep)])
+        found[-1].append(subspace_extract(x, None, steps, start=start))
+    for own, twin in zip(*found, strict=True):
+        torch.testing.assert_close(own, twin, rtol=0, atol=2e-6)  # signs as well
+
+
+@pytest.mark.parametrize("library", [native.library, None])
+def test_one_direction_of_nothing_and_of_what_is_not_finite(library, monkeypatch):
+    monkeypatch.setattr(native, "library", library)
+    axis = torch.eye(6)[:, :1]
+    assert subspace_extract(torch.zeros(4, 6), torch.ones(4, 1), 3).equal(axis)
+    assert subspace_extract(axis.T * -2, torch.ones(1, 1), 3).equal(axis)
+    assert subspace_extract(torch.full((4, 6), torch.nan), torch.ones(4, 1), 3).isnan().all()

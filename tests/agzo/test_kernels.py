@@ -102,7 +102,7 @@ def test_compiled_numbers_are_the_references_bit_for_bit(start, count, k0, k1, t
 def test_the_code_for_no_processor_in_particular_makes_the_same_bits(tmp_path, monkeypatch):
     """Elsewhere the kernel has chosen what this processor is fastest with."""
     source, built = Path(native.__file__).parent, tmp_path / "native_normal.so"
-    sources = [str(source / f"{name}.cpp") for name in ("gram", "normal", "thin")]
+    sources = [str(source / f"{name}.cpp") for name in ("branch", "gram", "normal", "thin")]
     flags = ["-O1", "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", "-U__linux__"]
     subprocess.run(["g++", *flags, *sources, "-o", str(built)], check=True)
     monkeypatch.setattr(native, "library", native.load(built))
@@ -347,6 +347,31 @@ def test_a_thin_product_in_one_pass_has_the_bits_of_a_pass_for_each_row(m, n, ra
         assert torch.equal(found, wanted)
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(found, y + left.T @ right)
+
+
+@compiled
+@given(st.integers(1, 20), st.integers(1, 90), st.integers(1, 70), st.integers(1, 4), words)
+@settings(max_examples=25, deadline=None)
+def test_a_branch_in_one_pass_is_the_sum_of_its_products(tokens, width, height, rank, seed):
+    draw = torch.Generator().manual_seed(seed)
+    y, x, right, left = (
+        torch.randn(shape, generator=draw, dtype=torch.float64)
+        for shape in ((tokens, height), (tokens, width), (rank, width), (rank, height))
+    )
+    factors, both = (right.float(), left.float()), torch.get_num_threads()
+    for dtype, digits in ((torch.float32, 2e-6), (torch.bfloat16, 2.0**-8)):
+        low, of = y.to(dtype), x.to(dtype)
+        change = 0.3 * (of.double() @ factors[0].double().T) @ factors[1].double()
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(low.clone())
+            thin.add_branch(found[-1], of, *factors, 0.3)
+        torch.set_num_threads(both)
+        wanted, scale = low.double() + change, width * rank * (1 + change.abs().max())
+        assert found[0].equal(found[1])
+        error = (found[0].double() - wanted).abs()
+        assert (error <= digits * wanted.abs() + 1e-6 * scale).all()
 
 
 def test_a_thin_product_goes_to_tensors_of_any_layout_and_dtype():
