@@ -5,10 +5,10 @@
     grid:
       lora_agzo: {method.lr: [1.0e-2, 3.0e-2], method.eps: [1.0e-2]}
 
-`adapter` (an option of conf/adapter), `settings` (keys of method.*, adapter.* and `SPENDING`) and
-`seeds` may be left out; seeds are then those
-of the scale or the plan. A scale may have a list `columns` of those that it has, and `widen`, how
-many learning rates may be added on each side of every grid (`widen`), 0 if left out.
+`adapter` (an option of conf/adapter), `settings` (keys of `OWN` groups and `SPENDING`) and `seeds`
+may be left out; seeds are then those of the scale or the plan. A scale may have a list `columns` of
+those that it has, and `widen`, how many learning rates may be added on each side of every grid
+(`widen`), 0 if left out.
 
     comparisons:
       H1: [agzo_frozen, mezo_frozen]
@@ -27,6 +27,7 @@ from experiments.suites.widen import LR, on_grid
 
 KINDS = ("zo", "first_order", "untrained")
 SPENDING = ("train.batch_size", "train.accumulation", "train.forwards")  # what a step takes
+OWN = ("method.", "adapter.", "precision.")  # groups whose keys a column may set
 COLUMN = ("method", "kind", "label", "adapter", "settings", "seeds")  # keys of a column
 
 
@@ -116,9 +117,10 @@ def _widen(at: Mapping[str, Any], name: str, grid: Mapping[str, Any]) -> int:
 def _cells(name: str, entry: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Cell]:
     fixed = dict(entry.get("settings", {}))
     for key in fixed:
-        if not key.startswith(("method.", "adapter.")) and key not in SPENDING:
+        if not key.startswith(OWN) and key not in SPENDING:
+            groups = ", ".join(f"{group}*" for group in OWN)
             raise BadInput(
-                f"plan: column {name} sets {key}; allowed are keys of method.* and adapter.*, "
+                f"plan: column {name} sets {key}; allowed are keys of {groups} and "
                 f"{', '.join(SPENDING)}"
             )
     for key in grid:

@@ -36,8 +36,9 @@ def measure(groups: Iterable[Group], say: Callable[[str], None]) -> dict[str, fl
     """
     by_task: dict[tuple[str, str, str], list[Group]] = {}
     for group in groups:
-        adapted = str(group.search[0].config.adapter)  # with its keys: groups that share a model
-        by_task.setdefault((group.model, group.task, adapted), []).append(group)
+        config = group.search[0].config
+        loaded = f"{config.adapter} {config.precision}"  # with their keys: groups of one model
+        by_task.setdefault((group.model, group.task, loaded), []).append(group)
     seconds: dict[str, float] = {}
     problems: list[str] = []
     for (_, task, _), own in by_task.items():
@@ -58,7 +59,8 @@ def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or before)
     seconds: dict[str, float] = {}
-    plain = replace(config, method={"name": "zero_shot"})
+    as_it_is = replace(config.precision, rounding="nearest")  # there is no update to round
+    plain = replace(config, method={"name": "zero_shot"}, precision=as_it_is)
     try:
         begin = time.perf_counter()
         parts = prepare.prepare(plain)

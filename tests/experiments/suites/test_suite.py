@@ -234,7 +234,7 @@ BAD = {
     ),
     "a setting of the data": (
         {"columns.two_sided.settings": {"train.num_dev": 1}}, {},
-        "two_sided sets train.num_dev; allowed are keys of method.* and adapter.*, train.batch",
+        "two_sided sets train.num_dev; allowed are keys of method.*, adapter.*, prec",
     ),
     "an unknown adapter": (
         {"columns.agzo.adapter": "lorra"}, {}, "adapter=lorra: unknown; allowed are lora, none, p",
@@ -300,7 +300,7 @@ SCALES = [
     (name, scale, budget)
     for name in (
         *("table1", "table2", "table_all", "table_field", "table_adapters", "agzo_variants"),
-        *("lozo_refresh", "probes_or_steps", "aim_zo_check", "aim_zo_variants"),
+        *("lozo_refresh", "probes_or_steps", "aim_zo_check", "aim_zo_variants", "bf16_master"),
     )
     for scale, at in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").plan.scales.items()
     for budget in at.budgets
