@@ -14,7 +14,6 @@ from experiments.bench.measure import Effort, measure, row_of
 from experiments.bench.rows import Case, Row
 from experiments.records import machine
 
-
 ENDED = "its process was ended from outside, for its memory most likely"
 Found = TypeVar("Found")
 
