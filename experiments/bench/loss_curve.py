@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -85,8 +85,12 @@ class Curve:
     taken: int  # steps
     step_seconds: float  # median
     peak_gib: float  # resident, of one more step behind the last look
-    looks: list[dict[str, Any]] = field(default_factory=list)  # each a `Look`
-    origin: dict[str, Any] = field(default_factory=dict)  # what is known of model and data
+    looks: list[dict[str, Any]]  # each a `Look`
+    task: str
+    batch: int
+    dev: int  # examples
+    model: dict[str, Any]  # where they are from, as a run's result says it
+    data: dict[str, Any]
 
 
 def first_at(looks: Sequence[Look], target: float) -> Look | None:
@@ -118,35 +122,49 @@ def curve(case: Case, goal: Goal) -> dict[str, Any]:
     take = (_ours if case.who == OURS else _textbook)(config, parts, watch)
     looks: list[Look] = []
     lasted: list[float] = []
-    for step in range(goal.most + 1):
+    while True:
+        step = len(lasted)
         if step % goal.every == 0 or step == goal.most:
             looks.append(_look(case, config, parts, step, watch.seconds))
-            if first_at(looks, goal.target):
+            if first_at(looks, goal.target) or step == goal.most:
                 break
-        if step < goal.most:
-            before = watch.seconds
-            loss = take(step, True)
-            lasted.append(watch.seconds - before)
-            if not math.isfinite(loss):
-                raise BadInput(f"--lr {case.method}={config.method['lr']:g}: the loss of step "
-                               f"{step} is {loss}; allowed is a smaller one")  # fmt: skip
+        loss = take(step, True)
+        lasted.append(watch.seconds - sum(lasted))
+        _check_finite(f"the loss of step {step + 1}", loss, case, config)
     reached = first_at(looks, goal.target)
-    if reached is not None and reached.step == 0:
+    if not lasted:
         raise BadInput(
-            f"--target={goal.target:g}: the untouched model has dev loss {reached.dev_loss:.4f}; "
+            f"--target={goal.target:g}: the untouched model has dev loss {looks[0].dev_loss:.4f}; "
             "allowed is a smaller number"
         )
     peak = PeakMemory(parts.device)
     take(len(lasted), False)  # a textbook's with its own noise alone
-    return vars(
-        Curve(
-            case.method, case.who, config.method["lr"], config.method["eps"], config.seed,
-            reached and reached.step, reached and reached.seconds,
-            len(lasted), statistics.median(lasted), peak.gib(),
-            [vars(look) for look in looks],
-            {key: parts.origin[key] for key in ("model", "data")} | {"dev": len(parts.dev.encoded)},
+    found = Curve(
+        method=case.method,
+        who=case.who,
+        lr=config.method["lr"],
+        eps=config.method["eps"],
+        seed=config.seed,
+        steps=None if reached is None else reached.step,
+        seconds=None if reached is None else reached.seconds,
+        taken=len(lasted),
+        step_seconds=statistics.median(lasted),
+        peak_gib=peak.gib(),
+        looks=[vars(look) for look in looks],
+        task=config.task.name,
+        batch=config.train.batch_size,
+        dev=len(parts.dev.encoded),
+        model=parts.origin["model"],
+        data=parts.origin["data"],
+    )
+    return vars(found)
+
+
+def _check_finite(what: str, loss: float, case: Case, config: RunConfig) -> None:
+    if not math.isfinite(loss):
+        raise BadInput(
+            f"--lr={case.method}={config.method['lr']:g}: {what} is {loss}; allowed is a smaller lr"
         )
-    )  # fmt: skip
 
 
 def _look(case: Case, config: RunConfig, parts: Parts, step: int, seconds: float) -> Look:
@@ -159,6 +177,7 @@ def _look(case: Case, config: RunConfig, parts: Parts, step: int, seconds: float
         f"{found['loss']:.4f}",
         flush=True,
     )
+    _check_finite(f"the dev loss after {step} steps", found["loss"], case, config)
     return Look(step, seconds, found["loss"])
 
 

@@ -123,7 +123,11 @@ def run(options: Options) -> Record:
         options.out, "python -m experiments.bench.time_to_loss", options.given, cpu,
         len(options.cases),
     )  # fmt: skip
-    settings = options.given | {"machine": machine.about(cpu), "versions": machine.versions()}
+    settings = {
+        "goal": asdict(options.goal),
+        "machine": machine.about(cpu),
+        "versions": machine.versions(),
+    }
     kept = tidy.Kept(options.out.with_suffix(""), settings)
     for case in options.cases:
         record.add(Curve(**kept(case.name, lambda case=case: apart(curve, case, options.goal))))
