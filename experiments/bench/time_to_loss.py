@@ -36,8 +36,8 @@ from experiments.config import lists
 from experiments.config.paths import user_path
 from experiments.records import machine, tidy
 
-LR = {"mezo": 5e-5, "agzo": 5e-5, "lozo": 1e-5}  # of SmolLM2-135M on SST-2; eps is the method's own
-TARGET, EVERY, MOST = 0.70, 5, 40
+LR = {"mezo": 5e-5, "agzo": 5e-5, "lozo": 4e-5}  # of SmolLM2-135M on SST-2; eps is the method's own
+TARGET, EVERY, MOST = 0.68, 5, 40  # the untouched model has 0.853, guessing log 2 = 0.693
 RATIO = 4.0  # what is aimed at: times faster than published practice
 RUN = (
     *("model=smollm2-135m-wheel", "task=sst2", "data=hub", "device=cpu", "threads=1"),
