@@ -1,7 +1,7 @@
 """Dev loss against seconds of training, by this library and as published: a panel for each method.
 
-Points are looks at dev; they stand at equal steps, because both take the same steps. The line below
-is the loss to come to; how many times sooner this library comes to it is written there.
+Points are looks at dev after equal steps: both take the same ones. The red line is the loss to come
+to; below it stands how many times sooner this library comes to it.
 
     python -m analysis.figures.time_to_loss FILE.json --out STEM
 """
@@ -111,10 +111,11 @@ def draw(path: Path, stem: Path) -> list[Path]:
             own = {"color": look.colour, "linestyle": "-", "marker": look.marker}
             for row, style, words in ((textbook, PUBLISHED, "as published"), (ours, own, "here")):
                 axes.plot(*zip(*row["looks"], strict=True), **style, label=words)
-            _mark(axes, ours, textbook, target)
             axes.set_title(look.label, loc="left")
             axes.set_xlabel("seconds of training")
             axes.set_xlim(left=0)
+            axes.margins(y=0.12)
+            _mark(axes, ours, textbook, target)
             axes.legend(loc="upper right", frameon=False)
         panels[0].set_ylabel("dev loss")
         return write_figure(figure, stem, caption(times))
@@ -124,14 +125,13 @@ def _mark(axes: Axes, ours: Row, textbook: Row, target: float) -> None:
     """Draw the loss to come to, and how many times sooner ours comes to it."""
     axes.axhline(target, color="#CC0000", linewidth=0.8, linestyle=(0, (1.5, 0.8)))
     times = faster(ours, textbook)
-    words = f"not reached in {ours['taken']} steps"
+    words, middle = f"not reached in {ours['taken']} steps", sum(axes.get_xlim()) / 2
     if times is not None:
-        words = f"{times:.1f} times sooner"
+        words, middle = f"{times:.1f} times sooner", (ours["seconds"] + textbook["seconds"]) / 2
         for row in (ours, textbook):
             axes.axvline(row["seconds"], ymax=0.04, color="#CC0000", linewidth=0.8)
     axes.annotate(
-        words, (0.5, target), xycoords=("axes fraction", "data"), xytext=(0, 3),
-        textcoords="offset points", ha="center", color="#CC0000", fontsize=6.5,
+        words, (middle, target), xytext=(0, -3), textcoords="offset points", ha="center", va="top", color="#CC0000", fontsize=6.5,
     )  # fmt: skip
 
 
