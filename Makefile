@@ -20,7 +20,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
   table-field table-adapters agzo-variants aim-zo-check aim-zo-variants lozo-refresh probes-or-steps report \
   figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types bench \
-  bench-prompts bench-scaling bench-figure pocket-model test-slow test-oldest test-gpu clean
+  bench-prompts bench-scaling bench-figure time-to-loss pocket-model test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
 help:
@@ -215,6 +215,12 @@ bench-scaling: $(READY) ## cost of a step over length, batch, rank and model siz
 bench-figure: $(READY) ## both plots again from their files alone (RESULTS="FILE ...", or those in BENCH=folder)
 	@$(BIN)/python -m analysis.figures.step_cost $(or $(RESULTS),$(wildcard $(BENCH)/steps.json $(BENCH)/scaling.json), \
 	  $(BENCH)/steps.json) --out $(BENCH)/step_cost
+
+LOSSES   = $(or $(RESULTS),$(BENCH)/time_to_loss.json)
+
+time-to-loss: $(READY) ## seconds to a dev loss, here and as published, and their plot (ARGS="data=local data.root=...")
+	@$(if $(RESULTS),,$(BIN)/python -m experiments.bench.time_to_loss $(LOSSES) $(ARGS) &&) \
+	  $(BIN)/python -m analysis.figures.time_to_loss $(LOSSES) --out $(basename $(LOSSES))
 
 ##@ Upkeep
 pocket-model: $(READY) ## rebuild the committed pocket model from its recipe (about 18 minutes on one core)

@@ -45,6 +45,11 @@ def packed(model: nn.Module, mix: str, device: torch.device) -> tuple[Closure, T
 def padded(model: nn.Module, mix: str, device: torch.device) -> tuple[Closure, Tensor]:
     """Return the loss of published code's batch, and its token mask."""
     batch = _batch(model, mix, device, packs=False)
+    return published(model, batch), batch.token_mask
+
+
+def published(model: nn.Module, batch: Batch) -> Closure:
+    """Return the loss of a padded batch with a row for each option, as published code takes it."""
     last = batch.target_mask.shape[1]  # tokens of the longest option
 
     def closure() -> Tensor:
@@ -53,7 +58,7 @@ def padded(model: nn.Module, mix: str, device: torch.device) -> tuple[Closure, T
         options = log_probs[:, -last:].gather(2, batch.targets) * batch.target_mask[..., None]
         return classification_losses(mean_log_probs(options, batch.target_mask), batch).mean()
 
-    return closure, batch.token_mask
+    return closure
 
 
 def _batch(model: nn.Module, mix: str, device: torch.device, packs: bool) -> Batch:

@@ -34,12 +34,15 @@ class TextbookMeZO:
         self.lr, self.eps = lr, eps
         self.seed = 0
 
+    def noise(self, p: nn.Parameter) -> Tensor:
+        """Draw the direction of one parameter from the running global stream."""
+        return torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+
     def perturb(self, scale: float) -> None:
         """Add ``scale * eps * z`` to every weight, replaying the step's noise."""
         torch.manual_seed(self.seed)
         for p in self.parameters:
-            z = torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
-            p.data = p.data + scale * z * self.eps
+            p.data = p.data + scale * self.noise(p) * self.eps
 
     @torch.no_grad()
     def step(self, closure: Closure, token_mask: Tensor | None = None) -> float:
@@ -53,8 +56,7 @@ class TextbookMeZO:
         projected_grad = ((plus - minus) / (2 * self.eps)).item()
         torch.manual_seed(self.seed)
         for p in self.parameters:
-            z = torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
-            p.data = p.data - self.lr * (projected_grad * z)
+            p.data = p.data - self.lr * (projected_grad * self.noise(p))
         return plus.item()
 
 
@@ -67,17 +69,11 @@ class TextbookLOZO(TextbookMeZO):
         self.right: dict[int, Tensor] = {}
 
     def noise(self, p: nn.Parameter) -> Tensor:
-        """Draw the direction of one parameter from the running global stream."""
+        """Draw the direction of one parameter: U anew, V as it was kept."""
         if p.dim() < 2:
-            return torch.normal(mean=0, std=1, size=p.size(), device=p.device, dtype=p.dtype)
+            return super().noise(p)
         left = torch.randn(p.size(0), self.rank, device=p.device, dtype=p.dtype)
         return left @ self.right[id(p)].t()
-
-    def perturb(self, scale: float) -> None:
-        """Add ``scale * eps * U V^T``."""
-        torch.manual_seed(self.seed)
-        for p in self.parameters:
-            p.data = p.data + scale * self.noise(p) * self.eps
 
     @torch.no_grad()
     def step(self, closure: Closure, token_mask: Tensor | None = None) -> float:
@@ -87,17 +83,7 @@ class TextbookLOZO(TextbookMeZO):
                 if p.dim() >= 2:
                     size = (p.size(1), self.rank)
                     self.right[id(p)] = torch.randn(size, device=p.device, dtype=p.dtype)
-        self.seed += 1
-        self.perturb(1.0)
-        plus = closure()
-        self.perturb(-2.0)
-        minus = closure()
-        self.perturb(1.0)
-        projected_grad = ((plus - minus) / (2 * self.eps)).item()
-        torch.manual_seed(self.seed)
-        for p in self.parameters:
-            p.data = p.data - self.lr * (projected_grad * self.noise(p))
-        return plus.item()
+        return super().step(closure, token_mask)
 
 
 class TextbookAGZO:
@@ -106,7 +92,7 @@ class TextbookAGZO:
     def __init__(
         self, model: nn.Module, lr: float, eps: float, rank: int = 1, power_steps: int = 3
     ) -> None:
-        self.model = model
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.lr, self.eps, self.rank, self.power_steps = lr, eps, rank, power_steps
         self.seed = 0
         self.bases: dict[int, Tensor] = {}
@@ -126,7 +112,8 @@ class TextbookAGZO:
         assert isinstance(module, nn.Linear)
         self.bases[id(module.weight)] = v
 
-    def _noise(self, p: nn.Parameter) -> Tensor:
+    def noise(self, p: nn.Parameter) -> Tensor:
+        """Draw the direction of one parameter: R A^T where it has a basis."""
         basis = self.bases.get(id(p))
         if basis is None:
             return torch.randn(p.size(), device=p.device, dtype=p.dtype)
@@ -142,11 +129,11 @@ class TextbookAGZO:
         for hook in hooks:
             hook.remove()
         torch.manual_seed(self.seed)
-        for p in self.model.parameters():
-            p.data += self.eps * self._noise(p)
+        for p in self.parameters:
+            p.data += self.eps * self.noise(p)
         plus = closure()
         projected_grad = ((plus - base) / self.eps).item()
         torch.manual_seed(self.seed)
-        for p in self.model.parameters():
-            p.data -= (self.eps + self.lr * projected_grad) * self._noise(p)
+        for p in self.parameters:
+            p.data -= (self.eps + self.lr * projected_grad) * self.noise(p)
         return base.item()
