@@ -131,7 +131,8 @@ def _mark(axes: Axes, ours: Row, textbook: Row, target: float) -> None:
         for row in (ours, textbook):
             axes.axvline(row["seconds"], ymax=0.04, color="#CC0000", linewidth=0.8)
     axes.annotate(
-        words, (middle, target), xytext=(0, -3), textcoords="offset points", ha="center", va="top", color="#CC0000", fontsize=6.5,
+        words, (middle, target), xytext=(0, -3), textcoords="offset points", ha="center",
+        va="top", color="#CC0000", fontsize=6.5,
     )  # fmt: skip
 
 
