@@ -28,7 +28,7 @@ def gram_product(x: Tensor, q: Tensor, keep: Tensor | None = None) -> Tensor:
     q = q.contiguous()
     if q.shape[0] <= DIRECTIONS and native.usable(x, q):
         y = torch.empty_like(q)
-        native.gram(y, x, q, None if keep is None else keep.contiguous())
+        compiled_gram(y, x, q, None if keep is None else keep.contiguous())
         return y
     coefficients = q @ x.T  # (r, tokens)
     if keep is not None:
@@ -49,5 +49,38 @@ def one_direction(
     if given is None or given.shape[0] != 1 or not native.fills(x) or not native.usable(given):
         return None
     y = x.new_empty(x.shape[1], dtype=torch.float32) if start is None else start[0].clone()
-    native.power(y, x, drawn, None if keep is None else keep.contiguous(), steps)
+    compiled_power(y, x, drawn, None if keep is None else keep.contiguous(), steps)
     return y[:, None]
+
+
+def compiled_gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
+    """Set y (r, d) to q x^T x of the tokens that keep (tokens,) has; x (tokens, d), q (r, d)."""
+    assert native.library is not None
+    (tokens, d), r = x.shape, q.shape[0]
+    pointers = (
+        native.address("y", y, r * d),
+        native.address("x", x, tokens * d),
+        native.address("q", q, r * d),
+        None if keep is None else native.address("keep", keep, tokens, torch.bool),
+    )
+    native.library.agzo_gram(*pointers, tokens, d, r, native.threads())
+
+
+def compiled_power(
+    y: Tensor, x: Tensor, drawn: Tensor | None, keep: Tensor | None, steps: int
+) -> None:
+    """Set y (d,) to what power iterations on x^T x make of x^T drawn, or of y without drawn.
+
+    x is (tokens, d), float32 or bfloat16, drawn (tokens,) float32, keep (tokens,) boolean.
+    """
+    assert native.library is not None
+    (tokens, d), dtype = x.shape, native.dtype_of(x)
+    pointers = (
+        native.address("y", y, d),
+        native.address("x", x, tokens * d, dtype),
+        None if drawn is None else native.address("drawn", drawn, tokens),
+        None if keep is None else native.address("keep", keep, tokens, torch.bool),
+    )
+    low = dtype == torch.bfloat16
+    iterate = native.library.agzo_power_bfloat16 if low else native.library.agzo_power
+    iterate(*pointers, tokens, d, steps, native.threads())

@@ -95,18 +95,18 @@ def normal(
     normal, or -1 and 1.
     """
     assert library is not None
-    n, dtype = out.numel(), _of(out)
+    n, dtype = out.numel(), dtype_of(out)
     pointers = (
-        _address("out", out, n, dtype),
-        None if base is None else _address("base", base, n, dtype),
+        address("out", out, n, dtype),
+        None if base is None else address("base", base, n, dtype),
     )
     if dtype == torch.bfloat16:
         rounding = (stochastic is not None, *(stochastic or (0, 0)))
         library.agzo_fill_bfloat16(
-            *pointers, n, start, *key, keep, scale, *rounding, signs, _threads()
+            *pointers, n, start, *key, keep, scale, *rounding, signs, threads()
         )
     else:
-        library.agzo_fill(*pointers, n, start, *key, keep, scale, signs, _threads())
+        library.agzo_fill(*pointers, n, start, *key, keep, scale, signs, threads())
 
 
 def normal_rows(
@@ -119,42 +119,42 @@ def normal_rows(
 ) -> None:
     """Set out (n, width) to the rows `rows` (n,) int64 of ``base + scale * z``, as `normal`."""
     assert library is not None
-    (n, width), dtype = out.shape, _of(out)
+    (n, width), dtype = out.shape, dtype_of(out)
     _check_rows(rows, None if base is None else base.numel() // max(1, width))
     pointers = (
-        _address("out", out, n * width, dtype),
-        None if base is None else _address("base", base, base.shape[0] * width, dtype),
-        _address("rows", rows, n, torch.int64),
+        address("out", out, n * width, dtype),
+        None if base is None else address("base", base, base.shape[0] * width, dtype),
+        address("rows", rows, n, torch.int64),
     )
     low = dtype == torch.bfloat16
     fill = library.agzo_fill_rows_bfloat16 if low else library.agzo_fill_rows
-    fill(*pointers, n, width, *key, scale, signs, _threads())
+    fill(*pointers, n, width, *key, scale, signs, threads())
 
 
 def normal_table(out: Tensor, key: tuple[int, int]) -> None:
     """Set out (examples, columns, positions) to the elements `positions` of their streams."""
     assert library is not None
     examples, columns, positions = out.shape
-    pointer = _address("out", out, out.numel())
-    library.agzo_normal_table(pointer, examples, columns, positions, *key, _threads())
+    pointer = address("out", out, out.numel())
+    library.agzo_normal_table(pointer, examples, columns, positions, *key, threads())
 
 
 def sixteen_bits(out: Tensor, key: tuple[int, int], start: int) -> None:
     """Set out, contiguous int32 on the CPU, to uniform numbers in [0, 2^16)."""
     assert library is not None
     n = out.numel()
-    library.agzo_bits(_address("out", out, n, torch.int32), n, start, *key, _threads())
+    library.agzo_bits(address("out", out, n, torch.int32), n, start, *key, threads())
 
 
 def add_thin(y: Tensor, left: Tensor, right: Tensor) -> None:
     """Add left.T @ right to y (m, n), in place; left (r, m), right (r, n), r from 1 to 4."""
     assert library is not None
     (m, n), r = y.shape, left.shape[0]
-    _check_thin(left)
+    check_thin(left)
     pointers = (
-        _address("y", y, m * n), _address("left", left, r * m), _address("right", right, r * n)
+        address("y", y, m * n), address("left", left, r * m), address("right", right, r * n)
     )  # fmt: skip
-    library.agzo_add_thin(*pointers, m, n, r, _threads())
+    library.agzo_add_thin(*pointers, m, n, r, threads())
 
 
 def add_thin_bfloat16(
@@ -166,66 +166,16 @@ def add_thin_bfloat16(
     """
     assert library is not None
     (m, n), r = y.shape, left.shape[0]
-    _check_thin(left)
+    check_thin(left)
     pointers = (
-        _address("y", y, m * n, torch.bfloat16),
-        _address("left", left, r * m),
-        _address("right", right, r * n),
+        address("y", y, m * n, torch.bfloat16),
+        address("left", left, r * m),
+        address("right", right, r * n),
     )
-    library.agzo_add_thin_bfloat16(*pointers, m, n, r, keep, scale, _threads())
+    library.agzo_add_thin_bfloat16(*pointers, m, n, r, keep, scale, threads())
 
 
-def add_branch(y: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> None:
-    """Add scale * (x right^T) left to y (tokens, d_out); x (tokens, d_in) of its dtype.
-
-    The factors are right (r, d_in) and left (r, d_out), float32, r from 1 to 4.
-    """
-    assert library is not None
-    (tokens, height), (r, width), dtype = y.shape, right.shape, _of(y)
-    _check_thin(left)
-    pointers = (
-        _address("y", y, tokens * height, dtype),
-        _address("x", x, tokens * width, dtype),
-        _address("right", right, r * width),
-        _address("left", left, r * height),
-    )
-    low = dtype == torch.bfloat16
-    add = library.agzo_branch_bfloat16 if low else library.agzo_branch
-    add(*pointers, tokens, width, height, r, scale, _threads())
-
-
-def gram(y: Tensor, x: Tensor, q: Tensor, keep: Tensor | None) -> None:
-    """Set y (r, d) to q x^T x of the tokens that keep (tokens,) has; x (tokens, d), q (r, d)."""
-    assert library is not None
-    (tokens, d), r = x.shape, q.shape[0]
-    pointers = (
-        _address("y", y, r * d),
-        _address("x", x, tokens * d),
-        _address("q", q, r * d),
-        None if keep is None else _address("keep", keep, tokens, torch.bool),
-    )
-    library.agzo_gram(*pointers, tokens, d, r, _threads())
-
-
-def power(y: Tensor, x: Tensor, drawn: Tensor | None, keep: Tensor | None, steps: int) -> None:
-    """Set y (d,) to what power iterations on x^T x make of x^T drawn, or of y without drawn.
-
-    x is (tokens, d), float32 or bfloat16, drawn (tokens,) float32, keep (tokens,) boolean.
-    """
-    assert library is not None
-    (tokens, d), dtype = x.shape, _of(x)
-    pointers = (
-        _address("y", y, d),
-        _address("x", x, tokens * d, dtype),
-        None if drawn is None else _address("drawn", drawn, tokens),
-        None if keep is None else _address("keep", keep, tokens, torch.bool),
-    )
-    low = dtype == torch.bfloat16
-    iterate = library.agzo_power_bfloat16 if low else library.agzo_power
-    iterate(*pointers, tokens, d, steps, _threads())
-
-
-def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> int:
+def address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.float32) -> int:
     """Return where the values of a tensor are; raise ValueError unless they lie as is said."""
     if (
         tensor.dtype == dtype
@@ -238,12 +188,13 @@ def _address(name: str, tensor: Tensor, count: int, dtype: torch.dtype = torch.f
     raise ValueError(f"{name}: {found}; allowed are {count} contiguous values, {dtype}, on the CPU")
 
 
-def _of(out: Tensor) -> torch.dtype:
-    """Return bfloat16 of such a tensor; float32 of any other, which `_address` then judges."""
+def dtype_of(out: Tensor) -> torch.dtype:
+    """Return bfloat16 of such a tensor; float32 of any other, which `address` then judges."""
     return torch.bfloat16 if out.dtype == torch.bfloat16 else torch.float32
 
 
-def _check_thin(left: Tensor) -> None:
+def check_thin(left: Tensor) -> None:
+    """Raise ValueError for more rows than the compiled products have code for."""
     if not 1 <= left.shape[0] <= THIN:
         raise ValueError(f"left: {tuple(left.shape)}; allowed are 1 to {THIN} rows")
 
@@ -255,5 +206,6 @@ def _check_rows(rows: Tensor, count: int | None) -> None:
         raise IndexError(f"rows {rows.min()} to {rows.max()}: allowed are 0 to {last}")
 
 
-def _threads() -> int:
+def threads() -> int:
+    """Return how many threads torch uses."""
     return torch.get_num_threads()

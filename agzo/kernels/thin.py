@@ -40,7 +40,7 @@ def add_branch(y: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) 
         right, left: (r, d_in) and (r, d_out) float32, contiguous.
     """
     if 1 <= left.shape[0] <= PASSES and native.fills(y, x) and native.usable(right, left):
-        native.add_branch(y, x, right, left, scale)
+        compiled_branch(y, x, right, left, scale)
         return
     inner = right.to(x.dtype) @ x.T  # (r, tokens)
     exact = torch.promote_types(y.dtype, torch.float32)
@@ -68,3 +68,22 @@ def add_product(y: Tensor, left: Tensor, right: Tensor) -> None:
     else:
         for a, b in zip(left, right, strict=True):
             y.addcmul_(a[:, None], b)
+
+
+def compiled_branch(y: Tensor, x: Tensor, right: Tensor, left: Tensor, scale: float) -> None:
+    """Add scale * (x right^T) left to y (tokens, d_out); x (tokens, d_in) of its dtype.
+
+    The factors are right (r, d_in) and left (r, d_out), float32, r from 1 to 4.
+    """
+    assert native.library is not None
+    (tokens, height), (r, width), dtype = y.shape, right.shape, native.dtype_of(y)
+    native.check_thin(left)
+    pointers = (
+        native.address("y", y, tokens * height, dtype),
+        native.address("x", x, tokens * width, dtype),
+        native.address("right", right, r * width),
+        native.address("left", left, r * height),
+    )
+    low = dtype == torch.bfloat16
+    add = native.library.agzo_branch_bfloat16 if low else native.library.agzo_branch
+    add(*pointers, tokens, width, height, r, scale, native.threads())

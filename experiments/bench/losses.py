@@ -3,6 +3,7 @@
 The last `answer` tokens of each row are its answer. There is no padding.
 
 * `label_logits`: this library's forward. Logits at the answer's positions alone, no caches.
+* `each_row`: the same of each row alone, as micro-batches.
 * `full_logits`: published code's forward. Logits of all positions, a shifted copy of them,
   log-softmax over the whole vocabulary, key/value caches kept, as a model does by default.
 """
@@ -14,6 +15,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from agzo.distributed.pieces import Piece
 
 Closure = Callable[[], Tensor]
 
@@ -36,6 +39,15 @@ def label_logits(model: nn.Module, ids: Tensor, answer: int = 1) -> Closure:
         return -log_probs.mean()
 
     return closure
+
+
+def each_row(model: nn.Module, ids: Tensor) -> list[Piece]:
+    """Return the same loss of each row alone."""
+    real = torch.ones_like(ids, dtype=torch.bool)
+    return [
+        Piece(label_logits(model, ids[i : i + 1]), real[i : i + 1], rows=i)
+        for i in range(ids.shape[0])
+    ]
 
 
 def full_logits(model: nn.Module, ids: Tensor, answer: int = 1) -> Closure:

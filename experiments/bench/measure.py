@@ -22,15 +22,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agzo import ZeroOrderOptimizer
 from agzo.execution.compiled import CompiledLayers
 from agzo.rng import Noise
 from baselines import DominantLayer
 from experiments.bench import prompts
-from experiments.bench.losses import Closure, full_logits, label_logits, random_ids
-from experiments.bench.methods import EPS, METHODS
+from experiments.bench.losses import Closure, each_row, full_logits, label_logits, random_ids
+from experiments.bench.methods import EPS, METHODS, Method
 from experiments.bench.profile import PROFILED, profile
 from experiments.bench.rows import Case, Row
 from experiments.bench.targets import target
@@ -105,21 +105,13 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
     model = build(case.shape, getattr(torch, case.dtype), device)
     size = parameters(model)
     method = METHODS[case.method]
-    published = method.textbook == case.method
-    if case.mix is not None:
-        plain, mask = prompts.packed(model, case.mix, device)
-        closure, mask = prompts.padded(model, case.mix, device) if published else (plain, mask)
-    else:
-        ids = random_ids(model, case.batch, case.length, device)
-        mask = torch.ones_like(ids, dtype=torch.bool)
-        plain = label_logits(model, ids)
-        closure = full_logits(model, ids) if published else plain
-    optimizer = method.build(model, case.rank)
+    plain, given, mask = _work(case, method, model, device)
+    optimizer = method.build(model, case.rank, case.batch)
     if getattr(optimizer, "wants_batches", 0):
-        optimizer.calibrate([(closure, mask)])
+        optimizer.calibrate([(given, mask)])
     if method.layers != "eager":
         layers = CompiledLayers(model, graphs=method.layers == "graphs")
-        plain = closure = layers.around(plain)
+        plain = given = layers.around(plain)
 
     @torch.no_grad()
     def two_forwards() -> None:
@@ -127,7 +119,7 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         plain()
 
     def step() -> None:
-        optimizer.step(closure, mask)
+        optimizer.step(given, mask)
 
     two_forwards()
     for _ in range(WARM_UP):
@@ -144,8 +136,8 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         seconds = clock(two_forwards)
         forwards.append(seconds)
         steps.append(clock(step))
-        if divisible(optimizer):
-            shares = split(optimizer, closure, mask, clock, seconds / 2)
+        if mask is not None and divisible(optimizer):
+            shares = split(optimizer, given, mask, clock, seconds / 2)
             parts.append([share / seconds for share in shares])
         if effort.profiled and isinstance(optimizer, ZeroOrderOptimizer):
             found = profile(optimizer, step, seconds / 2, optimizer.forwards_of_step(WARM_UP))
@@ -170,6 +162,25 @@ def _measure(case: Case, device: torch.device, effort: Effort) -> dict[str, Any]
         found |= dict(zip(PARTS, medians, strict=True))
         found["forwards"] = optimizer.forwards_of_step(WARM_UP) / 2
     return found
+
+
+def _work(
+    case: Case, method: Method, model: nn.Module, device: torch.device
+) -> tuple[Closure, Any, Tensor | None]:
+    """Return the unit's forward, what a step is given (closure or pieces), and its token mask."""
+    published = method.textbook == case.method
+    if case.mix is not None:
+        plain, mask = prompts.packed(model, case.mix, device)
+        if method.apart:
+            return plain, prompts.each_alone(model, case.mix, device), None
+        return (
+            (plain, *prompts.padded(model, case.mix, device)) if published else (plain, plain, mask)
+        )
+    ids = random_ids(model, case.batch, case.length, device)
+    plain = label_logits(model, ids)
+    if method.apart:
+        return plain, each_row(model, ids), None
+    return plain, full_logits(model, ids) if published else plain, torch.ones_like(ids).bool()
 
 
 def _peak(work: Callable[[], Any], device: torch.device) -> float:

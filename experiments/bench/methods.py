@@ -12,6 +12,7 @@ from agzo import AGZO
 from baselines import (
     AIMZO,
     FZOO,
+    GRZO,
     LOZO,
     LOZOM,
     SGD,
@@ -41,6 +42,7 @@ class Method:
         textbook: the row that is its yardstick; a textbook's own name marks the yardstick itself.
         judged: whether the targets of its family are meant for it.
         layers: "eager", "compiled" or "graphs": how decoder layers run, in its forwards too.
+        apart: whether each row of the batch is measured alone.
     """
 
     family: str
@@ -49,10 +51,14 @@ class Method:
     textbook: str | None = None
     judged: bool = False
     layers: str = "eager"
+    apart: bool = False
 
-    def build(self, model: nn.Module, rank: int | None) -> Any:
-        """Return the optimizer of a model."""
-        return self.make(model, LR, EPS, **({} if rank is None else {"rank": rank}))
+    def build(self, model: nn.Module, rank: int | None, rows: int) -> Any:
+        """Return the optimizer of a model, for batches of so many rows."""
+        own = {} if rank is None else {"rank": rank}
+        if self.apart:
+            own["accumulation"] = rows
+        return self.make(model, LR, EPS, **own)
 
 
 def _with(make: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
@@ -98,6 +104,7 @@ METHODS: dict[str, Method] = {
     "subzero": Method("subzero", _with(SubZero, queries=2), 2),
     "zo_muon": Method("zo_muon", ZOMuon, 2),
     "aim_zo": Method("aim_zo", _with(AIMZO, active=2, leading=1, queries=2), 2),
+    "grzo": Method("grzo", GRZO, apart=True),
     "deepzero": Method("deepzero", _with(DeepZero, queries=2, score_queries=2)),
     "conmezo": Method("conmezo", _with(ConMeZO, large_state=True)),
     "zo_act": Method("zo_act", _with(ZOAct, calibration_batches=1), 1),

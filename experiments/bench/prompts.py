@@ -8,6 +8,7 @@ option cut off, by SmolLM2's tokenizer and this library's templates (the first 4
 SST-2, all 2,490 of RTE). So the benchmark needs no download.
 
 * `packed`: as a run does it. One row for both options, rows packed, logits where options are.
+* `each_alone`: the same, a micro-batch of each prompt.
 * `padded`: as published code does it. A row for each option, padded on the left to the longest,
   and the logits of all positions, of which a log-softmax over the whole vocabulary is taken.
 """
@@ -15,14 +16,17 @@ SST-2, all 2,490 of RTE). So the benchmark needs no download.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agzo.distributed.pieces import Piece
 from experiments.bench.losses import Closure
 from experiments.data.batches import Batch, collate
 from experiments.data.encode import Encoded
+from experiments.data.shares import pieces
 from experiments.models.attention import install
 from experiments.models.loss import classification_losses, loss, mean_log_probs
 from experiments.tasks import get_task
@@ -40,6 +44,16 @@ def packed(model: nn.Module, mix: str, device: torch.device) -> tuple[Closure, T
         raise ValueError(f"{type(model).__name__}: its attention cannot be packed")
     batch = _batch(model, mix, device, packs=True)
     return lambda: loss(model, batch), batch.token_mask
+
+
+def each_alone(model: nn.Module, mix: str, device: torch.device) -> list[Piece]:
+    """Return the losses of this library's micro-batches of one prompt."""
+    batch, count = (
+        _batch(model, mix, torch.device("cpu"), packs=False, share=True),
+        len(LENGTHS[mix]),
+    )
+    alone = [range(i, i + 1) for i in range(count)]
+    return pieces(partial(loss, model), batch, alone, True, device, lambda mask: mask)
 
 
 def padded(model: nn.Module, mix: str, device: torch.device) -> tuple[Closure, Tensor]:
@@ -61,7 +75,9 @@ def published(model: nn.Module, batch: Batch) -> Closure:
     return closure
 
 
-def _batch(model: nn.Module, mix: str, device: torch.device, packs: bool) -> Batch:
+def _batch(
+    model: nn.Module, mix: str, device: torch.device, packs: bool, share: bool | None = None
+) -> Batch:
     vocabulary = next(model.parameters()).shape[0]  # the embedding comes first
     draw = random.Random(0)
     encoded = []
@@ -70,4 +86,11 @@ def _batch(model: nn.Module, mix: str, device: torch.device, packs: bool) -> Bat
         ids = tuple([*prompt, option] for option in (1, 2))
         encoded.append(Encoded(ids, (1, 1), draw.randrange(2), truncated=False))
     pack_from = 0.0 if packs else None
-    return collate(encoded, get_task("sst2"), PAD, device, share=packs, pack_from=pack_from)
+    return collate(
+        encoded,
+        get_task("sst2"),
+        PAD,
+        device,
+        share=packs if share is None else share,
+        pack_from=pack_from,
+    )

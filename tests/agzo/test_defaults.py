@@ -17,6 +17,7 @@ from agzo.distributed.pieces import Piece
 from agzo.execution.compiled import CompiledLayers
 from agzo.execution.stream import StreamedLayers
 from agzo.kernels import native
+from agzo.kernels.gram import compiled_gram
 from agzo.rng import Noise
 from baselines import LOZO, SGD, AdamW, MeZO
 from tests.methods import METHODS, Method, every_method
@@ -229,8 +230,8 @@ GOOD: dict[str, Callable[..., None]] = {
     "y": lambda t: native.add_thin(t, torch.zeros(1, 4), torch.zeros(1, 6)),
     "left": lambda t: native.add_thin(torch.zeros(6, 2), t, torch.zeros(4, 2)),
     "right": lambda t: native.add_thin(torch.zeros(2, 6), torch.zeros(4, 2), t),
-    "x": lambda t: native.gram(torch.zeros(1, 6), t, torch.zeros(1, 6), None),
-    "q": lambda t: native.gram(torch.zeros(4, 6), torch.zeros(3, 6), t, None),
+    "x": lambda t: compiled_gram(torch.zeros(1, 6), t, torch.zeros(1, 6), None),
+    "q": lambda t: compiled_gram(torch.zeros(4, 6), torch.zeros(3, 6), t, None),
 }
 OF_EITHER = ("out", "out of rows")  # float32 or bfloat16
 BAD: dict[str, Callable[[], Tensor]] = {
@@ -274,10 +275,10 @@ def test_compiled_code_takes_no_pointer_of_another_size():
         lambda: native.add_thin(z(3, 4), z(1, 3), z(2, 4)),
         lambda: native.add_thin(z(3, 4), z(5, 3), z(5, 4)),
         lambda: native.add_thin(z(3, 4), z(0, 3), z(0, 4)),
-        lambda: native.gram(z(2, 6), z(3, 6), z(2, 5), None),
-        lambda: native.gram(z(1, 6), z(3, 6), z(2, 6), None),
-        lambda: native.gram(z(2, 6), z(3, 6), z(2, 6), z(2, dtype=torch.bool)),
-        lambda: native.gram(z(2, 6), z(3, 6), z(2, 6), z(3)),
+        lambda: compiled_gram(z(2, 6), z(3, 6), z(2, 5), None),
+        lambda: compiled_gram(z(1, 6), z(3, 6), z(2, 6), None),
+        lambda: compiled_gram(z(2, 6), z(3, 6), z(2, 6), z(2, dtype=torch.bool)),
+        lambda: compiled_gram(z(2, 6), z(3, 6), z(2, 6), z(3)),
     ]
     for call in wrong:
         with pytest.raises(ValueError, match="allowed are"):

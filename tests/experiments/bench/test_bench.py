@@ -79,7 +79,6 @@ def test_every_method_gets_a_row(tmp_path, capsys):
 
 def test_every_method_that_trains_is_measured():
     trained = {name for name, method in registry.METHODS.items() if method.about.trains}
-    trained.remove("grzo")  # it wants a batch in pieces, and the benchmark's is one
     assert trained == {method.family for method in METHODS.values()}
 
 
