@@ -76,6 +76,7 @@ def _adamw(model: nn.Module, lr: float, eps: float) -> AdamW:
 _WARM: dict[str, Any] = {"warm_start": True, "power_steps": 1}
 _FROZEN: dict[str, Any] = {"embeddings": "frozen"}
 _SEEN: dict[str, Any] = {"embeddings": "seen"}
+_SIGNS: dict[str, Any] = {"noise": "rademacher"}
 _IN_PLACE: dict[str, Any] = {"execution": "in_place"}
 
 # A textbook comes before what is compared with it, so that each printed line can say by how much.
@@ -96,6 +97,7 @@ METHODS: dict[str, Method] = {
     "lozo_m": Method("lozo_m", _with(LOZOM, large_state=True), 2),
     "mezo_textbook": Method("mezo", TextbookMeZO, None, "mezo_textbook"),
     "mezo": Method("mezo", MeZO, None, "mezo_textbook", True),
+    "mezo_signs": Method("mezo", _with(MeZO, **_SIGNS), None, "mezo_textbook"),
     "mezo_compiled": Method("mezo", MeZO, None, "mezo_textbook", True, "compiled"),
     "mezo_graphs": Method("mezo", MeZO, None, "mezo_textbook", True, "graphs"),
     "mezo_in_place": Method("mezo", _with(MeZO, **_IN_PLACE), None, "mezo_textbook"),
@@ -123,5 +125,5 @@ ON_CPU = tuple(
     for name, method in METHODS.items()
     if method.layers != "graphs" and name not in OF_EMBEDDINGS
 )
-REAL = (*CHIEF, *OF_EMBEDDINGS, "sgd")  # on prompts of real lengths
+REAL = (*CHIEF, "mezo_signs", *OF_EMBEDDINGS, "sgd")  # on prompts of real lengths
 ON_CUDA = (*CHIEF, "agzo_graphs", "lozo_graphs", "mezo_graphs")
