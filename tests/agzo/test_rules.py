@@ -237,11 +237,13 @@ def test_side_branch_equals_in_place_over_many_steps(method: Method, network):
     results = []
     for execution in EXECUTIONS:
         net = method.network(network, torch.float64)
-        optimizer = method.make(net, lr=1e-4, execution=execution)
+        optimizer, begun = method.make(net, lr=1e-4, execution=execution), flat(weights(net.model))
         losses = [optimizer.step(net.closure, net.token_mask) for _ in range(12)]
         results.append((torch.stack(losses), flat(weights(net.model))))
-    # noise and bases are float32 even for a float64 model
-    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=1e-8)
+    # noise and bases are float32 even for a float64 model: a step is right to that, long or short
+    moved = (results[0][1] - begun).abs().max().item()
+    atol = max(1e-8, 1e-5 * moved)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=atol)
 
 
 @every_method
