@@ -7,6 +7,10 @@ prompt generated alone. Both are timed in turn, round by round; the scores' diff
 
     python -m experiments.bench.evaluation                  # ~60M-parameter Qwen3, fp32
     python -m experiments.bench.evaluation --shape pocket --examples 1000
+    python -m experiments.bench.evaluation --tasks sst2,rte,copa model=pocket data=pocket
+
+The last form is another measurement: real tasks on a real model, against the forwards alone (see
+`experiments.bench.evaluation_tasks`); the words behind it are a run's, model=... data=... .
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from experiments.data.encode import Encoded, Encoder
 from experiments.evaluation.generate import generate
 from experiments.evaluation.scoring import option_scores
 from experiments.models.shapes import DTYPES, SHAPES, build
+from experiments.records import machine
+from experiments.tasks import TASKS
 
 NEW_TOKENS = 16
 DEFAULT = {"cpu": "60m", "cuda": "0.6b"}  # device -> shape
@@ -135,8 +141,10 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark and write its rows as JSON if asked."""
+    machine.keep_freed_memory()
     try:
-        record = run(_parser().parse_args(arguments))
+        words = _parser().parse_intermixed_args(arguments)
+        record = run_tasks(words) if words.tasks else run(words)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -152,10 +160,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--shape", help=f"a list, of {', '.join(SHAPES)}")
-    parser.add_argument("--dtype", default="float32", help=f"a list, of {', '.join(DTYPES)}")
+    parser.add_argument("--dtype", help=f"a list, of {', '.join(DTYPES)}; default float32")
     parser.add_argument("--examples", default="128")
     parser.add_argument("--batch", default="32", help="rows of a forward pass")
     parser.add_argument("--rounds", default="3")
+    parser.add_argument("--tasks", help="real tasks in the place of --shape and --dtype: a list")
+    parser.add_argument("overrides", nargs="*", help="of --tasks: a run's model=... data=... ...")
     parser.add_argument("--threads", help="torch threads (default: torch's)")
     parser.add_argument("--out", type=user_path, help="write the rows here as JSON")
     return parser
@@ -163,21 +173,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def run(words: argparse.Namespace) -> Record:
     """Measure every kind of task on every shape."""
+    if words.overrides:
+        raise ValueError(f"{' '.join(words.overrides)}: allowed are words of a run with --tasks")
     device = device_of(words.device)
     if words.threads is not None:
         torch.set_num_threads(lists.count("--threads", words.threads))
     count = lists.count("--examples", words.examples)
     batch, rounds = lists.count("--batch", words.batch), lists.count("--rounds", words.rounds)
     shapes = lists.words("--shape", words.shape or DEFAULT[words.device], SHAPES)
-    dtypes = lists.words("--dtype", words.dtype, DTYPES)
-    given = {key: str(value) for key, value in vars(words).items() if key != "out" and value}
-    record = Record(
-        None if words.out is None else out_of(words.out),
-        "python -m experiments.bench.evaluation",
-        given,
-        device,
-        len(shapes) * len(dtypes) * len(KINDS),
-    )
+    dtypes = lists.words("--dtype", words.dtype or "float32", DTYPES)
+    record = _record(words, device, len(shapes) * len(dtypes) * len(KINDS))
     for shape, dtype in product(shapes, dtypes):
         model = build(shape, getattr(torch, dtype), device)
         print(
@@ -196,6 +201,41 @@ def run(words: argparse.Namespace) -> Record:
             )
         del model
     return record
+
+
+def run_tasks(words: argparse.Namespace) -> Record:
+    """Measure real tasks on the model of a run's words."""
+    from experiments.bench import evaluation_tasks as real  # needs what a run needs
+
+    for key in ("shape", "dtype"):
+        if getattr(words, key) is not None:
+            raise ValueError(f"--{key}={getattr(words, key)}: not allowed with --tasks")
+    device = device_of(words.device)
+    if words.threads is not None:
+        torch.set_num_threads(lists.count("--threads", words.threads))
+    tasks = lists.words("--tasks", words.tasks, TASKS)
+    own = [f"device={device.type}"]
+    own.append(f"train.num_eval={lists.count('--examples', words.examples)}")
+    own.append(f"train.eval_batch_size={lists.count('--batch', words.batch)}")
+    rounds = lists.count("--rounds", words.rounds)
+    record = _record(words, device, len(tasks))
+    print(
+        f"\nevaluation, {' '.join(words.overrides)}, {device.type}, {torch.get_num_threads()} "
+        f"threads, {rounds} rounds\n{real.HEADER}"
+    )
+    for task in tasks:
+        row = real.measure(task, [*own, *words.overrides], rounds)
+        record.add(row)
+        print(real.line(row), flush=True)
+    return record
+
+
+def _record(words: argparse.Namespace, device: torch.device, planned: int) -> Record:
+    given = {key: str(value) for key, value in vars(words).items() if key != "out" and value}
+    if words.overrides:
+        given["overrides"] = " ".join(words.overrides)
+    out = None if words.out is None else out_of(words.out)
+    return Record(out, "python -m experiments.bench.evaluation", given, device, planned)
 
 
 if __name__ == "__main__":

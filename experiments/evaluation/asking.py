@@ -29,10 +29,12 @@ class Asking:
     `padded`: rows of different lengths in one forward; else each length is run by itself.
     `cached`: options behind copies of their (padded) prompt's keys and values; else each of them
     behind its own prompt.
+    `packed`: options and prompts in one packed batch, no token twice; it needs no cache.
     """
 
     padded: bool = True
     cached: bool = True
+    packed: bool = False
 
 
 USUAL = Asking()

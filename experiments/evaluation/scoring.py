@@ -1,10 +1,11 @@
 """Scores of options, the mean log-probability of their tokens, at the least cost the model allows.
 
+    our attention             packed: every token once, prompts and options in one forward
     options of one token      one row per example, its prompt: the last logits score them all
     longer options            the prompt once, then each option on a copy of its keys and values
     anything else             every option behind its own prompt, the plain way
 
-`asking` says which of them the model can be asked. All three give the score of one row at a time.
+`asking` says which of them the model can be asked. All give the score of one row at a time.
 Examples run longest first: little padding, and if memory is short it shows at once.
 """
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from experiments.data.batches import collate_prompts, collate_rows, longest_first, pad_left
 from experiments.data.encode import Encoded
+from experiments.data.options import collate_options
+from experiments.data.packing import can_pack
 from experiments.evaluation.asking import (
     USUAL,
     Answers,
@@ -37,6 +40,7 @@ from experiments.models.loss import (
 )
 
 Report = Callable[[int], None]  # called with the number of options scored
+Way = Callable[..., Tensor]
 
 
 @torch.no_grad()
@@ -58,12 +62,12 @@ def option_scores(
     """
     asking = asking or known_asking(model, encoded, pad_id)
     scores: list[Tensor] = [torch.empty(0)] * len(encoded)
-    ways: dict[Callable[..., Tensor], list[int]] = {_one_row: [], _cached: [], _plain: []}
+    ways: dict[Way, list[int]] = {_packed: [], _one_row: [], _cached: [], _plain: []}
     for index, example in enumerate(encoded):
         ways[_way(model, example, asking) if share else _plain].append(index)
     for way, indices in ways.items():
         lengths = [max(map(len, encoded[index].ids)) for index in indices]
-        rows = None if way is _one_row else [len(encoded[index].ids) for index in indices]
+        rows = [_rows(encoded[index], way) for index in indices]
         for chosen in longest_first(lengths, batch_size, rows):
             examples = [encoded[indices[item]] for item in chosen]
             counts = [len(example.ids) for example in examples]
@@ -74,12 +78,18 @@ def option_scores(
     return scores
 
 
-def _way(model: nn.Module, example: Encoded, asking: Asking) -> Callable[..., Tensor]:
+def _way(model: nn.Module, example: Encoded, asking: Asking) -> Way:
+    if asking.packed:
+        return _packed
     if len(example.ids) == 1:
         return _plain
     if example.one_token:
         return _one_row
     return _cached if asking.cached and _caches(model, example) else _plain
+
+
+def _rows(example: Encoded, way: Way) -> int:
+    return 1 if way is not _plain and example.one_token else len(example.ids)
 
 
 def _caches(model: nn.Module, example: Encoded) -> bool:
@@ -119,25 +129,45 @@ def find_asking(
     found = padding_matters(model, rows, alone, pad_id)
     if found is not None:  # prompts of one batch are padded as well
         return Asking(padded=False, cached=False), {"rows": found}
-    options = sorted(
-        (example for example in encoded if _caches(model, example)),
-        key=lambda example: max(map(len, example.ids)),
-    )
-    if not options:
-        return USUAL, {}
-    some = [options[0], options[-1]]
+    name, why = type(wrapped(model)).__name__, {}
+    if can_pack(wrapped(model)):
+        found = _differs(model, encoded, pad_id, Asking(packed=True))
+        if found is None:
+            return Asking(packed=True), {}
+        why = {"packed": f"{name} scores options otherwise in a packed batch: {found}"}
+    options = [example for example in encoded if _caches(model, example)]
+    found = _differs(model, options, pad_id, USUAL) if options else None
+    if found is None:
+        return USUAL, why
+    why["options"] = f"{name} scores options otherwise behind a kept prompt: {found}"
+    return Asking(cached=False), why
+
+
+def _differs(
+    model: nn.Module, encoded: Sequence[Encoded], pad_id: int, asking: Asking
+) -> str | None:
+    """Say how the shortest and the longest example's scores differ from those of the plain way."""
+    by_length = sorted(encoded, key=lambda example: max(map(len, example.ids)))
+    some = [by_length[0], by_length[-1]]
     size = sum(len(example.ids) for example in some)
     like = one_of(model)
 
     def scores(share: bool) -> Answers:
-        return option_scores(model, some, pad_id, size, like.device, share=share, asking=USUAL)
+        return option_scores(model, some, pad_id, size, like.device, share=share, asking=asking)
 
-    found = differ(lambda: scores(True), scores(False), like.dtype)
-    if found is None:
-        return USUAL, {}
-    name = type(wrapped(model)).__name__
-    why = f"{name} scores options otherwise behind a kept prompt: {found}"
-    return Asking(cached=False), {"options": why}
+    return differ(lambda: scores(True), scores(False), like.dtype)
+
+
+def _packed(
+    model: nn.Module,
+    examples: Sequence[Encoded],
+    pad_id: int,
+    device: torch.device | str,
+    asking: Asking,
+) -> Tensor:
+    batch = collate_options(examples, device)
+    log_probs = option_log_probs(model, batch.rows).flatten()[batch.numbers].double().cpu()
+    return torch.stack([own.mean() for own in log_probs.split(batch.lengths)])
 
 
 def _plain(

@@ -66,10 +66,16 @@ class Trial:
         """Return what a result says of it."""
         return {
             "rows": "padded" if self.asking.padded else "of one length",
-            "options": "cached" if self.asking.cached else "plain",
+            "options": _way(self.asking),
             "left_out": self.left_out,
             "why": self.why,
         }
+
+
+def _way(asking: Asking) -> str:
+    if asking.packed:
+        return "packed"
+    return "cached" if asking.cached else "plain"
 
 
 @torch.no_grad()
