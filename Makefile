@@ -18,9 +18,9 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
-  table-field table-adapters agzo-variants aim-zo-check aim-zo-variants lozo-refresh probes-or-steps report \
-  figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types bench \
-  bench-prompts bench-scaling bench-figure time-to-loss pocket-model test-slow test-oldest test-gpu clean
+  table-field table-adapters agzo-variants aim-zo-check aim-zo-variants bf16-master lozo-refresh probes-or-steps \
+  report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types \
+  bench bench-prompts bench-scaling bench-figure time-to-loss pocket-model test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
 help:
@@ -66,7 +66,7 @@ endef
 reproduce-table1 reproduce-table2: reproduce-%: $(READY)
 	$(call reproduce,$*)
 
-table-all table-field table-adapters agzo-variants aim-zo-check aim-zo-variants lozo-refresh \
+table-all table-field table-adapters agzo-variants aim-zo-check aim-zo-variants bf16-master lozo-refresh \
   probes-or-steps: $(READY)
 	$(call reproduce,$(subst -,_,$@))
 
@@ -78,6 +78,7 @@ table-adapters: ## LoRA and prefix tuning by each kind of method, beside all wei
 agzo-variants: ## what the paper leaves open about AGZO, one switch at a time
 aim-zo-check: ## is our MeZO the one of an independent comparison? Its settings and seeds (SCALE=paper)
 aim-zo-variants: ## AIM-ZO's probes and subspace, one switch at a time, against its published numbers (SCALE=pocket)
+bf16-master: ## does training in bfloat16 with a float32 copy lose anything? (SCALE=small)
 lozo-refresh: ## LOZO's V drawn anew every 1, 50 or 100 steps, against its published numbers (SCALE=pocket)
 probes-or-steps: ## many probes or many steps, at a fixed number of examples (SCALE=pocket)
 

@@ -159,7 +159,7 @@ def near(found: list[float], wanted: list[float]) -> None:
 @positions
 def test_the_side_branch_gives_the_number_of_weights_that_are_written(call: Call, at: int):
     model = [Uses(call, {at}) for _ in range(2)]
-    assert slopes(model[0], MeZO, "side_branch") == slopes(model[1], MeZO, "in_place")
+    near(slopes(model[0], MeZO, "side_branch"), slopes(model[1], MeZO, "in_place"))
 
 
 @positions
