@@ -266,3 +266,14 @@ every_method_and_network = pytest.mark.parametrize(
         for network in m.networks
     ],
 )
+
+chief_method_and_network = pytest.mark.parametrize(  # a long test: of the others in the slow tests
+    ("method", "network"),
+    [
+        pytest.param(
+            m, network, id=f"{m}-{network}", marks=[] if m.name in CHIEF else pytest.mark.slow
+        )
+        for m in METHODS
+        for network in m.networks
+    ],
+)

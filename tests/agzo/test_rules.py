@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from agzo import LowRank, ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.tuned.select import roles
-from tests.methods import EXECUTIONS, Method, every_method, every_method_and_network
+from tests.methods import (
+    EXECUTIONS,
+    Method,
+    chief_method_and_network,
+    every_method,
+    every_method_and_network,
+)
 from tests.networks import Network, qwen3, weights
 
 both_executions = pytest.mark.parametrize("execution", EXECUTIONS)
@@ -232,7 +238,7 @@ def test_finite_difference_is_gradient_times_direction(method: Method, execution
     torch.testing.assert_close(optimizer.projected_grad, expected, rtol=1e-5, atol=1e-5)
 
 
-@every_method_and_network
+@chief_method_and_network
 def test_side_branch_equals_in_place_over_many_steps(method: Method, network):
     results = []
     for execution in EXECUTIONS:
