@@ -30,6 +30,10 @@ FREE_KEYS = (
     *("tuned", "model.offload", "peer_timeout"),
 )
 
+# Where files of one's own lie, which may differ too: what they hold is compared by hash instead
+# (experiments/records/provenance.py; a run's origin.json).
+PLACES = ("data.root", "model.path", "train.forgetting")
+
 ConfigStore.instance().store(name="schema", node=RunConfig)
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException)  # of a wrong command line
@@ -162,14 +166,24 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List what differs between two configurations, as "key: old -> new", but for `FREE_KEYS`."""
+    """List what differs between two configurations, as "key: old -> new".
+
+    Left out are `FREE_KEYS`, and `PLACES` that have only moved.
+    """
     before, after = flatten(old), flatten(new)
     names = sorted(name for name in before.keys() | after.keys() if not name.startswith(FREE_KEYS))
     return [
         f"{name}: {before.get(name, '<absent>')} -> {after.get(name, '<absent>')}"
         for name in names
         if before.get(name, NO_DEFAULT) != after.get(name, NO_DEFAULT)
+        and not _moved(name, before, after)
     ]
+
+
+def _moved(name: str, *trees: dict[str, Any]) -> bool:
+    """Whether a key says where the same kind of thing lies in both (a hub's path is a name)."""
+    hub = name == "model.path" and any(tree.get("model.source") == "hub" for tree in trees)
+    return name in PLACES and not hub and all(tree.get(name) for tree in trees)
 
 
 def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:

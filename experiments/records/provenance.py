@@ -1,9 +1,9 @@
 """Does a finished result still stand for what its configuration names today?
 
 The configuration of a run names files and versions that may have changed since: the task's own
-version, the model's folder, the data set's files or pinned commit. They are compared by hash with
-what the result says it was made from. What is not at hand any more cannot be compared and counts
-as unchanged: a result outlives its data.
+version, the model's folder, the data set's files or pinned commit, the unrelated text. They are
+compared by hash with what the result says it was made from, wherever they lie now. What is not at
+hand any more cannot be compared and counts as unchanged: a result outlives its data.
 """
 
 from typing import Any
@@ -24,8 +24,9 @@ def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
     now |= {f"data.{key}": value for key, value in _data(config).items()}
     if config.model.source != "hub":
         now |= _model(config)
+    now |= _unrelated(config)
     then: dict[str, Any] = {"task_version": result.get("task_version")}
-    for part in ("data", "model"):
+    for part in ("data", "model", "forgetting"):
         then |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
     return [
         f"{key}: {then.get(key, '<absent>')} -> {value}"
@@ -57,3 +58,8 @@ def _model(config: RunConfig) -> dict[str, str]:
         return {"model.sha256": model_sha256(config.model)}
     except BadInput:  # not at hand
         return {}
+
+
+def _unrelated(config: RunConfig) -> dict[str, str]:
+    path = user_path(config.train.forgetting) if config.train.forgetting else None
+    return {"forgetting.sha256": known_sha256(path)} if path and path.is_file() else {}

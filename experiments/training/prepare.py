@@ -113,6 +113,8 @@ def prepare(config: RunConfig, group: Group = ALONE) -> Parts:
         "device": device.type,
         "stream_version": optimizer.stream_version,  # pyright: ignore[reportAttributeAccessIssue]
     }
+    if unrelated:
+        origin["forgetting"] = {"sha256": unrelated.about["sha256"]}
     if group.size > 1:
         origin["processes"] = group.size
     parts = Parts(

@@ -181,3 +181,24 @@ def test_changes_lists_old_and_new_and_leaves_out_what_is_free(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(old))
     assert changes(read_yaml(tmp_path / "config.yaml"), old.as_dict()) == []
     assert flatten({"a": {"b": 1}}) == {"a.b": 1}
+
+
+OWN = ["data=local", "data.root=a", "model=local", "model.path=a/m", "train.forgetting=a.txt"]
+
+
+@pytest.mark.parametrize("place", ["data.root=b", "model.path=b/m", "train.forgetting=b.txt"])
+def test_own_files_may_lie_elsewhere_but_may_not_be_taken_away(place):
+    here = compose(OWN).as_dict()
+    assert changes(here, compose([*OWN, place]).as_dict()) == []
+    name = place.partition("=")[0]
+    section, _, key = name.partition(".")
+    gone = here | {section: here[section] | {key: None}}
+    assert [line.partition(":")[0] for line in changes(here, gone)] == [name]
+    assert [line.partition(":")[0] for line in changes(gone, here)] == [name]
+
+
+def test_a_path_on_the_hub_is_a_name_and_may_not_change():
+    first, other = (
+        compose(["model=smollm2-135m", f"model.path={path}"]).as_dict() for path in ("a/m", "b/m")
+    )
+    assert changes(first, other) == ["model.path: a/m -> b/m"]
