@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import tiny_run
@@ -11,6 +12,7 @@ from text_models import byte_tokenizer, random_model
 
 from experiments.config.errors import BadInput
 from experiments.evaluation import forgetting
+from experiments.records.provenance import changes_since
 from experiments.training.session import run
 
 TEXT = "The first passage has some words.\n\nAnother one.\n\n\n\nAnother one.\n\nx\n\nThe last one."
@@ -73,6 +75,20 @@ def test_a_run_reports_both_losses_and_the_distance(tmp_path, text, method):
     assert found["loss_before"] != found["loss_after"]
     assert found["moved"] > 0
     assert math.isfinite(found["norm"])
+
+
+def test_a_result_does_not_stand_for_another_text(tmp_path, text):
+    elsewhere = tmp_path / "elsewhere.txt"
+    shutil.copy(text, elsewhere)
+    method = ["method=mezo", "train.steps=2"]
+    result = run(tiny_run.config(tmp_path, *method, f"train.forgetting={text}"))
+    moved = tiny_run.config(tmp_path, *method, f"train.forgetting={elsewhere}")
+    assert changes_since(moved, result) == []
+    assert run(moved) == result  # it is done already
+    elsewhere.write_text("Another text, with words of its own.")
+    assert changes_since(moved, result)[0].startswith("forgetting.sha256: ")
+    with pytest.raises(BadInput, match=r"forgetting\.sha256"):
+        run(moved)
 
 
 def test_an_untouched_model_moves_nowhere(tmp_path, text):
