@@ -11,6 +11,7 @@ from typing import Any
 
 from agzo.agzo import AGZO
 from agzo.optimizer import ZeroOrderOptimizer
+from agzo.per_piece import PER_PIECE
 
 METHODS: dict[str, type[ZeroOrderOptimizer]] = {"agzo": AGZO}
 """The methods that have a name here: the library's own. Any other one is given as its class."""
@@ -89,4 +90,25 @@ def check_trainer(trainer: Any) -> None:
         raise ValueError(
             f"n_gpu={args.n_gpu}: DataParallel copies the weights for each evaluation; allowed is "
             "one process for each device (torchrun), or CUDA_VISIBLE_DEVICES of one"
+        )
+
+
+def check_last_step(trainer: Any, method: ZeroOrderOptimizer) -> None:
+    """Raise ValueError where a step has one micro-batch and the method needs more of them.
+
+    The last step of an epoch has what is left of its batches.
+    """
+    if method.estimator != PER_PIECE:
+        return
+    each, most = trainer.args.gradient_accumulation_steps, trainer.args.max_steps
+    try:
+        batches = len(trainer.get_train_dataloader())
+    except TypeError:  # of a stream: nobody knows yet
+        return
+    never = each > 1 and 0 < most <= batches // each
+    if (each == 1 or batches % each == 1) and not never:
+        raise ValueError(
+            f"gradient_accumulation_steps={each}: an epoch has {batches} micro-batches, so its "
+            "last step has one, and estimator='per_piece' needs two or more; allowed is another "
+            "number of steps, batch size or size of the data set"
         )

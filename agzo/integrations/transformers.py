@@ -36,6 +36,7 @@ from agzo.distributed.processes import Processes
 from agzo.integrations.first_batches import first_batches
 from agzo.integrations.limits import (
     check_arguments,
+    check_last_step,
     check_method_args,
     check_trainer,
     class_of,
@@ -98,6 +99,7 @@ class ZOTrainerMixin:
             self.accelerator.scaler = torch.amp.GradScaler(enabled=False)
         if self.optimizer is None:
             self.optimizer = self._made()
+            check_last_step(self, self.optimizer)
             if self.optimizer.must_calibrate:
                 self._calibrate(self.optimizer)
             self.optimizer.register_measure_hook(self._measured)

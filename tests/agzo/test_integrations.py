@@ -217,6 +217,25 @@ class Means(ZOTrainer):
         return (found.loss, found) if return_outputs else found.loss
 
 
+@pytest.mark.parametrize(
+    ("accumulation", "steps", "refused"),
+    [(5, 2, True), (5, 1, False), (5, -1, True), (4, 2, False), (1, 1, True)],
+)
+def test_a_last_step_too_short_for_the_method_is_refused_at_once(
+    accumulation, steps, refused, tmp_path
+):
+    made = trainer(
+        tmp_path, GRZO, steps=steps, num_train_epochs=1, gradient_accumulation_steps=accumulation
+    )  # of 6 micro-batches
+    if not refused:
+        made.train()
+        assert made.method.forwards == made.method.forwards_once + 2 * steps
+        return
+    with pytest.raises(ValueError, match=rf"gradient_accumulation_steps={accumulation}: .* 6 "):
+        made.train()
+    assert made.method.forwards == 0
+
+
 def test_a_loss_that_is_a_mean_of_each_micro_batch_is_averaged(tmp_path):
     run = trainer(tmp_path, cls=Means, steps=1, gradient_accumulation_steps=2)
     run.loss_is_scaled_for_ga = False
