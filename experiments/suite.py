@@ -130,7 +130,10 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     standing = Standing(suite)
     show_plan(standing)
     todo = [group for group in suite.active if standing.missing(group)]
-    watcher = Watcher(standing, measure(todo, lambda line: print(line, flush=True)), jobs)
+    took = {group.name: took for group in todo if (took := standing.seconds(group)) is not None}
+    unknown = [group for group in todo if group.name not in took]
+    took |= measure(unknown, lambda line: print(line, flush=True))
+    watcher = Watcher(standing, took, jobs)
     if todo:
         print(f"about {clock(watcher.total / jobs)} with {jobs} at once", flush=True)
     if dry:

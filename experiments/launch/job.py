@@ -46,6 +46,7 @@ class State:
     status: str
     dev: dict[str, Any] | None = None
     error: str | None = None
+    seconds: float | None = None  # that a finished run took
 
 
 def look(job: Run) -> State:
@@ -65,7 +66,7 @@ def look(job: Run) -> State:
                 + "\n  ".join(changed)
                 + "\nremove its folder to run the cell anew, or give the suite another out=..."
             )
-        return State("finished", dict(result["dev"]))
+        return State("finished", dict(result["dev"]), seconds=result.get("total_seconds"))
     path = job.folder / record.FAILED
     if path.is_file():
         failure = _read(path)

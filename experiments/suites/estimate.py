@@ -1,5 +1,6 @@
 """How long a suite will take, from a short measurement of each of its tasks on this device.
 
+A column of which a run is done is not measured: the next one takes what that one took.
 The measurement prepares every model, adapter and task that still has runs to do as a run does, so
 it also finds what would stop one (a data set that is not there, a tokenizer without the option
 words, a dev split that leaves nothing to train on) before the first long run. A method that cannot

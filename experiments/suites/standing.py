@@ -5,6 +5,7 @@ rates that were added because the best one lay at an edge (`widen`); evaluation 
 play no part in it.
 """
 
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class Standing:
         """Count the runs that the groups worked on still need."""
         return sum(map(self.missing, self.suite.active))
 
+    def seconds(self, group: Group) -> float | None:
+        """Return what a run of a group took, the median of those that are done; None before."""
+        took = [self.of(job).seconds for job in self.wanted(group)]
+        known = [each for each in took if each is not None]
+        return statistics.median(known) if known else None
+
     def next_job(self) -> Job | None:
         """Return a run to do that was not tried yet, the first table cells first."""
         for group in self.suite.active:
@@ -110,10 +117,11 @@ class Standing:
     def _choice(self, group: Group) -> dict[str, Any]:
         search = self.search(group)
         best = self._best(search)
-        cells = [
-            {"variant": job.cell.variant, "settings": job.cell.settings, **asdict(self.of(job))}
-            for job in search
-        ]
+        cells = []
+        for job in search:
+            of_job = asdict(self.of(job))
+            del of_job["seconds"]  # the choice does not depend on it
+            cells.append({"variant": job.cell.variant, "settings": job.cell.settings, **of_job})
         edges = self._beyond(group, search).edges if self._tried(search) else []
         return {"chosen": best.cell.variant if best else None, "edges": edges, "cells": cells}
 

@@ -172,6 +172,27 @@ def test_equal_forwards_make_a_third_forward_cost_steps(plan, tmp_path):
     assert all(value > 0 for value in seconds.values())
 
 
+def test_a_column_that_has_a_run_is_not_measured_again(plan, tmp_path, monkeypatch, capsys):
+    found = read(tmp_path, tasks=["sst2"])
+    for group, seconds in zip(found.active[:3], (40.0, 50.0, 60.0), strict=True):
+        finish(group.search[0], 0.5, total_seconds=seconds)
+    measured: list[str] = []
+
+    def measure(groups, say):
+        measured.extend(group.name for group in groups)
+        return {group.name: 1.0 for group in groups}
+
+    monkeypatch.setattr(suite, "measure", measure)
+    assert suite.run_suite(found, jobs=1, dry=True) == 0
+    standing = Standing(found)
+    done, new = found.active[:3], found.active[3:]
+    assert measured == [group.name for group in new if standing.missing(group)] != []
+    known = zip(map(standing.missing, done), (40, 50, 60), strict=True)
+    left = sum(count * each for count, each in known) + sum(map(standing.missing, new))
+    assert left > len(new)
+    assert f"about {suite.clock(left)} with 1 at once" in capsys.readouterr().out
+
+
 LORA = {"method": "mezo", "kind": "zo", "label": "LoRA", "adapter": "lora"}
 RANK2 = {"adapter.rank": 2, "adapter.targets": ["q_proj", "v_proj"], "method.queries": 2}
 ADAPTED = {
