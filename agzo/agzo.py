@@ -47,8 +47,9 @@ class AGZO(ZeroOrderOptimizer):
     step sees which are (`agzo.tuned.roles`).
 
     Args:
-        model, lr, eps, shared: see `ZeroOrderOptimizer`. ``|Delta|`` is about sqrt(d_in / r)
-            smaller than MeZO's, so lr and eps must be tuned apart from MeZO's.
+        model, lr, eps, shared: see `ZeroOrderOptimizer`. Tune lr from MeZO's on: ``|Delta|`` is
+            about sqrt(d_in / r) smaller, but slope and curvature along it are about MeZO's, since
+            both lie in the span of a layer's inputs (`agzo.curvature` measures them).
         rank: r, directions per layer input; a narrower layer has as many as its width.
         power_steps: K, power iterations of basis="power".
         refresh_every: steps between new bases; 1 is the paper; None keeps the first step's.
