@@ -8,6 +8,7 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MODELS = {
     "0.6b": "the shape of Qwen3-0.6B",
     "1.7b": "the shape of Qwen3-1.7B",
+    "smollm2-135m": "the shape of SmolLM2-135M (a Llama)",
     "pangu-1b": "the shape of openPangu-Embedded-1B as a Llama with attention bias, its head tied "
     "to the embedding (whether the real one is tied is not known)",
 }
