@@ -1,4 +1,4 @@
-"""How far one step can get: gain, curvature, best learning rate and progress of each method.
+"""How far one step can get: slope, curvature and best learning rate of each method.
 
 A row for each case (what is perturbed, by which method), a colour for each step of the run, points
 with their 95 % intervals. Of single roles and depths of layers the panels say which part of the
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from analysis.figures.style import RC, label
 from analysis.reading.load import ResultError
 from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
 
-NUMBERS = ("gg", "c_other", "lr", "progress", "g2", "c", "c_spread", "g2c")
+NUMBERS = ("g2", "c", "c_other", "lr_own")
 COLUMNS = {
     "summary": (
         "step", "scope", "method", "rank", "embeddings", "samples", "eps",
@@ -35,18 +36,19 @@ DECADES = 1e5  # most that an axis shows
 
 
 class Panel(NamedTuple):
-    """One quantity: its key, its title, and the axis."""
+    """One quantity: its key, its title, the axis, and whether it may be negative."""
 
     key: str
     title: str
     axis: str
+    signed: bool = False
 
 
 PANELS = (
-    Panel("gg", "gain E[g g']", "loss per lr"),
-    Panel("c_other", "curvature E c'", "loss per squared length"),
-    Panel("lr", "best lr", "E[g g'] / E[g² c']"),
-    Panel("progress", "progress of the best step", "loss"),
+    Panel("g2", "squared slope E g²", "of the minibatch"),
+    Panel("c", "curvature E c", "of the minibatch"),
+    Panel("c_other", "curvature E c'", "of dev examples", signed=True),
+    Panel("lr_own", "best lr", "E g² / E[g² c]"),
 )
 
 
@@ -81,10 +83,14 @@ def draw(folder: Path, stem: Path) -> list[Path]:
         for axes, panel in zip(panels, PANELS, strict=True):
             for number, step in enumerate(steps):
                 shift = OFFSET * (number - (len(steps) - 1) / 2)
-                _points(axes, table[table["step"] == step], rows, panel.key, shift, number, step)
-            axes.set_xscale("log")
+                _points(axes, table[table["step"] == step], rows, panel, shift, number, step)
+            if panel.signed:
+                axes.axvline(0.0, color="#BBBBBB", linewidth=0.5)
+            else:
+                axes.set_xscale("log")
+                axes.xaxis.set_minor_formatter(NullFormatter())
             positive = [float(value) for value in table[panel.key] if value > 0]
-            if positive:
+            if positive and not panel.signed:
                 axes.set_xlim(min(positive) / 4, min(max(positive), min(positive) * DECADES) * 4)
             axes.set_title(panel.title, loc="left")
             axes.set_xlabel(panel.axis)
@@ -103,19 +109,27 @@ def draw(folder: Path, stem: Path) -> list[Path]:
 
 
 def _points(
-    axes: Axes, table: Table, rows: Sequence[Any], key: str, shift: float, number: int, step: int
+    axes: Axes,
+    table: Table,
+    rows: Sequence[Any],
+    panel: Panel,
+    shift: float,
+    number: int,
+    step: int,
 ) -> None:
     """Draw one step's points; what is not positive has no place on a logarithmic axis."""
+    key = panel.key
     first = True
     for place, case in enumerate(rows):
         found = table[(table[["scope", "method", "rank", "embeddings"]] == list(case)).all(axis=1)]
         if found.empty:
             continue
         value, low, high = (float(found[f"{key}{end}"].iloc[0]) for end in ("", "_low", "_high"))
-        if not value > 0:
-            continue
-        low = low if low > 0 else value / 1e3
-        high = high if high > 0 else value * 1e3  # a rate without a bound
+        if not panel.signed:
+            if not value > 0:
+                continue
+            low = low if low > 0 else value / 1e3
+            high = high if high > 0 else value * 1e3  # a rate without a bound
         y = place + shift
         axes.plot([low, high], [y, y], color=COLOURS[number], linewidth=0.8, clip_on=True)
         axes.plot(
@@ -135,15 +149,16 @@ def caption(probe: Probe, rows: Sequence[Any]) -> list[str]:
     """Return the caption, one paragraph a line."""
     table = probe.tables["summary"]
     least, most = int(table["samples"].min()), int(table["samples"].max())
+    number = f"{most}" if least == most else f"{least} to {most}"
     eps = ", ".join(f"{value:g}" for value in sorted(table["eps"].unique()))
     share = probe.tables["held"].groupby("rank")["share"].mean()
     held = ", ".join(f"{100 * value:.0f} % at r = {rank}" for rank, value in share.items())
     count = probe.get("others", int)
     lines = [
         "Along each method's direction, slope g and curvature c by two forwards at W ± eps D and "
-        f"one at W: g of a minibatch, g' and c' of {count} dev examples. A step W - lr g D gains "
-        "lr E[g g'] - lr² E[g² c'] / 2 on those; best lr and progress follow. Bars: 95 % bootstrap "
-        f"intervals over {least} to {most} samples, each a minibatch and a direction of its own; "
+        f"one at W: g and c of a minibatch, c' of {count} dev examples. A step W - lr g D gains "
+        "lr E g² - lr² E[g² c] / 2 on its minibatch; the best lr follows. Bars: 95 % bootstrap "
+        f"intervals over {number} samples, each a minibatch and a direction of its own; "
         "cut where they leave the axis or have no bound. What is not positive has no point.",
         f"eps {eps}. Of the linear layers' squared gradient AGZO's bases hold {held} (mean over "
         "minibatches and steps).",
