@@ -165,10 +165,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def changes(old: dict[str, Any], new: dict[str, Any], may_move: bool = True) -> list[str]:
     """List what differs between two configurations, as "key: old -> new".
 
-    Left out are `FREE_KEYS`, and `PLACES` that have only moved.
+    Left out are `FREE_KEYS`, and with `may_move` what is in `PLACES` and has only moved: for who
+    compares the hashes as well.
     """
     before, after = flatten(old), flatten(new)
     names = sorted(name for name in before.keys() | after.keys() if not name.startswith(FREE_KEYS))
@@ -176,7 +177,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         f"{name}: {before.get(name, '<absent>')} -> {after.get(name, '<absent>')}"
         for name in names
         if before.get(name, NO_DEFAULT) != after.get(name, NO_DEFAULT)
-        and not _moved(name, before, after)
+        and not (may_move and _moved(name, before, after))
     ]
 
 

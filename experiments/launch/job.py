@@ -70,7 +70,8 @@ def look(job: Run) -> State:
     path = job.folder / record.FAILED
     if path.is_file():
         failure = _read(path)
-        same = not changes(failure.get("config", {}), job.config.as_dict())
+        before = failure.get("config", {})
+        same = not changes(before, job.config.as_dict(), may_move=False)  # it has no hashes
         if same and failure.get("diverged"):
             return State("diverged", error=str(failure.get("error")))
     return State("missing")

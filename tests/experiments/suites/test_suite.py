@@ -541,6 +541,13 @@ def test_a_failure_is_tried_again_by_the_next_suite_and_a_divergence_is_not(plan
     assert look(job).status == "missing"
 
 
+def test_a_divergence_on_files_that_lie_elsewhere_is_tried_again(plan, tmp_path):
+    diverge(read(tmp_path, "train.forgetting=a.txt").groups[0].search[0])
+    first, other = (read(tmp_path, f"train.forgetting={name}.txt").groups[0] for name in "ab")
+    assert look(first.search[0]).status == "diverged"
+    assert look(other.search[0]).status == "missing"
+
+
 def test_a_result_of_another_configuration_stops_the_suite(plan, tmp_path, capsys):
     finish(read(tmp_path).groups[0].search[0], 0.5)
     assert main(tmp_path, "train.batch_size=3") == 2
