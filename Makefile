@@ -146,7 +146,7 @@ figure4: $(READY) ## peak memory, Pangu-1B shape in bfloat16
 eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for each method
 	@$(call measure,slope,,eps_window,eps_window)
 
-progress: $(READY) ## how far one step gets: gain, curvature, best learning rate of each method (PROGRESS=options)
+progress: $(READY) ## how far one step gets: slope, curvature, best learning rate of each method (PROGRESS=options)
 	@$(call measure,progress,$(PROGRESS),step_progress,progress)
 
 update-arrival: $(READY) ## the share of an update that survives rounding

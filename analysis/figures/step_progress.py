@@ -8,7 +8,7 @@ model gives most for its curvature.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,11 +87,7 @@ def draw(folder: Path, stem: Path) -> list[Path]:
             if panel.signed:
                 axes.axvline(0.0, color="#BBBBBB", linewidth=0.5)
             else:
-                axes.set_xscale("log")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            positive = [float(value) for value in table[panel.key] if value > 0]
-            if positive and not panel.signed:
-                axes.set_xlim(min(positive) / 4, min(max(positive), min(positive) * DECADES) * 4)
+                _logarithmic(axes, table[panel.key])
             axes.set_title(panel.title, loc="left")
             axes.set_xlabel(panel.axis)
             axes.grid(visible=True, axis="x")
@@ -106,6 +102,15 @@ def draw(folder: Path, stem: Path) -> list[Path]:
                 handles, labels, loc="outside upper right", ncols=len(steps), frameon=False
             )
         return write_figure(figure, stem, caption(probe, rows))
+
+
+def _logarithmic(axes: Axes, values: Iterable[float]) -> None:
+    """Make the axis logarithmic and show the positive values, a few decades at most."""
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    positive = [float(value) for value in values if value > 0]
+    if positive:
+        axes.set_xlim(min(positive) / 4, min(max(positive), min(positive) * DECADES) * 4)
 
 
 def _points(

@@ -6,7 +6,6 @@ play no part in it.
 """
 
 import statistics
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +116,14 @@ class Standing:
     def _choice(self, group: Group) -> dict[str, Any]:
         search = self.search(group)
         best = self._best(search)
-        cells = []
-        for job in search:
-            of_job = asdict(self.of(job))
-            del of_job["seconds"]  # the choice does not depend on it
-            cells.append({"variant": job.cell.variant, "settings": job.cell.settings, **of_job})
+        states = [(job.cell, self.of(job)) for job in search]
+        cells = [
+            {
+                "variant": cell.variant, "settings": cell.settings,
+                "status": state.status, "dev": state.dev, "error": state.error,
+            }
+            for cell, state in states
+        ]  # fmt: skip
         edges = self._beyond(group, search).edges if self._tried(search) else []
         return {"chosen": best.cell.variant if best else None, "edges": edges, "cells": cells}
 
