@@ -14,7 +14,8 @@ over distinct layer inputs, and the factors R of one step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple, replace
 from typing import Any
 
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from agzo.about import About
 from agzo.activations.accumulated import ACCUMULATED
 from agzo.activations.calls import Calls
-from agzo.activations.capture import ActivationCapture
 from agzo.check import check_choice, check_count, check_count_or_none
 from agzo.directions.activation_subspace import ActivationSubspace, takes_bases
 from agzo.distributed.pieces import Joint
@@ -33,7 +33,6 @@ from agzo.optimizer import ZeroOrderOptimizer
 from agzo.per_piece import WITH_PIECES
 from agzo.progress import ENTRY
 from agzo.torch_calls.products import Role
-from agzo.torch_calls.surroundings import Watch
 from agzo.tuned.roles import Usage
 from agzo.tuned.select import Tuned
 
@@ -171,13 +170,15 @@ class AGZO(ZeroOrderOptimizer):
                 "resident weights, or params= without it"
             )
 
-    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
-        if not self._settled:  # nor was there a first step: it is a look at the method
+    @contextmanager
+    def _only_looking(self, batch: Joint) -> Iterator[None]:
+        if not self._settled:  # nor was there a first step
             usage = Usage(each.parameter for each in self.tuned)
             with usage, self._subspace.learn(batch.pieces[0].token_mask):
                 self._run(batch)
             self.settle(usage)
-        return super()._looking(batch, step)
+        with super()._only_looking(batch):
+            yield
 
     def _captures(self, step: int) -> bool:
         return takes_bases(step, self.refresh_every)

@@ -6,7 +6,8 @@ estimate, directions, losses     the same for whoever looks at a method
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar
 
@@ -99,16 +100,16 @@ class Measuring(Progress):
     ) -> Measurement:
         """Measure as step number `step` (default: the next one) would, and move nothing.
 
-        For looking at a method: the directions and projected gradients are those of `step`. Weights
-        and the counts of steps and forwards stay; a method's bases are those taken here.
+        For looking at a method: the directions and projected gradients are those of `step`.
+        Weights, bases and the counts of steps and forwards stay as they are.
         """
         self._enter()
         batch = joint(closure, token_mask, self.accumulation, self.group)
-        forwards = self._zo["forwards"]
-        try:
-            return self._measure(batch, self._zo["step"] if step is None else step)[0]
-        finally:
-            self._zo["forwards"] = forwards
+        with self._only_looking(batch):
+            found, _ = self._measure(batch, self._zo["step"] if step is None else step)
+            for directions, _ in found.queries:
+                sample_rest(directions)
+        return found
 
     @apart
     def directions(
@@ -120,15 +121,26 @@ class Measuring(Progress):
         """
         self._enter()
         batch = joint(closure, token_mask, 1, ALONE)
-        capture, watch = self._looking(batch, step)
         run = partial(self._run, batch)
-        loss = run() if watch is None else watch(run)
-        if capture is not None:
-            capture.finite()  # checks the mask's use
-        found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
-        for each in found:
-            sample_rest(each)
+        with self._only_looking(batch):
+            capture, watch = self._looking(batch, step)
+            loss = run() if watch is None else watch(run)
+            if capture is not None:
+                capture.finite()  # checks the mask's use
+            found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
+            for each in found:
+                sample_rest(each)
         return found, loss
+
+    @contextmanager
+    def _only_looking(self, batch: Joint) -> Iterator[None]:
+        """Have all that measuring a batch changes as it was before."""
+        forwards = self._zo["forwards"]
+        try:
+            with self._sampler.looking():
+                yield
+        finally:
+            self._zo["forwards"] = forwards
 
     @apart
     def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:

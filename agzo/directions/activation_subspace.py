@@ -110,6 +110,15 @@ class ActivationSubspace(Gaussian):
             yield
         self.learnt = watch.found()
 
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Go back to the bases before."""
+        before = self.bases, self._used_otherwise
+        try:
+            yield
+        finally:
+            self.bases, self._used_otherwise = before
+
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return R A^T for a linear weight, dense noise for the rest."""
         if tuned.inputs is None:

@@ -50,6 +50,10 @@ class DirectionSampler(Protocol):
         """Return what must be entered around a forward of the check before the first step."""
         ...
 
+    def looking(self) -> AbstractContextManager[object]:
+        """Return what must be entered around a look at a step: after it all is as before."""
+        ...
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of one parameter's factors: those drawn, and the known factor's."""
         ...
@@ -115,6 +119,10 @@ class Gaussian:
 
     def learn(self, token_mask: Tensor | None) -> AbstractContextManager[object]:
         """Need to know nothing."""
+        return nullcontext()
+
+    def looking(self) -> AbstractContextManager[object]:
+        """Have nothing that a look changes."""
         return nullcontext()
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:

@@ -244,6 +244,10 @@ class OnSeenRows:
         """Return the inner sampler's."""
         return self._inner.learn(token_mask)
 
+    def looking(self) -> AbstractContextManager[object]:
+        """Return the inner sampler's."""
+        return self._inner.looking()
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""
         return self._inner.sizes(tuned)

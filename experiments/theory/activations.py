@@ -14,13 +14,13 @@ from torch import Tensor
 
 from agzo.activations.spectrum import spectrum
 from agzo.alignment import beta, captured
+from agzo.directions.low_rank import LowRank
 from experiments.theory.evidence import PILOT, Context, Fields, Row, but
 from experiments.theory.scenes import (
     BLOCK,
     EPS,
     LATER,
     LinearLoss,
-    bases_of,
     draw,
     normal,
     rotation,
@@ -172,8 +172,10 @@ def power_iteration(context: Context) -> list[Row]:
         )
         best = (scene.x @ exact).square().sum()
         for step in range(PILOT):  # a new random start each
-            optimizer.estimate(scene.closure, step=step)
-            basis = bases_of(optimizer)["weight"]
+            ((directions, _),) = optimizer.estimate(scene.closure, step=step).queries
+            direction = directions[optimizer.tuned[0].parameter]
+            assert isinstance(direction, LowRank)
+            basis = direction.known.double()  # A
             energies.append((scene.x @ basis).square().sum() / best)
             overlaps.append((exact.T @ basis).square().sum() / RANK)
             shares.append((scene.gradient @ basis).norm() / (scene.gradient @ exact).norm())

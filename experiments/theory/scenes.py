@@ -132,12 +132,7 @@ def draw_enough(
 
 def hold_bases(optimizer: ZeroOrderOptimizer, closure: Closure) -> dict[str, Tensor]:
     """Take bases on this batch, for all later steps of an AGZO with refresh_every=HOLD."""
-    optimizer.estimate(closure, step=0)
-    return bases_of(optimizer)
-
-
-def bases_of(optimizer: ZeroOrderOptimizer) -> dict[str, Tensor]:
-    """Return the bases that an AGZO took last, (d_in, r) float64."""
+    optimizer.stage(closure)  # and move nothing
     look = optimizer._sampler
     assert isinstance(look, ActivationSubspace)
     return {name: basis.double() for name, basis in look.bases.items()}

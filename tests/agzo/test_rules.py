@@ -215,6 +215,31 @@ def test_resume_is_bit_exact(method: Method, execution):
     assert optimizer_2.forwards == optimizer.forwards
 
 
+@every_method
+def test_looks_change_no_later_step(method: Method):
+    """A look at another batch, at the next step or at the first, before and in training."""
+
+    def trained(looks: bool) -> Network:
+        net = qwen3()
+        optimizer = method.make(net)
+
+        def other() -> Tensor:
+            ids = torch.arange(8).view(2, 4) + 3
+            return net.model(input_ids=ids, labels=ids).loss
+
+        for _ in range(5):
+            if looks:
+                optimizer.estimate(other)
+                optimizer.estimate(other, step=0)
+                optimizer.directions(other)
+            optimizer.step(net.closure, net.token_mask)
+        return net
+
+    plain = weights(trained(looks=False).model)
+    for name, parameter in trained(looks=True).model.named_parameters():
+        assert parameter.equal(plain[name]), name
+
+
 @every_method_and_network
 @both_executions
 def test_finite_difference_is_gradient_times_direction(method: Method, execution, network):

@@ -37,7 +37,8 @@ def test_the_subspace_comes_to_the_leading_directions_of_the_inputs():
 def test_every_probe_has_rank_one_mezos_length_and_the_first_columns():
     net = llama(torch.float64)
     optimizer = make(net, active=2, leading=1)
-    measured = optimizer.estimate(net.closure, net.token_mask)
+    optimizer.stage(net.closure, net.token_mask)  # keeps its bases, which a look does not
+    measured, _ = optimizer._staged
     pairs = set()
     for directions, _ in measured.queries:
         for each in optimizer.tuned:
