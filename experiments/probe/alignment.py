@@ -38,7 +38,7 @@ from agzo.torch_calls.surroundings import Closure
 from agzo.tuned.select import Tuned, select
 from experiments.config.lists import whole_numbers
 from experiments.probe.estimates import Make, affordable, dominant, makers, reached
-from experiments.probe.structure import linear_layers
+from experiments.probe.structure import choose, linear_layers
 from experiments.records import tidy
 
 HELP = "figure 2: cosine of estimates with the gradient, against the theory"
@@ -164,6 +164,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--forwards", default="2,4,8,16,32", help="to spend on averaged queries")
     parser.add_argument("--layer-queries", type=int, default=16, help="per layer, 2 or more")
     parser.add_argument("--layer-steps", default="", help="steps with layers alone; the last")
+    parser.add_argument("--layers", default="", help="parts of names, of layers alone; all")
 
 
 def run(
@@ -187,6 +188,8 @@ def run(
     alone = {name: make for name, make in methods.items() if name not in NEVER_ALONE}
     everything = select(scene.model, None, "tuned")[0]
     linear = linear_layers(scene.model)
+    names = [name for name in options.layers.split(",") if name]
+    lonely = choose(linear, names) if names else linear
     tables: tidy.Tables = {"whole": [], "averaged": [], "layers": []}
     for step in scene.walk(steps):
         batch = scene.batch(step)
@@ -200,9 +203,9 @@ def run(
             tables["layers"] += layers
             say(f"step {step}, {scope}: {len(tuned)} parameters, {len(whole)} groups of queries")
             if scope == "linear" and step in layer_steps:
-                look = functools.partial(alone_rows, moment, linear, alone, options.layer_queries)
+                look = functools.partial(alone_rows, moment, lonely, alone, options.layer_queries)
                 tables["layers"] += options.kept(f"step {step} alone", look)
-                say(f"step {step}: each of {len(linear)} layers alone")
+                say(f"step {step}: each of {len(lonely)} layers alone")
     about = tidy.about("alignment", scene.device)
     if "dominant_layer" in methods:
         about["dominant_layer"] = dominant(scene, options.layer)

@@ -94,6 +94,7 @@ def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured
         ),
         ("alignment", ["--methods", "none"], "method=none: unknown"),
         ("alignment", ["--layer-steps", "7"], "--layer-steps=7"),
+        ("alignment", ["--layers", "layers.0,head"], "--layers=head: in no layer's name"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, name, options, message):
