@@ -130,7 +130,7 @@ def caption(suite: Suite, cells: Cells) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figure of a suite's folder."""
-    return command_line(draw, "figures.probes_or_steps", __doc__, arguments)
+    return command_line(draw, "probes_or_steps", __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def command_line(
     arguments: Sequence[str] | None,
 ) -> int:
     """Draw the figure of a probe's folder, print what was written, and return the exit code."""
-    parser = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=words)
+    parser = argparse.ArgumentParser(prog=f"python -m analysis.figures.{name}", description=words)
     parser.add_argument("folder", type=place, help="what the probe has written")
     parser.add_argument("--out", type=place, required=True, help="path of the figure, no suffix")
     options = parser.parse_args(arguments)
