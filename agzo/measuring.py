@@ -1,13 +1,10 @@
 """Measuring a batch: capture what its bases need, sample, evaluate; the weights stay as they are.
 
-_measure      what a step does between its checks and its move
-estimate, directions, losses     the same for whoever looks at a method
+It is what a step does between its checks and its move, and what a look at a method does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import ClassVar
 
@@ -16,10 +13,10 @@ from torch import Tensor
 
 from agzo.about import About
 from agzo.activations.capture import ActivationCapture
-from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled, sample_rest
+from agzo.directions.sampler import DirectionSampler, Gaussian, Sampled
 from agzo.directions.seen import SeenTokens
-from agzo.distributed.group import ALONE, Group
-from agzo.distributed.pieces import Batch, Joint, joint
+from agzo.distributed.group import Group
+from agzo.distributed.pieces import Joint
 from agzo.estimator import Measurement, measure
 from agzo.execution.perturb import Execution, SideBranch
 from agzo.execution.perturbed import Directions
@@ -28,7 +25,7 @@ from agzo.guard import Guard
 from agzo.per_piece import PER_PIECE, measure_pieces
 from agzo.progress import Progress
 from agzo.rng import Noise
-from agzo.torch_calls.surroundings import Closure, Watch, apart, watched
+from agzo.torch_calls.surroundings import Closure, Watch, watched
 from agzo.tuned.scope import Scope
 from agzo.tuned.select import Tuned
 
@@ -93,64 +90,6 @@ class Measuring(Progress):
     def eps_at(self, step: int) -> float:
         """Return the size of the perturbation in step number `step`."""
         return self.eps
-
-    @apart
-    def estimate(
-        self, closure: Batch, token_mask: Tensor | None = None, step: int | None = None
-    ) -> Measurement:
-        """Measure as step number `step` (default: the next one) would, and move nothing.
-
-        For looking at a method: the directions and projected gradients are those of `step`.
-        Weights, bases and the counts of steps and forwards stay as they are.
-        """
-        self._enter()
-        batch = joint(closure, token_mask, self.accumulation, self.group)
-        with self._only_looking(batch):
-            found, _ = self._measure(batch, self._zo["step"] if step is None else step)
-            for directions, _ in found.queries:
-                sample_rest(directions)
-        return found
-
-    @apart
-    def directions(
-        self, closure: Closure, token_mask: Tensor | None = None, step: int = 0, queries: int = 1
-    ) -> tuple[list[Directions], Tensor]:
-        """Return the directions that step number `step` would measure on a batch, and its loss.
-
-        Takes one forward, in which bases are captured; it is not counted. `losses` evaluates them.
-        """
-        self._enter()
-        batch = joint(closure, token_mask, 1, ALONE)
-        run = partial(self._run, batch)
-        with self._only_looking(batch):
-            capture, watch = self._looking(batch, step)
-            loss = run() if watch is None else watch(run)
-            if capture is not None:
-                capture.finite()  # checks the mask's use
-            found = [self._directions(Noise(self.seed, step, query)) for query in range(queries)]
-            for each in found:
-                sample_rest(each)
-        return found, loss
-
-    @contextmanager
-    def _only_looking(self, batch: Joint) -> Iterator[None]:
-        """Have all that measuring a batch changes as it was before."""
-        forwards = self._zo["forwards"]
-        try:
-            with self._sampler.looking():
-                yield
-        finally:
-            self._zo["forwards"] = forwards
-
-    @apart
-    def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:
-        """Return the losses at W + scale * direction, (scales,); they are not counted.
-
-        The closure may be of another batch than that of the directions. Weights stay as they are.
-        """
-        run = partial(self._run, closure)
-        found = [self._execution.evaluate(run, directions, scale) for scale in scales]
-        return torch.stack(found)
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""

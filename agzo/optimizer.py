@@ -29,7 +29,7 @@ from agzo.estimator import ESTIMATORS, EXECUTIONS, Measurement
 from agzo.execution.perturb import Execution
 from agzo.execution.weights import Resident, Weights, check_streamed
 from agzo.guard import Guard
-from agzo.measuring import Measuring
+from agzo.looking import Looking
 from agzo.moments import MOMENTS
 from agzo.moving import Moving
 from agzo.observed import Observed
@@ -46,7 +46,7 @@ from agzo.update import ROUNDINGS
 UPDATES = ("sgd", *MOMENTS, *SCALINGS)
 
 
-class ZeroOrderOptimizer(Preparing, Measuring, Moving, Observed, SavedState):
+class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
     """A zeroth-order method: look with a sampler, measure by finite differences, move.
 
     Subclasses override `_make_sampler` and name their own hyperparameters.

@@ -13,7 +13,7 @@ from baselines import LOZO, MeZO
 ROOT = Path(__file__).resolve().parents[1]
 LINES = 300
 LONGER = {"agzo/kernels/cuda.py"}  # Triton compiles it as one: it has no modules
-STEP = {AGZO: (32, 4800), LOZO: (27, 4250), MeZO: (23, 3600)}  # files and their lines, at most
+STEP = {AGZO: (31, 4800), LOZO: (27, 4250), MeZO: (23, 3600)}  # files and their lines, at most
 
 
 def test_no_file_is_too_long():
@@ -52,5 +52,12 @@ def test_a_plain_step_runs_through_few_files(method):
     assert len(seen) <= files, sorted(path.name for path in seen)
     assert sum(len(path.read_text().splitlines()) for path in seen) <= lines
     never = {"stream.py", "compiled.py", "lockstep.py", "slots.py", "batched.py", "cuda.py"}
-    never |= {"processes.py", "prefix.py", "loss_check.py", "observed.py", "preparing.py"}
+    never |= {
+        "processes.py",
+        "prefix.py",
+        "loss_check.py",
+        "observed.py",
+        "preparing.py",
+        "looking.py",
+    }
     assert not {path.name for path in seen} & never
