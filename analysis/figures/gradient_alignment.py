@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from analysis.figures.singular_spectrum import MOST_LABELS, short
+from analysis.figures.layer_map import MOST_BARS
+from analysis.figures.singular_spectrum import short
 from analysis.figures.style import RC, TEXT_INCHES, MethodStyle, label, styles
 from analysis.reading.load import ResultError
 from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
@@ -169,7 +170,7 @@ def _layers(
             marker=look.marker, markersize=2.5, elinewidth=0.7,
         )  # fmt: skip
         axes.plot(x, rows["expected"], color="black", linestyle="none", marker="_", markersize=4)
-    if len(names) <= MOST_LABELS:
+    if len(names) <= MOST_BARS:
         axes.set_xticks(range(len(names)), [short(name) for name in names], rotation=90, fontsize=5)
     else:
         axes.set_xlabel("linear layer")

@@ -8,9 +8,9 @@ direction, and in that direction's strongest position.
     python -m analysis.figures.singular_spectrum FOLDER --out STEM
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures.layer_map import MOST_BARS, block, draw_map, role
 from analysis.figures.style import RC, TEXT_INCHES
 from analysis.reading.load import ResultError
 from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
@@ -41,26 +42,51 @@ BASES = {
     "first": ("first minibatch, first weights", "#009E73", (0, (1, 1)), "D"),
 }
 LAYER_COLOURS = ("#000000", "#D55E00", "#56B4E9", "#E69F00", "#009E73", "#CC79A7")
-MOST_LABELS = 40  # layers that can be named under a panel
 
 
 def draw(folder: Path, stem: Path) -> list[Path]:
     """Draw the figure; return the paths of the PNG, the PDF and the caption."""
     probe = load_probe(folder, "structure", COLUMNS)
     probe.tables["cosines"]["rank"] = probe.tables["cosines"]["rank"].astype(str)
-    last = int(probe.tables["cosines"]["step"].max())
+    cosines, spectra, energy = (probe.tables[name] for name in COLUMNS)
+    last = int(cosines["step"].max())
+    many = cosines["layer"].nunique() > MOST_BARS
+    rows: list[Any] = [["a", "a1"] if many else ["a", "a"], ["b", "c"], ["d1", "d10"]]
+    rows.append(["e", "e1"] if many else ["e", "e"])
     with mpl.rc_context(RC):
         figure = Figure(figsize=(TEXT_INCHES, 6.6), layout="constrained")
-        panels = figure.subplot_mosaic(
-            [["a", "a"], ["b", "c"], ["d1", "d10"], ["e", "e"]], height_ratios=[1.15, 1, 1, 1.15]
-        )
-        _captured(panels["a"], probe.tables["cosines"], last)
-        _spectra(panels["b"], probe.tables["spectra"], "gradient", "(b) gradient $G$")
-        _spectra(panels["c"], probe.tables["spectra"], "activation", "(c) input $X$")
+        panels = figure.subplot_mosaic(rows, height_ratios=[1.15, 1, 1, 1.15])
+        if many:
+            _captured_maps((panels["a"], panels["a1"]), cosines, last)
+            _energy_maps((panels["e"], panels["e1"]), energy, last)
+        else:
+            _captured(panels["a"], cosines, last)
+            _energy(panels["e"], energy, last)
+        _spectra(panels["b"], spectra, "gradient", "(b) gradient $G$")
+        _spectra(panels["c"], spectra, "activation", "(c) input $X$")
         for rank in ("1", "10"):
-            _carried(panels[f"d{rank}"], probe.tables["cosines"], rank)
-        _energy(panels["e"], probe.tables["energy"], last)
-        return write_figure(figure, stem, caption(probe, last))
+            _carried(panels[f"d{rank}"], cosines, rank)
+        return write_figure(figure, stem, caption(probe, last, many))
+
+
+def _captured_maps(panels: Iterable[Axes], cosines: Table, last: int) -> None:
+    """Draw a map for r = 1 and one for r = 10, at the last step."""
+    here = cosines[(cosines["step"] == last) & (cosines["basis"] == "same")]
+    for axes, rank in zip(panels, ("1", "10"), strict=True):
+        own = here[here["rank"] == rank]
+        values = dict(zip(own["layer"], own["cosine"], strict=True))
+        draw_map(axes, values, rf"(a) $\|GA\|\,/\,\|G\|$, $r$ = {rank}", 0.0, 1.0)
+
+
+def _energy_maps(panels: Iterable[Axes], energy: Table, last: int) -> None:
+    """Draw a map of the first direction's share, and of its strongest position's part of it."""
+    here = energy[energy["step"] == last]
+    whole = here["share"]
+    titles = ("(e) energy in the first direction", "(e) its strongest position's part")
+    for axes, part, title in zip(
+        panels, (whole, whole * here["position_share"]), titles, strict=True
+    ):
+        draw_map(axes, dict(zip(here["layer"], part, strict=True)), title, 0.0, 1.0)
 
 
 def _captured(axes: Axes, cosines: Table, last: int) -> None:
@@ -109,9 +135,15 @@ def _spectra(axes: Axes, spectra: Table, of: str, title: str) -> None:
     own = spectra[spectra["of"] == of]
     if own.empty:
         raise ResultError(f"spectra.csv: has no rows of {of}")
+    layers = own["layer"].unique()
+    if len(layers) > len(LAYER_COLOURS):
+        raise ResultError(
+            f"spectra.csv: has {len(layers)} layers; allowed are up to {len(LAYER_COLOURS)}, "
+            "measure with fewer (--layers)"
+        )
     steps = sorted(own["step"].unique())
     shown = sorted({steps[0], steps[-1]})
-    for layer, colour in zip(dict.fromkeys(own["layer"]), LAYER_COLOURS, strict=False):
+    for layer, colour in zip(layers, LAYER_COLOURS, strict=False):
         for step, line in zip(shown, ("-", (0, (2, 1.2))), strict=False):
             values = own[(own["layer"] == layer) & (own["step"] == step)].sort_values("index")
             axes.plot(
@@ -155,8 +187,7 @@ def _energy(axes: Axes, energy: Table, last: int) -> None:
     axes.bar(range(len(layers)), here["share"], width=0.8, color=RANKS["10"], zorder=2)
     axes.bar(range(len(layers)), part, width=0.8, color=RANKS["1"], zorder=3)
     for x, (share, position) in enumerate(zip(here["share"], here["position"], strict=True)):
-        if len(layers) <= MOST_LABELS:
-            axes.text(x, share + 0.015, str(position), ha="center", va="bottom", fontsize=5)
+        axes.text(x, share + 0.015, str(position), ha="center", va="bottom", fontsize=5)
     _name_layers(axes, layers)
     axes.set_ylim(0, 1.08)
     axes.set_ylabel(r"$\sigma_1^2\,/\,\sum_i\sigma_i^2$")
@@ -181,42 +212,35 @@ def _legend_above(axes: Axes, handles: Sequence[Patch | Line2D], columns: int) -
 
 
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
-    """Name each layer, or each block where there are many."""
-    if len(layers) <= MOST_LABELS:
-        axes.set_xticks(range(len(layers)), [short(x) for x in layers], rotation=90, fontsize=5)
-    else:
-        first = {block: x for x, block in reversed(list(enumerate(map(_block, layers))))}
-        axes.set_xticks(list(first.values()), [str(block) for block in first], fontsize=5)
-        axes.set_xlabel("block")
+    axes.set_xticks(range(len(layers)), [short(x) for x in layers], rotation=90, fontsize=5)
     axes.set_xlim(-0.7, len(layers) - 0.3)
-
-
-def _block(layer: str) -> str:
-    number = re.search(r"\.(\d+)\.", layer)
-    return number.group(1) if number else ""
 
 
 def short(layer: str) -> str:
     """Shorten a weight's name: model.layers.3.self_attn.q_proj.weight to 3.q_proj."""
-    kind = layer.removesuffix(".weight").rpartition(".")[2]
-    return f"{_block(layer)}.{kind}" if _block(layer) else kind
+    return f"{block(layer)}.{role(layer)}" if block(layer) else role(layer)
 
 
-def caption(probe: Probe, last: int) -> list[str]:
+def caption(probe: Probe, last: int, many: bool) -> list[str]:
     """Say what is shown, from what, and where a value is trivial."""
     cosines, energy = probe.tables["cosines"], probe.tables["energy"]
     here = energy[energy["step"] == last]
     full = here[here["rank"] >= here["width"]]
     least = cosines[(cosines["basis"] == "same") & (cosines["rank"] == "full")]["cosine"].min()
     top = here.loc[here["share"].idxmax()]
+    marks = ""
+    if not many:
+        marks = (
+            f"; black: range of r = 1 over steps {listed(cosines['step'])}; red: expected root "
+            "mean square for a random A, sqrt(r/width)"
+        )
     out = here.loc[(here["position_share"] / here["position_tokens"]).idxmax()]
     return [
         "Gradients and activations of each linear layer. The paper's Figure 1 shows GPT-2 on "
         "SST-2; its values are not published as numbers.",
         f"(a) Cosine of the gradient G of one minibatch and its projection on the leading r right "
-        f"singular directions A of the layer's input, |GA|/|G|, at step {last}; black: range of "
-        f"r = 1 over steps {listed(cosines['step'])}; red: expected root mean square for a random "
-        f"A, sqrt(r/width). At full rank the smallest value over all layers and steps is "
+        f"singular directions A of the layer's input, |GA|/|G|, at step {last}{marks}. "
+        "At full rank the smallest value over all layers and steps is "
         f"{least:.6f}. In {len(full)} of {len(here)} layers the minibatch spans the whole width, "
         "which makes the full-rank value 1 for any gradient: there only r = 1 and 10 tell.",
         "(b), (c) Singular values over the largest one, of gradients and inputs.",

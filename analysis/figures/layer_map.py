@@ -1,0 +1,48 @@
+"""A number of each linear layer of a deep model as a map: blocks to the right, roles downwards."""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+
+MOST_BARS = 40  # layers of which each can have a bar of its own, and its name
+COLOURS = "cividis"  # the same for all readers, and in grey
+
+
+def block(layer: str) -> str:
+    """Return the number of the block that a weight is in, "" for one outside."""
+    number = re.search(r"\.(\d+)\.", layer)
+    return number.group(1) if number else ""
+
+
+def role(layer: str) -> str:
+    """Return what a weight is in its block: model.layers.3.self_attn.q_proj.weight is a q_proj."""
+    return layer.removesuffix(".weight").rpartition(".")[2]
+
+
+def draw_map(axes: Axes, values: Mapping[str, float], title: str, low: float, high: float) -> None:
+    """Draw a value of each layer; a place without a layer stays white.
+
+    Args:
+        axes: to draw on.
+        values: of each weight by its name.
+        title: of the map.
+        low, high: the ends of the colours.
+    """
+    blocks = list(dict.fromkeys(map(block, values)))
+    roles = list(dict.fromkeys(map(role, values)))
+    grid = np.full((len(roles), len(blocks)), np.nan)
+    for layer, value in values.items():
+        grid[roles.index(role(layer)), blocks.index(block(layer))] = value
+    image = axes.imshow(
+        grid, aspect="auto", cmap=COLOURS, norm=Normalize(low, high), interpolation="nearest"
+    )
+    axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=12)
+    axes.set_yticks(range(len(roles)), roles)
+    shown = range(0, len(blocks), max(1, len(blocks) // 6))
+    axes.set_xticks(shown, [blocks[place] for place in shown])
+    axes.set_xlabel("block")
+    axes.grid(visible=False)
+    axes.set_title(title, loc="left")
