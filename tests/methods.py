@@ -252,18 +252,32 @@ def slow_for_the_field(methods: list[Method], *begins: str) -> list[Any]:
     ]
 
 
+def _marks(method: Method, network: str | None, execution: str) -> Any:
+    """Leave to the slow tests: other networks of the others, and what the reference repeats."""
+    first = network in (None, method.networks[0])
+    chief = method.name in CHIEF
+    quick = first or chief if execution == "side_branch" else first and chief
+    return [] if quick else pytest.mark.slow
+
+
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)
-every_method_and_network = pytest.mark.parametrize(
-    ("method", "network"),
+every_method_and_execution = pytest.mark.parametrize(
+    ("method", "execution"),
+    [
+        pytest.param(m, execution, id=f"{m}-{execution}", marks=_marks(m, None, execution))
+        for m in METHODS
+        for execution in EXECUTIONS
+    ],
+)
+every_method_network_and_execution = pytest.mark.parametrize(
+    ("method", "network", "execution"),
     [
         pytest.param(
-            m,
-            network,
-            id=f"{m}-{network}",
-            marks=[] if m.name in CHIEF or network == m.networks[0] else pytest.mark.slow,
+            m, net, execution, id=f"{m}-{net}-{execution}", marks=_marks(m, net, execution)
         )
         for m in METHODS
-        for network in m.networks
+        for net in m.networks
+        for execution in EXECUTIONS
     ],
 )
 

@@ -15,11 +15,13 @@ from tests.methods import (
     Method,
     chief_method_and_network,
     every_method,
-    every_method_and_network,
+    every_method_and_execution,
+    every_method_network_and_execution,
 )
 from tests.networks import Network, qwen3, weights
+from tests.quick import quick
 
-both_executions = pytest.mark.parametrize("execution", EXECUTIONS)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def seen_by_torch(model: nn.Module) -> dict[str, Tensor]:
@@ -116,8 +118,7 @@ class WholeMoments:
         return torch.cat(parts)
 
 
-@every_method_and_network
-@both_executions
+@every_method_network_and_execution
 def test_applied_direction_is_the_evaluated_direction(method: Method, execution, network):
     """W moves by -lr times the estimate sum g Delta / q, scaled, or times its moments.
 
@@ -157,9 +158,8 @@ def test_applied_direction_is_the_evaluated_direction(method: Method, execution,
         torch.testing.assert_close(applied, wanted, rtol=0, atol=allowed)
 
 
-@every_method
-@both_executions
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@every_method_and_execution
+@pytest.mark.parametrize("dtype", quick(DTYPES, "torch.float32", "torch.bfloat16"))
 def test_measuring_leaves_weights_bit_identical(method: Method, execution, dtype, monkeypatch):
     net = qwen3(dtype)
     optimizer = method.make(net, execution=execution, rounding="nearest")
@@ -171,8 +171,7 @@ def test_measuring_leaves_weights_bit_identical(method: Method, execution, dtype
         assert parameter.detach().view(torch.uint8).equal(before[name].view(torch.uint8)), name
 
 
-@every_method
-@both_executions
+@every_method_and_execution
 def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, execution):
     net = qwen3()
     calls = 0
@@ -192,8 +191,7 @@ def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, exec
         assert parameter.equal(before[name]), name
 
 
-@every_method
-@both_executions
+@every_method_and_execution
 def test_resume_is_bit_exact(method: Method, execution):
     straight = qwen3()
     optimizer = method.make(straight, execution=execution)
@@ -227,7 +225,7 @@ def test_looks_change_no_later_step(method: Method):
             ids = torch.arange(8).view(2, 4) + 3
             return net.model(input_ids=ids, labels=ids).loss
 
-        for _ in range(5):
+        for _ in range(3):
             if looks:
                 optimizer.estimate(other)
                 optimizer.estimate(other, step=0)
@@ -240,8 +238,7 @@ def test_looks_change_no_later_step(method: Method):
         assert parameter.equal(plain[name]), name
 
 
-@every_method_and_network
-@both_executions
+@every_method_network_and_execution
 def test_finite_difference_is_gradient_times_direction(method: Method, execution, network):
     net = method.network(network, torch.float64)
     eps = 1e-8

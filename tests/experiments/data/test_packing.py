@@ -29,6 +29,7 @@ from experiments.training import pack_choice, prepare
 from experiments.training import parts as parts_of_a_run
 from experiments.training.objective import minus_accuracy
 from experiments.training.session import run
+from tests.quick import quick
 from tests.text_models import byte_tokenizer, random_model
 
 EXAMPLES = [
@@ -340,8 +341,11 @@ def test_a_packed_run_gives_the_padded_numbers(tmp_path, extra):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("method=agzo",), ("method=dominant_layer",), ("method=lozo", "adapter=lora")],
-    ids=lambda given: " ".join(given),
+    quick(
+        [("method=agzo",), ("method=dominant_layer",), ("method=lozo", "adapter=lora")],
+        "method=agzo",
+        name=" ".join,
+    ),
 )
 def test_a_packed_run_resumes_exactly(tmp_path, monkeypatch, overrides):
     config, other = (ragged(tmp_path / name, *overrides) for name in ("cut", "whole"))

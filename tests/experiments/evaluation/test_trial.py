@@ -30,6 +30,7 @@ from experiments.tasks import TASKS
 from experiments.tasks.base import Example
 from experiments.training import pack_choice
 from experiments.training.session import run
+from tests.quick import quick
 
 ENCODER = Encoder(byte_tokenizer(), 96)
 ONE_TOKEN = [
@@ -307,7 +308,7 @@ def test_what_is_left_out_is_left_out_of_a_replay(tmp_path, saved):
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters() if n in kept)
 
 
-@pytest.mark.parametrize("method", ["agzo", "zo_act", "lozo"])
+@pytest.mark.parametrize("method", quick(["agzo", "zo_act", "lozo"], "agzo"))
 def test_methods_run_on_models_of_every_make(tmp_path, saved, method):
     """A weight that no linear call reads does not end a run; Falcon's x @ W.T has a basis."""
     for family, name in ((OTHERS, "mamba"), (OTHERS, "falcon"), (OTHERS, "gemma3")):

@@ -396,9 +396,9 @@ class Stopped(Exception):
     ("method", "adapter"),
     [
         ("agzo", ["adapter=lora"]),
-        ("adamw", ["adapter=lora"]),
+        pytest.param("adamw", ["adapter=lora"], marks=pytest.mark.slow),
         ("mezo", ["adapter=prefix"]),
-        ("agzo", ["adapter=prefix", "adapter.init=projected"]),
+        pytest.param("agzo", ["adapter=prefix", "adapter.init=projected"], marks=pytest.mark.slow),
     ],
 )
 def test_a_run_saves_the_adapter_alone_and_goes_on_exactly(tmp_path, monkeypatch, method, adapter):

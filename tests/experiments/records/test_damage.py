@@ -15,6 +15,7 @@ import tiny_run
 from real_run import assert_as_undisturbed, at_batch, die, finished
 
 from experiments.records import checkpoint
+from tests.quick import quick
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,10 @@ def test_a_clock_that_jumps_back(tmp_path, program):
     assert seconds[0] >= 0.0
 
 
-@pytest.mark.parametrize("when", ["in the middle", "when finished"])
+WHEN = ("in the middle", "when finished")
+
+
+@pytest.mark.parametrize("when", quick(WHEN, "in the middle"))
 def test_data_that_changed_are_detected(tmp_path, program, when):
     tiny_run.write_data(tmp_path / "data")
     given = ("method=mezo", f"data.root={tmp_path / 'data'}")

@@ -363,6 +363,7 @@ def test_a_column_may_spend_its_examples_in_a_way_of_its_own(plan, tmp_path):
     assert (train["agzo"].batch_size, train["agzo"].forwards) == (2, 14)
 
 
+@pytest.mark.slow
 def test_a_column_is_timed_in_its_own_micro_batches(plan, tmp_path):
     of_each = {"method.estimator": "per_piece", "train.accumulation": 2}  # refuses a whole batch
     plan(**{"columns.two_sided.settings": of_each})
@@ -664,6 +665,7 @@ def test_no_worker_at_all_is_refused(plan, tmp_path, capsys, jobs):
     assert f"--jobs={jobs}: allowed is 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_of_ones_own_tasks_take_the_place_of_the_plans(plan, tmp_path):
     (tmp_path / "data.csv").write_text("text,mood\n" + "fine,pos\ndull,neg\n" * 30)
     overrides = [w for w in PLAN["scales"]["small"]["overrides"] if "pocket" not in w]
@@ -828,6 +830,7 @@ def test_adapters_are_named_by_columns_alone(plan, tmp_path, override, where):
         read(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_plan_of_streamed_layers_is_checked_and_timed(plan, tmp_path):
     with pytest.raises(BadInput, match=r"model\.offload=layers: method=sgd needs all weights"):
         read(tmp_path, "model.offload=layers", tasks=["sst2"])

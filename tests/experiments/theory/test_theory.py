@@ -116,7 +116,10 @@ def coarse(**changes) -> Context:
     return Context(level(0.999, CLAIMS), **{"precision": 0.07, **changes})
 
 
-LONG = ("lipschitz_bound", "smooth", "whole_network", "one_layer_cosines")  # seconds each
+LONG = (  # a second and more each
+    *("lipschitz_bound", "smooth", "whole_network", "one_layer_cosines"),
+    *("helps", "quadratic", "lozo", "power_iteration"),
+)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from real_run import assert_as_undisturbed, at_batch, finished
 
 from experiments.records import checkpoint, record
 from experiments.records.trajectory import TRAJECTORY
+from tests.quick import quick
 
 # Checkpoints, dev and log rows every step or two: most moments lie in some file being written.
 DENSE = ("method=lozo", "train.checkpoint_every=1", "train.eval_every=2", "train.log_every=1")
@@ -70,7 +71,10 @@ def test_kill_of_the_command_itself(tmp_path):
     assert_as_undisturbed(tmp_path, "method=mezo", "train.checkpoint_every=1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
+
+
+@pytest.mark.parametrize("number", quick(SIGNALS, "SIGTERM", name=lambda number: number.name))
 def test_a_signal_saves_and_the_exit_code_says_so(tmp_path, program, number):
     end = program("method=mezo", prepare=lambda: at_batch(6, lambda: os.kill(os.getpid(), number)))
     assert end.code == 128 + number
@@ -101,7 +105,7 @@ def test_disk_full_while_a_checkpoint_is_written(tmp_path, program):
     assert not (folder / "failed.json").exists()
 
 
-@pytest.mark.parametrize("file", [record.METRICS, TRAJECTORY])
+@pytest.mark.parametrize("file", quick([record.METRICS, TRAJECTORY], TRAJECTORY))
 def test_disk_full_while_logging_tears_a_line_and_nothing_else(tmp_path, program, file):
     folder = tiny_run.config(tmp_path / "out", "method=mezo").folder
 

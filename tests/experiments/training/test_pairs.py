@@ -25,6 +25,7 @@ from experiments.training.session import run
 from tests.experiments.data.test_batches import EXAMPLES
 from tests.experiments.training.test_resume import run_and_die
 from tests.outlier_models import FAMILIES, plant, random_model
+from tests.quick import quick
 
 ENCODER = Encoder(byte_tokenizer(), 64)
 LORA = AdapterConfig("lora", rank=4, alpha=8.0, dtype="fp32")
@@ -125,7 +126,10 @@ def test_a_run_tunes_the_adapter_of_one_layer_and_goes_on_exactly(tmp_path):
             ([], ["base=lozo_m", "refresh_every=3", "large_state=true"]),
             (pytest.mark.slow, ["base=lozo_m", "update=sgd"]),
             (pytest.mark.slow, ["base=mezo", "update=adam", "large_state=true"]),
-            ([], ["base=agzo", "warm_start=true", "estimator=two_sided", "update=momentum"]),
+            (
+                pytest.mark.slow,
+                ["base=agzo", "warm_start=true", "estimator=two_sided", "update=momentum"],
+            ),
             (pytest.mark.slow, ["base=agzo", "basis=exact", "refresh_every=3"]),
         )
     ],
@@ -154,7 +158,7 @@ def test_the_defaults_of_a_dominant_layer_are_those_of_its_base():
     }
 
 
-@pytest.mark.parametrize("update", ["momentum", "adam"])
+@pytest.mark.parametrize("update", quick(["momentum", "adam"], "adam"))
 @peft_warns
 def test_moments_of_an_adapter_go_on_exactly(tmp_path, update):
     words = ("method=agzo", "adapter=lora", f"method.update={update}", "method.large_state=true")

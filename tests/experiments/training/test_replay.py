@@ -13,6 +13,7 @@ from experiments.records import checkpoint
 from experiments.records.trajectory import TRAJECTORY, Head, Step, Trajectory, read
 from experiments.replay import main, replay
 from experiments.training.session import run
+from tests.quick import quick
 
 LAST = "train.eval_every=12"  # so that the checkpoint that is kept is the last step's
 EXACT = {
@@ -48,7 +49,7 @@ def assert_weights(model, folder, step):
     assert all(torch.equal(again[key], value) for key, value in checkpoint.weights(model).items())
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", quick(EXACT, "mezo", "lozo_m", "one layer", "grzo", "bf16"))
 def test_weights_are_made_again_to_the_bit(tmp_path, name):
     config = tiny_run.config(tmp_path, *EXACT[name], LAST)
     run(config)

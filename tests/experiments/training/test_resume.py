@@ -17,6 +17,7 @@ from experiments.records.interrupt import Interrupted
 from experiments.training import parts as parts_of_a_run
 from experiments.training import runner, session
 from experiments.training.session import run
+from tests.quick import quick
 
 # Where the process is killed: a function of the package, and at which of its calls.
 KILLS = {
@@ -77,17 +78,10 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
     assert not list((config.folder / "checkpoints").glob(".*"))
 
 
-QUICK = ("agzo", "mezo", "zo_act")  # the others in the slow tests
+TRAINED = [name for name, method in METHODS.items() if method.about.trains]  # pyright: ignore
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, method in METHODS.items()
-        if method.about.trains  # pyright: ignore
-    ],
-)
+@pytest.mark.parametrize("method", quick(TRAINED, "agzo", "mezo"))
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
@@ -103,14 +97,17 @@ def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, met
 
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param(("warm_start=true", "estimator=two_sided"), marks=pytest.mark.slow),
-        ("rank=3", "refresh_every=7"),
-        pytest.param(("rank=3", "update=momentum", "large_state=true"), marks=pytest.mark.slow),
-        ("rank=2", "refresh_every=3", "update=adam", "large_state=true"),
-        ("basis=exact", "rank=2", "refresh_every=null"),
-    ],
-    ids=",".join,
+    quick(
+        [
+            ("warm_start=true", "estimator=two_sided"),
+            ("rank=3", "refresh_every=7"),
+            ("rank=3", "update=momentum", "large_state=true"),
+            ("rank=2", "refresh_every=3", "update=adam", "large_state=true"),
+            ("basis=exact", "rank=2", "refresh_every=null"),
+        ],
+        "rank=2,refresh_every=3,update=adam,large_state=true",
+        name=",".join,
+    ),
 )
 def test_bases_that_are_kept_go_on_exactly(tmp_path, undisturbed, options):
     """Files keep no layout, and products round by it."""

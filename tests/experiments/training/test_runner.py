@@ -20,9 +20,12 @@ from experiments.training import parts as parts_of_a_run
 from experiments.training import runner, session
 from experiments.training.runner import NonFiniteLoss
 from experiments.training.session import run
+from tests.quick import quick
+
+COMMON = ("zero_shot", "icl", "sgd", "mezo", "lozo", "agzo", "zo_act", "dominant_layer")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick(METHODS, *COMMON))
 def test_every_method_runs_to_a_complete_result(tmp_path, method):
     config = tiny_run.config(tmp_path, f"method={method}")
     result = run(config)
