@@ -110,7 +110,8 @@ class Moments:
 
         Args:
             queries: this step's estimates; low-rank ones share one B.
-            state: the parameter's; holds the keys `KEPT` from its first step on.
+            state: the parameter's; from its first step on it holds the keys `KEPT`, and the numbers
+                of its steps ("count") and of its last one ("last").
             step: number of the step, from 0.
             refreshed: B is not that of the step before.
             alive: 0-dim bool on the parameter's device; where False zero is returned, and the state
@@ -118,23 +119,27 @@ class Moments:
         """
 
         def rule(mean: Tensor, square: Tensor | None) -> Tensor:
-            moved = mean if square is None else self._ratio(mean, square, step)
+            moved = mean if square is None else self._ratio(mean, square, count)
             return torch.where(alive, moved, 0.0)  # a factor of 0 would not be enough for a NaN
 
         first = "mean" not in state
+        if first and isinstance(queries[0][0], Still):
+            return queries[0][0]
+        # A parameter need not take part in all steps; an older state does not say so.
+        absent = not first and state.get("last", step - 1) < step - 1
+        count = state["count"] = state.get("count", 0 if first else step) + 1
+        state["last"] = step
         if not isinstance(queries[0][0], LowRank):
             self._take_dense(queries, state, first)
             return Held(state["mean"], state.get("square"), rule)
         inputs = queries[0][0].inputs
         drawn, right = coordinates(queries)
         if isinstance(queries[0][0], Still):  # an estimate of zero, in the coordinates there are
-            if first:
-                return queries[0][0]
             drawn, right = torch.zeros_like(state["mean"]), state["right"]
-            refreshed = False
+            refreshed = absent = False
         if first:
             self._begin(state, drawn)
-        elif refreshed:
+        elif refreshed or absent:
             self._turn(state, right)
         state["right"] = right
         self._take(drawn, state["mean"], state.get("square"), first)
@@ -174,9 +179,9 @@ class Moments:
             rows = state["square"].mean(dim=1, keepdim=True)
             state["square"] = rows.repeat(1, right.shape[1])
 
-    def _ratio(self, mean: Tensor, square: Tensor, step: int) -> Tensor:
-        deviation = (square / (1.0 - self.b2 ** (step + 1))).sqrt_().add_(TINY)
-        return (mean / (1.0 - self.b1 ** (step + 1))).div_(deviation)
+    def _ratio(self, mean: Tensor, square: Tensor, count: int) -> Tensor:
+        deviation = (square / (1.0 - self.b2**count)).sqrt_().add_(TINY)
+        return (mean / (1.0 - self.b1**count)).div_(deviation)
 
 
 def coordinates(queries: Estimates) -> tuple[Tensor, Tensor]:
