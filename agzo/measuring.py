@@ -93,12 +93,14 @@ class Measuring(Progress):
 
     def _measure(self, batch: Joint, step: int) -> tuple[Measurement, Tensor]:
         """Return what a step measures, and whether its bases are finite (0-dim bool)."""
-        capture, watch = self._looking(batch, step)
-        if self._seen is not None and capture is None and self.estimator != "one_sided":
+        capture, watch = self._watching(batch, step)
+        forward, known = self._forward, self._zo.get("lookups", 0)
+        peeked = self._seen if capture is None and self.estimator != "one_sided" else None
+        if peeked is not None:
             with self.around.entered():
                 # No forward at W would show the rows. Before the first step: to the closure's end.
-                self._seen.peek(batch, self._zo.get("lookups", 0))
-            watch = None
+                peeked.peek(batch, known)
+            watch, forward = None, lambda closure: peeked.counted(lambda: self._forward(closure))
         self._guard.begin()
 
         def sample(query: int) -> Directions:
@@ -106,22 +108,24 @@ class Measuring(Progress):
 
         how = (self.eps_at(step), self._execution, watch, self.about.needs_loss)
         if self.estimator == PER_PIECE:
-            forward, around = self._forward, self.scope.step
-            measurement = measure_pieces(batch, forward, self._zo, sample, *how, around)
+            measurement = measure_pieces(batch, forward, self._zo, sample, *how, self.scope.step)
         else:
             with self.scope.step():
                 measurement = measure(
-                    self.estimator, lambda: self._forward(batch), sample, self.queries, *how,
+                    self.estimator, lambda: forward(batch), sample, self.queries, *how,
                     together=self._weights.together,
                     mean=lambda losses: self.group.mean(losses, batch.weight),
                 )  # fmt: skip
         self._guard.end(batch)
+        if peeked is not None and 0 < known < peeked.most:  # it was not the last lookup
+            self._zo["lookups"] = peeked.most
+            return self._measure(batch, step)
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()
 
-    def _looking(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
+    def _watching(self, batch: Joint, step: int) -> tuple[ActivationCapture | None, Watch | None]:
         """Return the capture of bases that is due, and what watches a forward at W for the step."""
-        mask = batch.pieces[0].token_mask
+        mask = batch.token_mask
         capture = self._sampler.capture(Noise(self.seed, step), mask)
         watch = None if capture is None else capture.watch
         return capture, watch if self._seen is None else self._seen.beside(watch, mask)

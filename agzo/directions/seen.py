@@ -18,7 +18,8 @@ and one pass over the table for its update.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from agzo.directions.direction import Direction, at_least_float32
 from agzo.directions.low_rank import Branch, LowRank
 from agzo.directions.sampler import DirectionSampler
 from agzo.distributed.group import ALONE, Group
-from agzo.distributed.pieces import Joint, mask_now
+from agzo.distributed.pieces import Joint, mask_now, running
 from agzo.kernels import Key
 from agzo.rng import Noise
 from agzo.torch_calls.surroundings import Closure, Watch
@@ -126,6 +127,8 @@ class SeenTokens(TorchCalls):
         self._last: int | None = None  # the lookup after which a closure need not go on
         self.lookups = 0
         """Lookups of the forward that was watched last."""
+        self.most = 0
+        """Lookups of a piece in an evaluation that was counted, since the batch began, at most."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)  # a copy: its tables are others
@@ -141,6 +144,7 @@ class SeenTokens(TorchCalls):
         self._mask = mask
         self._found = {each.name: [] for each in self._tables.values()}
         self._rows.clear()
+        self.most = 0
 
     def beside(self, watch: Watch | None, mask: Tensor | None) -> Watch:
         """Begin with a batch of this mask; return what watches its forward beside `watch`."""
@@ -164,6 +168,14 @@ class SeenTokens(TorchCalls):
                 pass
             finally:
                 self._last = None
+
+    def counted(self, closure: Closure) -> Tensor:
+        """Return an evaluation's loss, and note in `most` the lookups of a piece of the batch."""
+        lookups = _Lookups(self._tables)
+        with lookups:
+            loss = closure()
+        self.most = max(self.most, *lookups.of_pieces.values(), 0)
+        return loss
 
     def rows(self, name: str) -> Rows:
         """Return the rows of a table that this batch has seen, on all processes together."""
@@ -215,6 +227,22 @@ class SeenTokens(TorchCalls):
             raise _Enough
 
 
+class _Lookups(TorchCalls):
+    """Counts the lookups in some tables, for each piece of a batch."""
+
+    def __init__(self, tables: Container[int]) -> None:
+        super().__init__()
+        self._tables = tables
+        self.of_pieces: Counter[int] = Counter()
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer a call of torch."""
+        if func is F.embedding and id((*args, kwargs.get("weight"))[1]) in self._tables:
+            now = running()
+            self.of_pieces[0 if now is None else now.index] += 1
+        return func(*args, **kwargs)
+
+
 class _Enough(BaseException):
     """Unwinds a closure that need not go on."""
 
@@ -247,6 +275,10 @@ class OnSeenRows:
     def looking(self) -> AbstractContextManager[object]:
         """Return the inner sampler's."""
         return self._inner.looking()
+
+    def stepped(self) -> None:
+        """End the inner sampler's step."""
+        self._inner.stepped()
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count what the inner sampler draws; moments, which this is for, are refused."""

@@ -330,3 +330,30 @@ def test_a_piece_without_tokens_of_a_table_leaves_it_alone():
     before = model["table"].weight.detach().clone()
     optimizer.step([Piece(closure)])
     assert model["table"].weight.equal(before)
+
+
+@pytest.mark.parametrize("estimator", ["one_sided", "two_sided"])
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_batch_may_look_up_more_often_than_the_first(estimator, pieces):
+    """A closure that calls the model once for each option, of which a batch has more."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 4), nn.Linear(4, 1)).eval()
+
+    def loss(*texts):
+        ids = [torch.tensor([text]) for text in texts]
+        return lambda: torch.stack([model(each).square().mean() for each in ids]).mean()
+
+    def step(*batch):
+        own = [Piece(closure) for closure in batch]
+        optimizer.step(own if pieces > 1 else batch[0])
+
+    optimizer = MeZO(model, 1e-1, 1e-3, embeddings="seen", estimator=estimator, accumulation=pieces)
+    step(*[loss([1, 2])] * pieces)
+    for batch in ([loss([1, 2], [3, 4], [5, 6])], [loss([7])], [loss([8], [9], [10], [11])]):
+        batch = [loss([12]), *batch] if pieces > 1 else batch
+        before = model[0].weight.detach().clone()
+        step(*batch)
+        wanted = {"1": [1, 2, 3, 4, 5, 6], "7": [7], "8": [8, 9, 10, 11]}
+        moved = (model[0].weight - before).abs().sum(1).nonzero().flatten().tolist()
+        first = str(min(each for each in moved if each != 12))
+        assert moved == wanted[first] + ([12] if pieces > 1 else [])
