@@ -83,12 +83,15 @@ def find_eps(
     grid = sorted(set(eps))
     if len(grid) < 2 or not grid[0] > 0:
         raise ValueError(f"eps={list(eps)}: allowed are two or more numbers > 0")
+    calibrated = ValueError(
+        f"method: {method.__name__} looks at batches before its first step; allowed are methods "
+        "that need none"
+    )
+    if method.about.alters:  # the model itself
+        raise calibrated
     optimizer = method(model, lr=0.0, eps=grid[0], **options)  # pyright: ignore[reportCallIssue]
     if optimizer.must_calibrate:
-        raise ValueError(
-            f"method: {method.__name__} looks at batches before its first step; allowed are "
-            "methods that need none"
-        )
+        raise calibrated
     found, base = optimizer.directions(closure, token_mask, queries=directions)
     with torch.no_grad():
         again = closure()

@@ -12,8 +12,8 @@ All of it raises ValueError before a wrong slope is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -69,8 +69,12 @@ class Guard:
                 )
 
     def switched(self) -> bool:
-        """Tell whether a module was switched to training or evaluation since this was asked."""
+        """Tell whether a module was switched to training or evaluation since the last check."""
         return self._steady.switched()
+
+    def checked(self) -> None:
+        """Take the modes of all modules for those that the loss was checked in."""
+        self._steady.checked()
 
     def check(
         self,
@@ -97,7 +101,7 @@ class Guard:
         self._steady.begin(checking=True)
 
         def once() -> Tensor:
-            with backward_refused(active), look.learn(batch.pieces[0].token_mask):
+            with backward_refused(active), look.learn(batch.token_mask):
                 return forward(batch)
 
         if seen is not None:
@@ -129,6 +133,15 @@ class Guard:
     def end(self, batch: Joint) -> None:
         """Refuse evaluations that were not of the same model."""
         self._steady.check(batch)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Forget whom the evaluations of a look have reached."""
+        before = set(self._reached)
+        try:
+            yield
+        finally:
+            self._reached.intersection_update(before)
 
     def moved(self, zo: dict[str, Any]) -> None:
         """End a step: what it has reached takes part from the next one on."""

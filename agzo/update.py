@@ -105,14 +105,15 @@ class Mover:
         """
         alive = alive.clone()  # streamed weights change later, by what held in this step
         for group in groups:
-            decay = group["lr"] * group["weight_decay"]
+            lr = group["lr"]
+            lr = lr.clone() if isinstance(lr, Tensor) else lr  # a scheduler changes it in place
+            decay = lr * group["weight_decay"]
             keep = 1.0 - alive.double() * decay if decay else None
             for parameter in group["params"]:
                 mine = [(d[parameter], g) for d, g in queries if parameter in d]
                 if mine:
                     change = partial(
-                        self._change, parameter, state, mine, group["lr"], keep, alive, noise,
-                        refreshed,
+                        self._change, parameter, state, mine, lr, keep, alive, noise, refreshed,
                     )  # fmt: skip
                     self._weights.change(parameter, change)
 
@@ -121,7 +122,7 @@ class Mover:
         parameter: nn.Parameter,
         state: MutableMapping[Any, Any],
         queries: list[tuple[Direction, Tensor]],
-        lr: float,
+        lr: float | Tensor,
         keep: Tensor | None,
         alive: Tensor,
         noise: Noise,

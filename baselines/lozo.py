@@ -62,4 +62,4 @@ class LOZO(ZeroOrderOptimizer):
         if not self.published_refresh:
             return evaluated
         noise = Noise(self.seed, self._zo["step"], query)
-        return {t.parameter: self._subspace.published_update(t, noise) for t in self.tuned}
+        return {t.parameter: self._subspace.published_update(t, noise) for t in self._active}

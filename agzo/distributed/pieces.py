@@ -71,6 +71,12 @@ class Joint:
         self.pieces = list(pieces)
         self.weight = sum(piece.weight for piece in pieces)
 
+    @property
+    def token_mask(self) -> Tensor | None:
+        """The mask of a piece that has one, None where no piece does: all tokens are real."""
+        masks = (piece.token_mask for piece in self.pieces)
+        return next((mask for mask in masks if mask is not None), None)
+
     def __call__(self) -> Tensor:
         """Run every piece; return their weighted mean, of a single piece its own loss."""
         if len(self.pieces) == 1:

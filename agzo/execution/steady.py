@@ -62,9 +62,17 @@ class Steady:
         self._left: dict[tuple[int, str], list[Tensor]] = {}  # of those that were changed
 
     def switched(self) -> bool:
-        """Tell whether a module was switched to training or evaluation since this was asked."""
-        before, self._modes = self._modes, self._modes_now()
-        return before is not None and before != self._modes
+        """Tell whether a module was switched to training or evaluation since `checked`.
+
+        Of an optimizer that goes on: since this was asked first.
+        """
+        if self._modes is None:
+            self.checked()
+        return self._modes != self._modes_now()
+
+    def checked(self) -> None:
+        """Note the modes of all modules: the loss was checked in them."""
+        self._modes = self._modes_now()
 
     def begin(self, checking: bool = False) -> None:
         """Begin a step, or the check of a loss, where every buffer is compared.

@@ -142,7 +142,8 @@ class ZOTrainerMixin:
         for step in first_batches(self, made.wants_batches, set_seed):
             batch = [self._prepare_inputs(each) for each in step]  # pyright: ignore
             pieces = [Piece(lambda own=own: self._loss(own, None), _mask(own)) for own in batch]
-            shown.append((Joint(pieces), pieces[0].token_mask))
+            whole = Joint(pieces)
+            shown.append((whole, whole.token_mask))
         with self._still(), self._uncounted():
             made.calibrate(shown)
         if made.calibrated is not None:

@@ -68,8 +68,12 @@ class BySameTensor(Generic[T]):
         return known[2] if known is not None and same else None
 
     def put(self, x: Tensor, value: T) -> None:
-        """Remember a value; the tensor is only referenced weakly."""
-        self._known[id(x)] = (weakref.ref(x), version(x), value)
+        """Remember a value; the tensor is only referenced weakly.
+
+        Of an inference tensor nothing is remembered: nothing would tell that it was changed.
+        """
+        if version(x) >= 0:
+            self._known[id(x)] = (weakref.ref(x), version(x), value)
 
     def clear(self) -> None:
         """Forget all."""

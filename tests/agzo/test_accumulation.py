@@ -85,3 +85,24 @@ def test_what_cannot_be_is_refused():
         AGZO(rows.model, 1e-3, 1e-3, accumulation=2, basis="exact")
     with pytest.raises(ValueError, match="streamed"):
         AGZO(rows.model, 1e-3, 1e-3, accumulation=2, stream=StreamedLayers(Rows().model, "cpu"))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("how", ["gram", "first"])
+def test_a_micro_batch_without_a_mask_has_real_tokens_alone(order, how):
+    torch.manual_seed(0)
+    model, full, padded = nn.Linear(6, 3, bias=False), torch.randn(2, 4, 6), torch.randn(2, 4, 6)
+    padded[:, :2] *= 100.0
+    ones = torch.ones(2, 4, dtype=torch.bool)
+    real = ones.clone()
+    real[:, :2] = False
+    bases = []
+    for mask in (ones, None):
+        pieces = [
+            Piece(lambda: model(full).square().mean(), mask, rows=0),
+            Piece(lambda: model(padded)[real].square().mean(), real, rows=2),
+        ]
+        optimizer = AGZO(model, 0.0, 1e-3, accumulation=2, accumulated_basis=how)
+        optimizer.step([pieces[index] for index in order])
+        bases.append(optimizer.state_dict()["state"]["zo"]["bases"]["weight"])
+    torch.testing.assert_close(bases[0].abs(), bases[1].abs())

@@ -73,3 +73,11 @@ def test_what_it_refuses():
         find_eps(net.model, net.closure, method=MeZO, estimator="one_sided", eps=[3.0, 3.1])
     with pytest.raises(ValueError, match="for the same weights"):
         find_eps(net.model, lambda: net.closure() + torch.rand(()))
+
+
+def test_a_refused_method_leaves_the_model_as_it_was():
+    net = qwen3()
+    before = [(name, p.requires_grad) for name, p in net.model.named_parameters()]
+    with pytest.raises(ValueError, match="ZOAct looks at batches before its first step"):
+        find_eps(net.model, net.closure, method=ZOAct)
+    assert [(name, p.requires_grad) for name, p in net.model.named_parameters()] == before

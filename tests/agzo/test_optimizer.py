@@ -182,6 +182,16 @@ def test_published_lozo_applies_another_direction_on_refresh_steps():
                 assert abs(cosine) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_published_lozo_moves_no_frozen_parameter():
+    net = mlp()
+    optimizer = LOZO(net.model, 1e-3, 1e-3, rank=1, refresh_every=2, published_refresh=True)
+    net.model[0].weight.requires_grad_(False)
+    before = net.model[0].weight.clone()
+    for _ in range(3):
+        optimizer.step(net.closure)
+    assert net.model[0].weight.equal(before)
+
+
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_non_finite_activations_freeze_the_weights(method: Method, dtype):

@@ -237,3 +237,20 @@ def test_gradients_with_respect_to_inputs_are_a_closures_own_affair():
     optimizer = MeZO(model, lr=1e-2, eps=1e-3)
     optimizer.step(closure)
     assert optimizer.projected_grad.abs() > 0
+
+
+def test_a_step_that_was_refused_is_refused_again():
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + random.random() if self.training else x  # of no generator of torch
+
+    model = nn.Sequential(nn.Linear(4, 4), Noisy(), nn.Linear(4, 1)).eval()
+    x = torch.randn(6, 4)
+    optimizer = MeZO(model, lr=1e-3, eps=1e-3)
+    optimizer.step(lambda: model(x).square().mean())
+    model.train()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is not deterministic"):
+            optimizer.step(lambda: model(x).square().mean())
+    model.eval()
+    optimizer.step(lambda: model(x).square().mean())

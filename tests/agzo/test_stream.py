@@ -386,3 +386,20 @@ def test_an_interrupt_between_two_layers_ends_every_evaluation():
     stream._here = here
     assert threading.active_count() == threads
     assert_same(before, run.weights())
+
+
+def test_a_change_that_is_put_off_keeps_its_lr():
+    """Torch's schedulers change an lr that is a tensor in place."""
+    ends = []
+    for lr, streamed in ((0.1, False), (torch.tensor(0.1), False), (torch.tensor(0.1), True)):
+        net = stack()
+        stream = StreamedLayers(net.model, torch.device("cpu")) if streamed else None
+        optimizer = MeZO(net.model, lr=lr, eps=1e-3, stream=stream)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+        for _ in range(3):
+            optimizer.step(net.closure)
+            scheduler.step()
+        ends.append(net.model.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value)
+        assert ends[2][name].equal(ends[1][name])

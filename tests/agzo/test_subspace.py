@@ -193,3 +193,30 @@ def test_refresh_every_keeps_the_basis_between():
     assert seen[0] is seen[1]
     assert seen[2] is seen[3]
     assert seen[1] is not seen[2]
+
+
+def test_an_input_changed_in_place_in_inference_mode_has_a_basis_of_its_own():
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(8, 8, bias=False), nn.Linear(8, 1, bias=False)
+
+        def forward(self, x):
+            h = x.clone()
+            h += 3 * self.a(h)
+            return self.b(h)
+
+    x, bases = torch.randn(16, 8, generator=torch.Generator().manual_seed(1)), []
+    for inference in (False, True):
+        model = Residual().eval()
+
+        def closure(model=model, inference=inference):
+            with torch.inference_mode(inference):
+                return model(x).square().mean()
+
+        optimizer = AGZO(model, lr=0.0, eps=1e-3)
+        optimizer.step(closure)
+        bases.append(optimizer._subspace.bases)
+    for name, basis in bases[0].items():
+        torch.testing.assert_close(bases[1][name], basis)
