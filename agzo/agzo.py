@@ -112,6 +112,7 @@ class AGZO(ZeroOrderOptimizer):
         self.accumulated_basis = accumulated_basis
         self._whole = whole  # bases of several micro-batches
         self._settled = False  # whether a forward has shown what the tuned parameters are
+        self._unsettled: list[Tuned] | None = None  # as they were before a look has
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _make_sampler(self) -> ActivationSubspace:
@@ -150,7 +151,7 @@ class AGZO(ZeroOrderOptimizer):
         self._settle({each.name: usage.role(each.parameter, each.role) for each in self.tuned})
 
     def _settle(self, roles: Mapping[str, Role]) -> None:
-        before, self._settled = self.tuned, True
+        before, self._settled, self._unsettled = self.tuned, True, None
         self.tuned = [replace(each, role=roles.get(each.name, each.role)) for each in before]
         if [each.role for each in before] != [each.role for each in self.tuned]:
             learnt = self._subspace.learnt
@@ -158,6 +159,9 @@ class AGZO(ZeroOrderOptimizer):
             self._subspace.learnt = learnt
 
     def _check(self, closure: Joint) -> None:
+        if self._unsettled is not None:  # what a look has seen is not the first step's
+            self.tuned, self._unsettled, self._settled = self._unsettled, None, False
+            self._aim()
         with Usage(each.parameter for each in self.tuned) as usage:
             super()._check(closure)
         if not self._settled:
@@ -174,9 +178,11 @@ class AGZO(ZeroOrderOptimizer):
     def _only_looking(self, batch: Joint) -> Iterator[None]:
         if not self._settled:  # nor was there a first step
             usage = Usage(each.parameter for each in self.tuned)
-            with usage, self._subspace.learn(batch.pieces[0].token_mask):
+            with usage, self._subspace.learn(batch.token_mask):
                 self._run(batch)
+            unsettled = self.tuned
             self.settle(usage)
+            self._unsettled = unsettled
         with super()._only_looking(batch):
             yield
 
@@ -186,8 +192,10 @@ class AGZO(ZeroOrderOptimizer):
     def live_state(self) -> dict[str, Any]:
         """Return torch's state dict, to write at once; the bases are in its entry "zo"."""
         state = super().live_state()
-        roles = {each.name: each.role for each in self.tuned}
-        entry = {**state["state"][ENTRY], "bases": dict(self._subspace.bases), "roles": roles}
+        settled = self._settled and self._unsettled is None
+        roles = {each.name: each.role for each in self._unsettled or self.tuned}
+        entry = {**state["state"][ENTRY], "bases": dict(self._subspace.bases)}
+        entry |= {"roles": roles, "settled": settled}
         calls = {name: astuple(each) for name, each in self._subspace.calls.items()}
         state["state"][ENTRY] = {**entry, "calls": calls} if calls else entry
         return state
@@ -196,6 +204,7 @@ class AGZO(ZeroOrderOptimizer):
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
         self._settle(self._zo.pop("roles", {}))
+        self._settled = self._zo.pop("settled", True)
         devices = {each.name: each.device for each in self.tuned}
         # Column-major, as a decomposition leaves them: files keep no layout, and products round by
         # it.

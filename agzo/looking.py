@@ -31,16 +31,14 @@ class Looking(Measuring):
     ) -> Measurement:
         """Measure as step number `step` (default: the next one) would, and move nothing.
 
-        For looking at a method: the directions and projected gradients are those of `step`.
-        Weights, bases and the counts of steps and forwards stay as they are.
+        For looking at a method: the directions and projected gradients are those of `step`, inside
+        bases of this batch where that step takes some, or where there are none yet. Weights, bases
+        and the counts of steps and forwards stay as they are.
         """
         self._enter()
         batch = joint(closure, token_mask, self.accumulation, self.group)
         with self._only_looking(batch):
-            found, _ = self._measure(batch, self._zo["step"] if step is None else step)
-            for directions, _ in found.queries:
-                sample_rest(directions)
-        return found
+            return self._measure(batch, self._zo["step"] if step is None else step)[0]
 
     @apart
     def directions(
@@ -48,13 +46,14 @@ class Looking(Measuring):
     ) -> tuple[list[Directions], Tensor]:
         """Return the directions that step number `step` would measure on a batch, and its loss.
 
-        Takes one forward, in which bases are captured; it is not counted. `losses` evaluates them.
+        Takes one forward, in which bases are captured as by `estimate`; it is not counted. `losses`
+        evaluates them.
         """
         self._enter()
         batch = joint(closure, token_mask, 1, ALONE)
         run = partial(self._run, batch)
         with self._only_looking(batch):
-            capture, watch = self._looking(batch, step)
+            capture, watch = self._watching(batch, step)
             loss = run() if watch is None else watch(run)
             if capture is not None:
                 capture.finite()  # checks the mask's use
@@ -68,7 +67,7 @@ class Looking(Measuring):
         """Have all that measuring a batch changes as it was before."""
         forwards = self._zo["forwards"]
         try:
-            with self._sampler.looking():
+            with self._sampler.looking(), self._guard.looking():
                 yield
         finally:
             self._zo["forwards"] = forwards

@@ -67,12 +67,16 @@ class Moving(Progress):
         """
         if self.needs_data is not None:
             raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
-        step = self._zo["step"]
+        zo = self._zo
+        zo["alive"] &= torch.isfinite(projected_grad).all().to(zo["alive"].device)
+        step = zo["step"]
         measured = enumerate(projected_grad.unbind())
         queries = [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured]
         self._move(queries, Noise(self.seed, step))
         self._learn(queries, None)
-        self._zo["step"] += 1
+        self._sampler.stepped()
+        zo["step"] += 1
+        self._look_later()
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:
         """Return what the update applies: the evaluated directions themselves."""

@@ -36,7 +36,7 @@ from agzo.observed import Observed
 from agzo.per_piece import PER_PIECE, check_per_piece
 from agzo.preparing import Preparing
 from agzo.rng import Noise
-from agzo.saved_state import SETTINGS, SavedState
+from agzo.saved_state import SETTINGS, SavedState, Staged
 from agzo.scaling import SCALINGS, check_scaling
 from agzo.torch_calls.surroundings import apart
 from agzo.tuned.scope import Scope
@@ -197,7 +197,7 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
             FloatingPointError: an earlier step measured what is not finite.
         """
         staged = self._staged if closure is None else None
-        measurement, finite = staged or self._measured(closure, token_mask)
+        measurement, finite, _ = staged or self._measured(closure, token_mask)
         self._staged = None
         self._take(measurement, finite)
         return measurement.loss
@@ -212,8 +212,8 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
         self._staged = self._measured(closure, token_mask)
         return self._staged[0].loss
 
-    def _measured(self, closure: Batch | None, mask: Tensor | None) -> tuple[Measurement, Tensor]:
-        """Return what a step measures on a batch, checked, and whether its bases are finite."""
+    def _measured(self, closure: Batch | None, mask: Tensor | None) -> Staged:
+        """Return what a step measures on a batch, checked."""
         if self._staged is not None:
             raise ValueError(
                 "closure: a step is staged that has not moved yet; allowed is step() without a "
@@ -225,7 +225,9 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
         if self._guard.switched() or self._zo["step"] == 0:
             self._check(batch)
             self._check_scope(batch)
-        return self._measure(batch, self._zo["step"])
+            self._guard.checked()
+        before = self._zo["forwards"]
+        return Staged(*self._measure(batch, self._zo["step"]), before)
 
     def _take(self, measurement: Measurement, finite: Tensor) -> None:
         """Move as was measured, and end the step."""
@@ -236,6 +238,7 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
         zo["alive"] &= torch.isfinite(measurement.loss).to(zo["alive"].device)
         self._move(measurement.queries, Noise(self.seed, zo["step"]))
         self._learn(measurement.queries, measurement)
+        self._sampler.stepped()
         self._guard.moved(zo)
         zo["step"] += 1
         self._look_later()

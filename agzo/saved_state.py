@@ -7,8 +7,11 @@ in `CHANGEABLE` may be changed between steps; a state has those of its time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
+
+from agzo.estimator import Measurement
 from agzo.execution.weights import Resident, Weights
 from agzo.moments import KEPT, REMEMBERED
 from agzo.progress import ENTRY, Progress, saved_entry
@@ -24,6 +27,14 @@ CHANGEABLE = ("eps", "momentum", "beta2")
 """Settings that may be changed between steps, as attributes."""
 
 
+class Staged(NamedTuple):
+    """A step that is measured and has not moved."""
+
+    measurement: Measurement
+    finite: Tensor  # 0-dim bool: its bases are
+    forwards: int  # that were counted before it
+
+
 class SavedState(Progress):
     """The state of a zeroth-order optimizer: its counts, settings, moments and float32 copies."""
 
@@ -31,7 +42,7 @@ class SavedState(Progress):
     seed: int
     stream_version: str
     _weights: Weights
-    _staged: Any = None  # a step that is measured and has not moved; no part of a state
+    _staged: Staged | None = None  # no part of a state
 
     def __getstate__(self) -> dict[str, Any]:
         if not isinstance(self._weights, Resident):
@@ -53,6 +64,8 @@ class SavedState(Progress):
         state = super().live_state()
         entry = state["state"][ENTRY]
         now = {key: getattr(self, key) for key in CHANGEABLE}
+        if self._staged is not None:
+            entry = {**entry, "forwards": self._staged.forwards}
         made = {key: entry["settings"][key] for key in now if now[key] != entry["settings"][key]}
         entry = {**entry, "settings": {**entry["settings"], **now}}
         state["state"][ENTRY] = {**entry, "made_with": made} if made else entry

@@ -106,7 +106,7 @@ class TrackedSubspace(ActivationSubspace):
         return partial(Tracking, self._rate)
 
     def _inside(self, tuned: Tuned, noise: Noise) -> LowRank:
-        basis = self.bases[tuned.name]  # Q
+        basis = self.now[tuned.name]  # Q
         device, name = basis.device, tuned.name
         active = min(self._active, basis.shape[1])
         first = min(self._leading, active)

@@ -17,15 +17,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from agzo.about import About
 from agzo.check import check_count
 from agzo.directions.direction import Direction
 from agzo.directions.low_rank import LowRank
 from agzo.directions.orthonormal import OrthonormalSubspace
-from agzo.estimator import Measurement
-from agzo.execution.perturb import Directions
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.scaling import SCALINGS
@@ -77,13 +75,7 @@ class SubZero(ZeroOrderOptimizer):
         super().__init__(model, lr=lr, eps=eps, **own, **shared)
 
     def _make_sampler(self) -> BothSides:
-        self._subspace = BothSides(self.tuned, self.rank, self.refresh_every)
-        return self._subspace
+        return BothSides(self.tuned, self.rank, self.refresh_every)
 
     def _refreshes(self, step: int) -> bool:
         return step % self.refresh_every == 0
-
-    def _learn(
-        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
-    ) -> None:
-        self._subspace.forget()

@@ -29,8 +29,6 @@ from agzo.check import check_choice, check_count, check_number
 from agzo.directions.direction import Direction, Sum
 from agzo.directions.low_rank import LowRank
 from agzo.directions.orthonormal import OrthonormalSubspace
-from agzo.estimator import Measurement
-from agzo.execution.perturb import Directions
 from agzo.moments import Combination, Estimates
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.rng import Noise
@@ -129,10 +127,4 @@ class ZOMuon(ZeroOrderOptimizer):
         return Orthogonal(self.vector_rate)
 
     def _make_sampler(self) -> OutputSide:
-        self._subspace = OutputSide(self.tuned, self.rank, self.refresh_every)
-        return self._subspace
-
-    def _learn(
-        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
-    ) -> None:
-        self._subspace.forget()
+        return OutputSide(self.tuned, self.rank, self.refresh_every)

@@ -63,6 +63,8 @@ class ActivationSubspace(Gaussian):
         self._group = group
         self._accumulated = accumulated
         self.bases: dict[str, Tensor] = {}
+        """Of the last step that took some."""
+        self._taken: ActivationCapture | None = None  # by what is measured, which may yet fail
         self.learnt: dict[str, Calls] = {}
         """How matrices are called that are not simply called once in a forward."""
         self._used_otherwise: set[str] = set()  # by other calls, while bases were taken last
@@ -74,16 +76,17 @@ class ActivationSubspace(Gaussian):
         return {name: each for name, each in self.learnt.items() if name in names}
 
     def capture(self, noise: Noise, token_mask: Tensor | None) -> ActivationCapture | None:
-        """Return a capture that fills `bases`, None where no new ones are due.
+        """Return a capture that takes new bases, None where none are due.
 
         An optimizer that has no bases yet takes them at any step.
         """
+        self._taken = None
         if self.bases and not takes_bases(noise.step, self._refresh_every):
             return None
         whole = self._accumulated != "first"
         calls = self.calls
         in_parts = whole or any(each.several for each in calls.values())
-        found = self._kind(whole, in_parts)(
+        self._taken = self._kind(whole, in_parts)(
             self._linear,
             self._rank,
             self._power_steps,
@@ -95,8 +98,18 @@ class ActivationSubspace(Gaussian):
             shape=token_mask,
             model=self._model,
         )
-        self.bases, self._used_otherwise = found.bases, found.used_otherwise
-        return found
+        return self._taken
+
+    @property
+    def now(self) -> dict[str, Tensor]:
+        """The bases of what is measured now."""
+        return self.bases if self._taken is None else self._taken.bases
+
+    def stepped(self) -> None:
+        """Keep the bases of a step that was taken."""
+        if self._taken is not None:
+            self.bases, self._used_otherwise = self._taken.bases, self._taken.used_otherwise
+            self._taken = None
 
     def _kind(self, whole: bool, in_parts: bool) -> Callable[..., ActivationCapture]:
         """Return what makes a capture: of inputs in parts, and of those of all micro-batches."""
@@ -112,25 +125,26 @@ class ActivationSubspace(Gaussian):
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Go back to the bases before."""
-        before = self.bases, self._used_otherwise
+        """Drop the bases that a look takes; a step that is staged keeps its own."""
+        before = self._taken
         try:
             yield
         finally:
-            self.bases, self._used_otherwise = before
+            self._taken = before
 
     def sample(self, tuned: Tuned, noise: Noise) -> Direction:
         """Return R A^T for a linear weight, dense noise for the rest."""
         if tuned.inputs is None:
             return super().sample(tuned, noise)
-        if tuned.name not in self.bases:
+        if tuned.name not in self.now:
             self._refuse_without_basis(tuned)
             return still(tuned.parameter.shape, tuned.device)
         return self._inside(tuned, noise)
 
     def _refuse_without_basis(self, tuned: Tuned) -> None:
         """Raise ValueError unless no row of the batch entered the weight, which may be."""
-        if tuned.name in self._used_otherwise:
+        taken = self._taken
+        if tuned.name in (self._used_otherwise if taken is None else taken.used_otherwise):
             raise ValueError(
                 f"no basis for {tuned.name}: no product of an input with this weight was seen in "
                 "the captured forward; exclude it with params="
@@ -149,10 +163,10 @@ class ActivationSubspace(Gaussian):
 
     def head(self, tuned: Tuned, noise: Noise) -> LowRank | None:
         """Return R A^T of a table, A the basis of what enters it as a head; see `seen`."""
-        return self._inside(tuned, noise) if tuned.name in self.bases else None
+        return self._inside(tuned, noise) if tuned.name in self.now else None
 
     def _inside(self, tuned: Tuned, noise: Noise) -> LowRank:
-        basis = self.bases[tuned.name]  # (d_in, r) orthonormal columns
+        basis = self.now[tuned.name]  # (d_in, r) orthonormal columns
         d_out = tuned.parameter.shape[1 - input_side(tuned)]
         drawn = noise.columns(d_out, basis.shape[1], basis.device, tuned.name, "left")
         return LowRank.of(drawn, basis, tuned.inputs)

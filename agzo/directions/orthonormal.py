@@ -31,8 +31,8 @@ class OrthonormalSubspace(KeptSubspace):
             found = self._made[tuned.name, role] = address, haar(drawn)
         return found[1]
 
-    def forget(self) -> None:
-        """Drop the factors of a step."""
+    def stepped(self) -> None:
+        """Drop the factors of the step."""
         self._made.clear()
 
 

@@ -54,6 +54,10 @@ class DirectionSampler(Protocol):
         """Return what must be entered around a look at a step: after it all is as before."""
         ...
 
+    def stepped(self) -> None:
+        """End a step, which was taken: later ones go on from what it has seen."""
+        ...
+
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the values of one parameter's factors: those drawn, and the known factor's."""
         ...
@@ -124,6 +128,9 @@ class Gaussian:
     def looking(self) -> AbstractContextManager[object]:
         """Have nothing that a look changes."""
         return nullcontext()
+
+    def stepped(self) -> None:
+        """Keep nothing."""
 
     def sizes(self, tuned: Tuned) -> tuple[int, int]:
         """Count the parameter's values; there is no known factor."""

@@ -179,3 +179,15 @@ def test_zo_act_trains_what_its_calibration_has_seen():
     for x in (FIRST, BOTH, FIRST):
         optimizer.step(loss_of(model, x))
     assert optimizer.finite
+
+
+@every_method
+def test_a_look_ends_no_waiting(method, options):
+    model = MoE(skips=True)
+    optimizer = method(model, lr=1e-3, eps=1e-3, **options)
+    optimizer.step(loss_of(model, FIRST))
+    before = weights(model)
+    optimizer.estimate(loss_of(model, BOTH))
+    for _ in range(2):
+        optimizer.step(loss_of(model, FIRST))
+    assert all(p.equal(before[name]) == (name in MOVED) for name, p in model.named_parameters())

@@ -1,5 +1,6 @@
 """What a weight is to its model: seen by its use, whichever way round it is held."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -267,3 +268,46 @@ def test_compiled_layers_take_no_bases_of_weights_without_slots():
     weight = model.transformer.h[0].mlp.c_fc.weight
     assert usage.role(weight, "transposed") == "other"
     layers.remove()
+
+
+class Choice(nn.Module):
+    """Matrices of which a batch uses some: `which` are used as x @ W."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(IN, IN)
+        self.matrices = nn.ParameterList(torch.randn(IN, IN) for _ in range(2))
+
+    def loss(self, which: list[int]) -> Callable[[], Tensor]:
+        x = torch.randn(TOKENS, IN, generator=torch.Generator().manual_seed(1))
+
+        def closure() -> Tensor:
+            h = torch.tanh(self.first(x))
+            return torch.stack([(h @ self.matrices[each]).square().mean() for each in which]).mean()
+
+        return closure
+
+
+@pytest.mark.parametrize("before", ["nothing", "a look", "the start again"])
+def test_the_first_step_says_what_a_weight_is(before):
+    net = Choice()
+    optimizer = AGZO(net, lr=1e-2, eps=1e-3)
+    start, state = copy.deepcopy(net.state_dict()), optimizer.state_dict()
+    if before == "a look":
+        optimizer.estimate(net.loss([0]))
+        state = optimizer.state_dict()
+    if before == "the start again":
+        for _ in range(2):
+            optimizer.step(net.loss([0, 1]))
+    net.load_state_dict(start)
+    if before != "nothing":
+        optimizer.load_state_dict(state)
+    for _ in range(3):
+        optimizer.step(net.loss([0, 1]))
+    assert [each.role for each in optimizer.tuned if "matrices" in each.name] == ["transposed"] * 2
+    same = Choice()
+    straight = AGZO(same, lr=1e-2, eps=1e-3)
+    for _ in range(3):
+        straight.step(same.loss([0, 1]))
+    assert all(p.equal(q) for p, q in zip(net.parameters(), same.parameters(), strict=True))

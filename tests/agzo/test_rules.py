@@ -238,6 +238,32 @@ def test_looks_change_no_later_step(method: Method):
         assert parameter.equal(plain[name]), name
 
 
+@every_method
+def test_what_does_not_become_a_step_changes_no_later_one(method: Method):
+    """A closure that raises in its second evaluation; a state saved while a step is staged."""
+
+    def trained(disturbed: bool) -> Network:
+        net = qwen3()
+        optimizer = method.make(net)
+        evaluations = iter((net.closure, lambda: 1 / 0))
+        ids = torch.arange(8).view(2, 4) + 3
+        for step in range(4):
+            if disturbed and step == 2:
+                with pytest.raises(ZeroDivisionError):
+                    optimizer.step(lambda: next(evaluations)(), net.token_mask)
+            if disturbed and step == 3:
+                before = optimizer.forwards
+                optimizer.stage(lambda: net.model(input_ids=ids, labels=ids).loss)
+                optimizer.load_state_dict(optimizer.state_dict())
+                assert optimizer.forwards == before
+            optimizer.step(net.closure, net.token_mask)
+        return net
+
+    plain = weights(trained(disturbed=False).model)
+    for name, parameter in trained(disturbed=True).model.named_parameters():
+        assert parameter.equal(plain[name]), name
+
+
 @every_method_network_and_execution
 def test_finite_difference_is_gradient_times_direction(method: Method, execution, network):
     net = method.network(network, torch.float64)

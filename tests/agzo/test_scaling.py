@@ -217,3 +217,13 @@ def test_bad_settings_are_refused_by_name():
     with pytest.raises(ValueError, match=r"update='adam'.*allowed are sgd, scalar, spread"):
         MeZO(net.model, 1e-6, 1e-3, update="adam", embeddings="seen")
     assert FZOO(net.model, 1e-6, 1e-3)._sampler.dense is Signs
+
+
+def test_a_replayed_slope_that_is_not_finite_moves_nothing():
+    net = mlp()
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-3)
+    optimizer.step(net.closure)
+    before = weights(net.model)
+    optimizer.replay(torch.tensor([torch.nan]))
+    assert not optimizer.finite
+    assert all(p.equal(before[name]) for name, p in net.model.named_parameters())
