@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from agzo.about import About
-from agzo.activations.accumulated import ACCUMULATED
+from agzo.activations.accumulated import ACCUMULATED, check_parts
 from agzo.activations.calls import Calls
 from agzo.check import check_choice, check_count, check_count_or_none
 from agzo.directions.activation_subspace import ActivationSubspace, takes_bases
@@ -95,14 +95,8 @@ class AGZO(ZeroOrderOptimizer):
         if warm_start and basis == "exact":
             raise ValueError("warm_start=True: allowed is False with basis='exact'")
         check_choice("accumulated_basis", accumulated_basis, ACCUMULATED)
-        if shared.get("stream") is not None and shared.get("embeddings") == "seen":
-            raise ValueError(
-                "embeddings='seen': the evaluations of streamed layers run side by side, and the "
-                "basis of a head is there when they have looked up its table; allowed are 'tuned' "
-                "and 'frozen'"
-            )
         whole = shared.get("accumulation", 1) > 1 and accumulated_basis != "first"
-        _check_shared(basis, shared, accumulated_basis if whole else None)
+        check_parts(basis, shared, accumulated_basis if whole else None)
         self.rank = check_count("rank", rank)
         self.basis = basis
         self.power_steps = check_count("power_steps", power_steps, minimum=0)
@@ -214,26 +208,3 @@ class AGZO(ZeroOrderOptimizer):
         rows = {name: basis.to(devices[name]).T for name, basis in bases.items()}
         layout = torch.contiguous_format
         self._subspace.bases = {n: each.clone(memory_format=layout).T for n, each in rows.items()}
-
-
-def _check_shared(basis: str, shared: Mapping[str, Any], accumulated: str | None) -> None:
-    """Refuse what has no basis of rows that are not in one place, and say what has."""
-    group = shared.get("group")
-    several = None
-    if group is not None and group.size > 1:
-        several = f"{group.size} processes"
-    elif accumulated is not None:
-        several = f"accumulated_basis={accumulated!r}"
-    if several is None:
-        return
-    alone = " (or accumulated_basis='first')" if several.startswith("acc") else ""
-    if basis == "exact":
-        raise ValueError(
-            f"basis='exact': with {several} allowed is 'power'{alone}; rounding turns the signs of "
-            "a decomposition"
-        )
-    if accumulated is not None and shared.get("stream") is not None:
-        raise ValueError(
-            f"accumulated_basis={accumulated!r}: the evaluations of streamed layers run side by "
-            "side, and bases of all micro-batches are there too late; allowed is 'first'"
-        )

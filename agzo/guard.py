@@ -12,8 +12,8 @@ All of it raises ValueError before a wrong slope is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ class Guard:
         self._model = model
         self._dropouts = _dropouts(model)
         self._steady = Steady(model, list({each.device for each in tuned}))
-        self._reached: set[str] = set()  # of the parameters that wait, in this step
+        self.reached: set[str] = set()  # of the parameters that wait, in this step
         self.follow(tuned)
 
     def follow(self, tuned: list[Tuned]) -> None:
@@ -124,7 +124,7 @@ class Guard:
         """Return what must be entered around an evaluation: it notes who need not wait any more."""
         if not zo.get(WAITING):
             return nullcontext()
-        return _Reached([e for e in self._tuned if e.name in zo[WAITING]], self._reached)
+        return _Reached([e for e in self._tuned if e.name in zo[WAITING]], self.reached)
 
     def evaluated(self) -> None:
         """Note what an evaluation left behind."""
@@ -134,20 +134,11 @@ class Guard:
         """Refuse evaluations that were not of the same model."""
         self._steady.check(batch)
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Forget whom the evaluations of a look have reached."""
-        before = set(self._reached)
-        try:
-            yield
-        finally:
-            self._reached.intersection_update(before)
-
     def moved(self, zo: dict[str, Any]) -> None:
         """End a step: what it has reached takes part from the next one on."""
-        if self._reached:
-            zo[WAITING] = [name for name in zo[WAITING] if name not in self._reached]
-            self._reached.clear()
+        if self.reached:
+            zo[WAITING] = [name for name in zo[WAITING] if name not in self.reached]
+            self.reached.clear()
 
 
 class Places:

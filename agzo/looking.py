@@ -65,12 +65,13 @@ class Looking(Measuring):
     @contextmanager
     def _only_looking(self, batch: Joint) -> Iterator[None]:
         """Have all that measuring a batch changes as it was before."""
-        forwards = self._zo["forwards"]
+        forwards, reached = self._zo["forwards"], set(self._guard.reached)
         try:
-            with self._sampler.looking(), self._guard.looking():
+            with self._sampler.looking():
                 yield
         finally:
             self._zo["forwards"] = forwards
+            self._guard.reached.intersection_update(reached)
 
     @apart
     def losses(self, closure: Closure, directions: Directions, scales: Sequence[float]) -> Tensor:

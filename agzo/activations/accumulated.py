@@ -11,13 +11,13 @@ Y = H (H^T Q), with H over all of the batch, of which only one part is there at 
 
 Of a weight that a forward calls several times (`agzo.activations.calls`) H has the rows of all
 calls, by `gram`, with a sum of its own. Such bases are there when all has been through. Memory
-beside the
-above: Q and Y, (r, d_in) float32 each, for each distinct input.
+beside the above: Q and Y, (r, d_in) float32 each, for each distinct input.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,41 @@ from agzo.torch_calls.inputs import Leaders
 from agzo.torch_calls.surroundings import Closure
 
 ACCUMULATED = ("gram", "first")
+
+
+def check_parts(basis: str, shared: Mapping[str, Any], accumulated: str | None) -> None:
+    """Refuse what has no basis of rows that are not in one place, and say what has.
+
+    Args:
+        basis: AGZO's.
+        shared: arguments of every method.
+        accumulated: AGZO's `accumulated_basis`, None where a batch is in one piece.
+    """
+    if shared.get("stream") is not None and shared.get("embeddings") == "seen":
+        raise ValueError(
+            "embeddings='seen': the evaluations of streamed layers run side by side, and the "
+            "basis of a head is there when they have looked up its table; allowed are 'tuned' "
+            "and 'frozen'"
+        )
+    group = shared.get("group")
+    several = None
+    if group is not None and group.size > 1:
+        several = f"{group.size} processes"
+    elif accumulated is not None:
+        several = f"accumulated_basis={accumulated!r}"
+    if several is None:
+        return
+    alone = " (or accumulated_basis='first')" if several.startswith("acc") else ""
+    if basis == "exact":
+        raise ValueError(
+            f"basis='exact': with {several} allowed is 'power'{alone}; rounding turns the signs of "
+            "a decomposition"
+        )
+    if accumulated is not None and shared.get("stream") is not None:
+        raise ValueError(
+            f"accumulated_basis={accumulated!r}: the evaluations of streamed layers run side by "
+            "side, and bases of all micro-batches are there too late; allowed is 'first'"
+        )
 
 
 @dataclass
