@@ -19,7 +19,7 @@ PLAN   := --scale $(SCALE) $(if $(BUDGET),--budget $(BUDGET)) $(if $(TASKS),--ta
 .DEFAULT_GOAL := help
 .PHONY: help setup smollm2 demo plan sweep status reproduce-table1 reproduce-table2 table1 table2 table-all \
   table-field table-adapters agzo-variants aim-zo-check aim-zo-variants bf16-master lozo-refresh probes-or-steps \
-  report figures figure1 figure2 figure3 figure4 eps-window progress update-arrival notebooks theory test lint types \
+  report figures figure1 figure2 figure3 figure4 eps-window progress drift update-arrival notebooks theory test lint types \
   bench bench-prompts bench-scaling bench-figure time-to-loss pocket-model test-slow test-oldest test-gpu clean
 
 # A line that begins with ##@ is a heading of `make help`; a target is listed by the words behind its ##.
@@ -148,6 +148,10 @@ eps-window: $(READY) ## is the measured slope the true slope? Prints an eps for 
 
 progress: $(READY) ## how far one step gets: slope, curvature, best learning rate of each method (PROGRESS=options)
 	@$(call measure,progress,$(PROGRESS),step_progress,progress)
+
+CASES ?= agzo:1e-4,mezo:1e-4
+drift: $(READY) ## where runs go: dev loss, distance, what no input sees, what is forgotten (CASES=method:lr,...)
+	@$(call measure,drift,--cases $(CASES),run_drift,drift)
 
 update-arrival: $(READY) ## the share of an update that survives rounding
 	@$(call measure,arrival,,update_arrival,update_arrival)

@@ -256,8 +256,8 @@ def _marks(method: Method, network: str | None, execution: str) -> Any:
     """Leave to the slow tests: other networks of the others, and what the reference repeats."""
     first = network in (None, method.networks[0])
     chief = method.name in CHIEF
-    quick = first or chief if execution == "side_branch" else first and chief
-    return [] if quick else pytest.mark.slow
+    wanted = first or chief if execution == "side_branch" else first and chief
+    return [] if wanted else pytest.mark.slow
 
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=str)

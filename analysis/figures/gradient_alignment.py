@@ -1,8 +1,8 @@
 """Figure 2: cosine of zeroth-order estimates with the gradient, as the alignment probe measured it.
 
 (a) linear layers alone and (b) everything: one-query estimates along a training run, with the value
-that the theory predicts; (c) the mean of as many queries as some forwards pay for; (d) each linear
-layer perturbed alone; (e) the same layers when all are perturbed at once.
+that the theory predicts; (c) the mean of as many queries as some forwards pay for; (d) linear
+layers perturbed alone; (e) all of them perturbed at once.
 
     python -m analysis.figures.gradient_alignment FOLDER --out STEM
 """
@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from analysis.figures.layer_map import MOST_BARS
-from analysis.figures.singular_spectrum import short
+from analysis.figures.layer_map import MOST_BARS, short
 from analysis.figures.style import RC, TEXT_INCHES, MethodStyle, label, styles
 from analysis.reading.load import ResultError
 from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
@@ -53,7 +52,7 @@ def draw(folder: Path, stem: Path) -> list[Path]:
         _along(panels["a"], _scope(whole, "linear"), looks, "(a) linear layers")
         _along(panels["b"], _scope(whole, "all"), looks, "(b) everything")
         _forwards(panels["c"], _scope(averaged, "linear"), looks)
-        _layers(panels["d"], layers, looks, "alone", "(d) each linear layer perturbed alone")
+        _layers(panels["d"], layers, looks, "alone", "(d) linear layers perturbed alone")
         panels["d"].set_yscale("log")
         _layers(panels["e"], layers, looks, "together", "(e) all linear layers perturbed at once")
         panels["e"].axhline(0, color="black", linewidth=0.6)
@@ -204,9 +203,10 @@ def caption(probe: Probe) -> list[str]:
         *_partial(probe),
         f"(c) Mean of the queries that the forwards pay for, steps {_steps(whole)} together; in "
         "one step queries share the basis and, one-sided, the base forward.",
-        f"(d) {int(alone['n'].iloc[0])} queries a layer and method; bars: {CONFIDENCE:.0%} "
-        "confidence intervals.",
-        "(e) The same layers when one projected gradient serves all of them, as in a step: a "
+        f"(d) {alone['layer'].nunique()} of {together['layer'].nunique()} layers, "
+        f"{int(alone['n'].iloc[0])} queries a layer and method; bars: {CONFIDENCE:.0%} confidence "
+        "intervals.",
+        "(e) All layers when one projected gradient serves all of them, as in a step: a "
         f"layer's cosine can then be negative. {(together['cosine'] < 0).sum()} of "
         f"{len(together)} means over queries, all steps, are below zero.",
         f"Methods: {settings}.",

@@ -18,8 +18,14 @@ def block(layer: str) -> str:
 
 
 def role(layer: str) -> str:
-    """Return what a weight is in its block: model.layers.3.self_attn.q_proj.weight is a q_proj."""
-    return layer.removesuffix(".weight").rpartition(".")[2]
+    """Return what a weight is in its block: self_attn.q_proj of model.layers.3.self_attn.q_proj."""
+    return re.sub(r"^.*?\.\d+\.", "", layer.removesuffix(".weight"))
+
+
+def short(layer: str) -> str:
+    """Shorten a weight's name: model.layers.3.self_attn.q_proj.weight to 3.q_proj."""
+    last = role(layer).rpartition(".")[2]
+    return f"{block(layer)}.{last}" if block(layer) else last
 
 
 def draw_map(axes: Axes, values: Mapping[str, float], title: str, low: float, high: float) -> None:
@@ -40,7 +46,8 @@ def draw_map(axes: Axes, values: Mapping[str, float], title: str, low: float, hi
         grid, aspect="auto", cmap=COLOURS, norm=Normalize(low, high), interpolation="nearest"
     )
     axes.figure.colorbar(image, ax=axes, pad=0.02, aspect=12)
-    axes.set_yticks(range(len(roles)), roles)
+    last = [each.rpartition(".")[2] for each in roles]
+    axes.set_yticks(range(len(roles)), last if len(set(last)) == len(roles) else roles)
     shown = range(0, len(blocks), max(1, len(blocks) // 6))
     axes.set_xticks(shown, [blocks[place] for place in shown])
     axes.set_xlabel("block")

@@ -16,7 +16,14 @@ from matplotlib.figure import Figure
 
 from analysis.figures.style import RC, TEXT_INCHES, styles
 from analysis.reading.load import ResultError
-from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
+from analysis.reading.probe import (
+    Probe,
+    Table,
+    command_line,
+    load_probe,
+    sentence_of_runs,
+    write_figure,
+)
 
 COLUMNS = {
     "drift": (
@@ -95,8 +102,8 @@ def caption(probe: Probe) -> list[str]:
         "layers. (c) Of the squared distance, what no input of that step's minibatch sees: it "
         f"changes no output on them. {'(d) ' + text + ', never trained on.' if text else ''}",
         f"At the last step, shares of the squared distance outside the span of the inputs, and of "
-        f"their 16 leading directions: {last}.",
-        sentence(probe),
+        f"their {probe.get('leading', int)} leading directions: {last}.",
+        sentence_of_runs(probe),
     ]
 
 

@@ -1,6 +1,7 @@
 """Figure 1: gradients and activations of each linear layer, from what the structure probe measured.
 
-(a) |G A| / |G| per layer for r = 1, 10 and the full rank; (b), (c) singular values of gradients and
+(a) |G A| / |G| per layer for r = 1, 10 and the full rank, or of many layers maps for r = 1 and 10;
+(b), (c) singular values of gradients and
 inputs of a few layers; (d) the same as (a) with a basis of another minibatch or of the first step,
 or one that is cheaper to come by; (e) the share of a layer's activation energy in its first
 direction, and in that direction's strongest position.
@@ -19,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.layer_map import MOST_BARS, block, draw_map, role
+from analysis.figures.layer_map import MOST_BARS, draw_map, short
 from analysis.figures.style import RC, TEXT_INCHES
 from analysis.reading.load import ResultError
 from analysis.reading.probe import Probe, Table, command_line, load_probe, sentence, write_figure
@@ -214,11 +215,6 @@ def _legend_above(axes: Axes, handles: Sequence[Patch | Line2D], columns: int) -
 def _name_layers(axes: Axes, layers: Sequence[str]) -> None:
     axes.set_xticks(range(len(layers)), [short(x) for x in layers], rotation=90, fontsize=5)
     axes.set_xlim(-0.7, len(layers) - 0.3)
-
-
-def short(layer: str) -> str:
-    """Shorten a weight's name: model.layers.3.self_attn.q_proj.weight to 3.q_proj."""
-    return f"{block(layer)}.{role(layer)}" if block(layer) else role(layer)
 
 
 def caption(probe: Probe, last: int, many: bool) -> list[str]:

@@ -118,11 +118,20 @@ def device(about: Mapping[str, Any]) -> str:
 
 def sentence(probe: Probe) -> str:
     """Name model, data, run, device and commit of a probe that looked at a run, for its caption."""
+    run = f"{probe.get('config.method.name', str)}, lr {probe.get('config.method.lr', float):g}, "
+    return _sentence(probe, run)
+
+
+def sentence_of_runs(probe: Probe) -> str:
+    """Name the same of a probe whose runs have methods and learning rates of their own."""
+    return _sentence(probe, "")
+
+
+def _sentence(probe: Probe, run: str) -> str:
     text = (
         f"Model: {probe.get('model.name', str)} ({probe.get('model.parameters', int):,} "
         f"parameters). Data: {probe.get('data.source', str)}, task {probe.get('task', str)}, batch "
-        f"{probe.get('config.train.batch_size', int)}. Run: "
-        f"{probe.get('config.method.name', str)}, lr {probe.get('config.method.lr', float):g}, "
+        f"{probe.get('config.train.batch_size', int)}. Run: {run}"
         f"seed {probe.get('seed', int)}, {probe.get('config.precision.dtype', str)}. Device: "
         f"{device(probe.about)}. Code: {code(probe.about)}."
     )

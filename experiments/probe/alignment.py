@@ -9,10 +9,10 @@ LOZO-M evaluates LOZO's directions, so its estimates are LOZO's. Tables:
   Theorem 5.4 (in its concatenated form) predicts from the measured bases. A scope is what is
   perturbed and compared: "linear", the weights of linear layers, or "all".
 * `averaged`: the cosine of the mean over as many queries as a number of forwards pays for.
-* `layers`: for each linear layer the cosine when that layer is perturbed `alone`, where the theorem
-  holds, and when it is perturbed `together` with all others, where one projected gradient serves
-  all layers and the cosine can be negative. Layers that a method leaves as they are have no row of
-  it; nor has the dominant layer alone, where it is its base method.
+* `layers`: for each linear layer the cosine when it is perturbed `together` with all others, where
+  one projected gradient serves all layers and the cosine can be negative; for those of `--layers`
+  also when each is perturbed `alone`, where the theorem holds. Layers that a method leaves as they
+  are have no row of it; nor has the dominant layer alone, where it is its base method.
 
 A group has its own seed, so its own directions and, for AGZO, its own test matrix; queries
 of a group share the base forward, as in a step with several queries.

@@ -123,7 +123,11 @@ def run(
     others = count("--others", options.others)
     scene = load(options.overrides)  # every problem shows before the first long run
     about = tidy.about("drift", scene.device) | scene.about()
-    about |= {"others": others, "unrelated": scene.parts.unrelated and scene.parts.unrelated.about}
+    about |= {
+        "others": others,
+        "leading": LEADING,
+        "unrelated": scene.parts.unrelated and scene.parts.unrelated.about,
+    }
     del scene
     rows = [
         options.kept(

@@ -154,7 +154,7 @@ def true_gradients(seen: nn.Module, reference: nn.Module, batch: Minibatch) -> G
 
 def look(optimizer: ZeroOrderOptimizer, batch: Minibatch, index: int) -> tuple[Directions, float]:
     """Return direction number `index` of a method, with its own subspace, and its g."""
-    step = index * (getattr(optimizer, "refresh_every", 1) or 1)  # None: one subspace for all
+    step = index * (getattr(optimizer, "refresh_every", 1) or 1)
     measurement = optimizer.estimate(lambda: batch.loss(optimizer.model), batch.token_mask, step)
     directions, g = measurement.queries[0]
     return directions, g.item()

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 HELP = "figure 1: gradients and activations of each linear layer"
 RANKS = (1, 10)
 POWER_STEPS = 3  # K of the paper
+SPECTRA = 6  # layers whose spectra can be told apart in the figure
 
 
 def linear_layers(model: nn.Module) -> list[Tuned]:
@@ -220,6 +221,11 @@ def run(
     scene = scenes.load(options.overrides)
     layers = linear_layers(scene.model)
     chosen = choose(layers, [name for name in options.layers.split(",") if name])
+    if len(chosen) > SPECTRA:
+        raise ValueError(
+            f"--layers={options.layers}: {len(chosen)} layers; allowed are up to {SPECTRA}, whose "
+            "spectra one figure can show"
+        )
     tables: tidy.Tables = {"cosines": [], "spectra": [], "energy": []}
     first: dict[str, Spectrum] = {}
     for step in scene.walk(steps):

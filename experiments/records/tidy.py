@@ -110,9 +110,10 @@ def finished(folder: Path, settings: Mapping[str, Any]) -> bool:
         return False
     about = read(path)
     found, wanted = about.get("settings"), _plain(settings)
-    if found != wanted:
-        given = found if isinstance(found, dict) else {}
-        keys = sorted(key for key in {**given, **wanted} if given.get(key) != wanted.get(key))
+    given = found if isinstance(found, dict) else {}
+    # An option that is "" was not given; one that came later is not in an older file.
+    keys = sorted(k for k in {**given, **wanted} if (given.get(k) or "") != (wanted.get(k) or ""))
+    if keys:
         raise ValueError(
             f"--out={folder}: it holds measurements with another {', '.join(keys)}; allowed is a "
             "folder of their own for new settings, or remove the old one"

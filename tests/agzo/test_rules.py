@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agzo import LowRank, ZeroOrderOptimizer
+from agzo import AGZO, LowRank, ZeroOrderOptimizer
 from agzo.rng import Noise
 from agzo.tuned.select import roles
 from tests.methods import (
     EXECUTIONS,
+    METHODS,
     Method,
     chief_method_and_network,
     every_method,
@@ -213,7 +214,10 @@ def test_resume_is_bit_exact(method: Method, execution):
     assert optimizer_2.forwards == optimizer.forwards
 
 
-@every_method
+KEPT_AND_SEEN = Method("agzo-seen-every3", AGZO, {"embeddings": "seen", "refresh_every": 3})
+
+
+@pytest.mark.parametrize("method", [*METHODS, KEPT_AND_SEEN], ids=str)
 def test_looks_change_no_later_step(method: Method):
     """A look at another batch, at the next step or at the first, before and in training."""
 

@@ -13,9 +13,10 @@ POCKET = ["model=pocket", "task=sst2", "data=pocket", "threads=1", "train.batch_
 
 
 def test_outside_is_what_the_span_does_not_hold():
-    basis = torch.linalg.qr(torch.randn(8, 3, generator=torch.manual_seed(0))).Q
-    inside = torch.randn(5, 3) @ basis.T
-    across = torch.randn(5, 8)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 3, generator=generator)).Q
+    inside = torch.randn(5, 3, generator=generator) @ basis.T
+    across = torch.randn(5, 8, generator=generator)
     across -= across @ basis @ basis.T
     left, whole = outside(inside, basis)
     assert abs(left) < 1e-5 * whole  # a difference of float32 numbers' squares

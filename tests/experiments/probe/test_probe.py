@@ -18,6 +18,7 @@ POCKET = [
 ]  # fmt: skip
 STRUCTURE = ["--steps", "0,2"]
 ALIGNMENT = ["--steps", "0,1", "--groups", "2", "--forwards", "2,4", "--layer-queries", "2"]
+ALIGNMENT += ["--layers", "layers.0."]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def test_a_probe_leaves_tables_and_what_they_stand_on(measured):
     assert {r["method"] for r in layers if r["perturbed"] == "alone"} == methods - {
         "dominant_layer"
     }
+    counts = [
+        len({row["layer"] for row in layers if row["perturbed"] == how})
+        for how in ("alone", "together")
+    ]
+    assert counts == [7, 28]
     own = {row["layer"] for row in layers if row["method"] == "dominant_layer"}
     assert len(own) == 7
     assert all(name.startswith("model.layers.1.") for name in own)
@@ -61,6 +67,9 @@ def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured
     before = (measured / "structure" / "about.json").stat().st_mtime_ns
     assert main(["structure", "--out", folder, *STRUCTURE, *POCKET]) == 0
     assert "measured already" in capsys.readouterr().out
+    about = json.loads((measured / "structure" / "about.json").read_text())
+    del about["settings"]["layers"]  # as if the option had come later
+    assert tidy.finished(measured / "structure", about["settings"] | {"layers": ""})
     assert main(["structure", "--out", folder, "--steps", "0,3", *POCKET]) == 2
     message = capsys.readouterr().err
     assert "another steps" in message
@@ -95,6 +104,7 @@ def test_a_measured_folder_is_left_alone_and_other_settings_are_refused(measured
         ("alignment", ["--methods", "none"], "method=none: unknown"),
         ("alignment", ["--layer-steps", "7"], "--layer-steps=7"),
         ("alignment", ["--layers", "layers.0,head"], "--layers=head: in no layer's name"),
+        ("structure", ["--layers", "layers"], "layers; allowed are up to 6, whose spectra"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, name, options, message):
@@ -248,7 +258,7 @@ def test_a_folder_that_cannot_be_written_or_is_damaged_is_named_first(tmp_path, 
         assert "about.json: holds no JSON object" in capsys.readouterr().err
     (tmp_path / "about.json").write_text('{"a": 1}')
     assert main(["structure", "--out", str(tmp_path), *POCKET]) == 2
-    assert "holds measurements with another layers, overrides" in capsys.readouterr().err
+    assert "holds measurements with another overrides, probe, steps" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -830,10 +830,13 @@ def test_adapters_are_named_by_columns_alone(plan, tmp_path, override, where):
         read(tmp_path)
 
 
-@pytest.mark.slow
-def test_a_plan_of_streamed_layers_is_checked_and_timed(plan, tmp_path):
+def test_a_plan_of_streamed_layers_has_no_backpropagation(plan, tmp_path):
     with pytest.raises(BadInput, match=r"model\.offload=layers: method=sgd needs all weights"):
         read(tmp_path, "model.offload=layers", tasks=["sst2"])
+
+
+@pytest.mark.slow
+def test_a_plan_of_streamed_layers_is_timed(plan, tmp_path):
     columns = {name: column for name, column in PLAN["columns"].items() if name != "first_order"}
     grid = {name: PLAN["scales"]["small"]["grid"][name] for name in ("agzo", "two_sided")}
     plan(**{"columns": columns, "scales.small.grid": grid})

@@ -118,7 +118,7 @@ def coarse(**changes) -> Context:
 
 LONG = (  # a second and more each
     *("lipschitz_bound", "smooth", "whole_network", "one_layer_cosines"),
-    *("helps", "quadratic", "lozo", "power_iteration"),
+    *("helps", "quadratic", "lozo"),
 )
 
 

@@ -74,7 +74,9 @@ def test_kill_of_the_command_itself(tmp_path):
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2]
 
 
-@pytest.mark.parametrize("number", quick(SIGNALS, "SIGTERM", name=lambda number: number.name))
+@pytest.mark.parametrize(
+    "number", quick(SIGNALS, "SIGTERM", "SIGUSR2", name=lambda number: number.name)
+)
 def test_a_signal_saves_and_the_exit_code_says_so(tmp_path, program, number):
     end = program("method=mezo", prepare=lambda: at_batch(6, lambda: os.kill(os.getpid(), number)))
     assert end.code == 128 + number

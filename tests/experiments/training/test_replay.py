@@ -49,7 +49,9 @@ def assert_weights(model, folder, step):
     assert all(torch.equal(again[key], value) for key, value in checkpoint.weights(model).items())
 
 
-@pytest.mark.parametrize("name", quick(EXACT, "mezo", "lozo_m", "one layer", "grzo", "bf16"))
+@pytest.mark.parametrize(
+    "name", quick(EXACT, "mezo", "lozo_m", "one layer", "grzo", "lora", "bf16")
+)
 def test_weights_are_made_again_to_the_bit(tmp_path, name):
     config = tiny_run.config(tmp_path, *EXACT[name], LAST)
     run(config)

@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
 TRAINED = [name for name, method in METHODS.items() if method.about.trains]  # pyright: ignore
 
 
-@pytest.mark.parametrize("method", quick(TRAINED, "agzo", "mezo"))
+@pytest.mark.parametrize("method", quick(TRAINED, "agzo", "zo_act", "adamw"))
 def test_every_method_goes_on_exactly_after_two_kills(tmp_path, undisturbed, method):
     config = tiny_run.config(tmp_path, f"method={method}", "train.checkpoint_every=5")
     rehearsed = registry.rehearse(method, registry.settings(config.method, "nearest"))
