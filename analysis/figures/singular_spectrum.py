@@ -149,14 +149,14 @@ def _spectra(axes: Axes, spectra: Table, of: str, title: str) -> None:
             values = own[(own["layer"] == layer) & (own["step"] == step)].sort_values("index")
             axes.plot(
                 values["index"], values["value"] / values["value"].max(), color=colour,
-                linestyle=line, label=f"{short(layer)}, step {step}", linewidth=0.9,
+                linestyle=line, label=short(layer) if step == shown[0] else None, linewidth=0.9,
             )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(1e-6, 1.5)
     axes.set_xlabel("index $i$")
     axes.set_ylabel(r"$\sigma_i\,/\,\sigma_1$")
-    axes.set_title(title, loc="left")
+    axes.set_title(f"{title}, dashed: step {shown[-1]}" if len(shown) > 1 else title, loc="left")
     if of == "activation":  # where the curves leave room
         axes.legend(frameon=False, fontsize=5.5, loc="lower left", handlelength=2.2)
 
