@@ -182,9 +182,14 @@ def changes(old: dict[str, Any], new: dict[str, Any], may_move: bool = True) -> 
 
 
 def _moved(name: str, *trees: dict[str, Any]) -> bool:
-    """Whether a key says where the same kind of thing lies in both (a hub's path is a name)."""
-    hub = name == "model.path" and any(tree.get("model.source") == "hub" for tree in trees)
-    return name in PLACES and not hub and all(tree.get(name) for tree in trees)
+    """Whether a key says where the same kind of thing lies in both."""
+    return all(is_place(name, tree) and tree.get(name) for tree in trees)
+
+
+def is_place(name: str, flat: dict[str, Any]) -> bool:
+    """Tell whether a key of a flat configuration says where something lies (a hub's path: what)."""
+    hub = name == "model.path" and flat.get("model.source") == "hub"
+    return name in PLACES and not hub
 
 
 def _entries(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from experiments.config.composed import FREE_KEYS, flatten
+from experiments.config.composed import FREE_KEYS, flatten, is_place
 from experiments.config.errors import BadInput
 from experiments.config.schema import RunConfig
 from experiments.config.shorten import shortened
@@ -29,9 +29,16 @@ YES = ("1", "true", "yes", "on")  # in WANDB_DISABLED
 INIT_SECONDS, CLOSE_SECONDS = 30.0, 60.0  # how long a service that does not answer is waited for
 
 
-def run_id(config: dict[str, Any]) -> str:
-    """Return the fixed id of a run: a hash of what makes its numbers and its place."""
+def run_id(config: dict[str, Any], placed: bool = True) -> str:
+    """Return the fixed id of a run: a hash of what makes its numbers and its place.
+
+    Args:
+        config: the run's, as a tree.
+        placed: where data, model and text lie counts too, which may change when a run goes on.
+    """
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(FREE_KEYS)}
+    if not placed:
+        flat = {key: value for key, value in flat.items() if not is_place(key, flat)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 

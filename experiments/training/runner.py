@@ -44,7 +44,7 @@ class Runner:
         self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
         self.buffer: list[Tensor] = []  # losses still on the device
         self.gradients: list[tuple[Tensor, list[float]]] = []  # and their lr, likewise
-        self.progress = Progress(run=run_id(config.as_dict()))
+        self.progress = Progress(run=run_id(config.as_dict(), placed=False))
         self.group = parts.shares.group
         self.leads = self.group.rank == 0  # the others write nothing
         self.unrelated_before = self._unrelated_loss()  # of the untouched model, on resume too
@@ -128,10 +128,11 @@ class Runner:
     def _go_on(self, step: int) -> None:
         """Read the checkpoint of a step of this very run."""
         own = self.progress.run
+        known = (None, own, run_id(self.config.as_dict()))  # of older checkpoints
         state, progress = checkpoint.load(self.checkpoints, step, self.parts.model)
         try:
             self.progress = Progress(**progress)
-            if self.progress.run not in (None, own):
+            if self.progress.run not in known:
                 raise ValueError(f"of run {self.progress.run}, this configuration is run {own}")
             self.parts.optimizer.load_state_dict(state)
         except (ValueError, TypeError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,17 @@ def test_a_killed_run_goes_on_exactly(tmp_path, undisturbed, where):
     result = run(config)
     tiny_run.assert_same(config, result, *undisturbed("method=agzo", "method.refresh_every=5"))
     assert not list((config.folder / "checkpoints").glob(".*"))
+
+
+def test_a_killed_run_goes_on_with_data_that_have_moved(tmp_path, undisturbed):
+    options = ("method=mezo", "train.checkpoint_every=1")
+    config = tiny_run.config(tmp_path, *options)
+    run_and_die(config, *KILLS["in mid-training"])
+    elsewhere = shutil.copytree(config.data.root, tmp_path / "elsewhere")
+    result = run(tiny_run.config(tmp_path, *options, f"data.root={elsewhere}"))
+    assert result["resumed_at"] == [6]
+    _, other = undisturbed(*options)
+    assert result["eval"]["loss"] == other["eval"]["loss"]
 
 
 TRAINED = [name for name, method in METHODS.items() if method.about.trains]  # pyright: ignore
