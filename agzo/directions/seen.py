@@ -19,7 +19,7 @@ and one pass over the table for its update.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +171,7 @@ class SeenTokens(TorchCalls):
 
     def counted(self, closure: Closure) -> Tensor:
         """Return an evaluation's loss, and note in `most` the lookups of a piece of the batch."""
-        lookups = _Lookups(self._tables)
+        lookups = Lookups(self.tables)
         with lookups:
             loss = closure()
         self.most = max(self.most, *lookups.of_pieces.values(), 0)
@@ -198,7 +198,7 @@ class SeenTokens(TorchCalls):
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Answer a call of torch."""
         if func is F.embedding:
-            ids, weight = (*args, kwargs.get("input"), kwargs.get("weight"))[:2]
+            ids, weight = _looked_up(*args, **kwargs)
             if id(weight) in self._tables:
                 self._see(ids, self._tables[id(weight)])
             return func(*args, **kwargs)
@@ -227,17 +227,22 @@ class SeenTokens(TorchCalls):
             raise _Enough
 
 
-class _Lookups(TorchCalls):
+def _looked_up(input: Tensor, weight: nn.Parameter, *_: Any, **__: Any) -> Any:
+    """Return the ids and the table of a call of `F.embedding`."""
+    return input, weight
+
+
+class Lookups(TorchCalls):
     """Counts the lookups in some tables, for each piece of a batch."""
 
-    def __init__(self, tables: Container[int]) -> None:
+    def __init__(self, tables: set[nn.Parameter]) -> None:
         super().__init__()
-        self._tables = tables
+        self.tables = tables
         self.of_pieces: Counter[int] = Counter()
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Answer a call of torch."""
-        if func is F.embedding and id((*args, kwargs.get("weight"))[1]) in self._tables:
+        if func is F.embedding and _looked_up(*args, **kwargs)[1] in self.tables:
             now = running()
             self.of_pieces[0 if now is None else now.index] += 1
         return func(*args, **kwargs)

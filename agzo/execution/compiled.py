@@ -39,7 +39,7 @@ from torch.utils._device import DeviceContext
 
 from agzo.activations.capture import ActivationCapture
 from agzo.directions.low_rank import LowRank
-from agzo.directions.seen import SeenTokens
+from agzo.directions.seen import Lookups, SeenTokens
 from agzo.execution.loss_check import Uses
 from agzo.execution.perturbed import Perturbed, perturbed_into
 from agzo.execution.slotted import Slotted, every_use_checked, give_slots, take_slots
@@ -241,7 +241,7 @@ def _known(
             perturbed = mode
         elif isinstance(mode, ActivationCapture) and capture is None:
             capture = mode
-        elif isinstance(mode, SeenTokens) and mode.tables.isdisjoint(own):
+        elif isinstance(mode, SeenTokens | Lookups) and mode.tables.isdisjoint(own):
             continue  # it has nothing to see here
         elif type(mode) is not TorchCalls and not isinstance(mode, DeviceContext):
             # those two change nothing: torch.compile knows a default device

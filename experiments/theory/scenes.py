@@ -132,7 +132,7 @@ def draw_enough(
 
 def hold_bases(optimizer: ZeroOrderOptimizer, closure: Closure) -> dict[str, Tensor]:
     """Take bases on this batch, for all later steps of an AGZO with refresh_every=HOLD."""
-    optimizer.stage(closure)  # and move nothing
+    optimizer.step(closure)  # with lr = 0
     look = optimizer._sampler
     assert isinstance(look, ActivationSubspace)
     return {name: basis.double() for name, basis in look.bases.items()}

@@ -357,3 +357,14 @@ def test_a_batch_may_look_up_more_often_than_the_first(estimator, pieces):
         moved = (model[0].weight - before).abs().sum(1).nonzero().flatten().tolist()
         first = str(min(each for each in moved if each != 12))
         assert moved == wanted[first] + ([12] if pieces > 1 else [])
+
+
+@pytest.mark.parametrize("estimator", ["one_sided", "two_sided"])
+def test_a_table_may_be_named_in_the_call(estimator):
+    torch.manual_seed(0)
+    table, ids = nn.Embedding(9, 4), torch.tensor([[2, 5]])
+    optimizer = MeZO(table, 1e-1, 1e-3, embeddings="seen", estimator=estimator)
+    before = table.weight.detach().clone()
+    for _ in range(2):
+        optimizer.step(lambda: F.embedding(ids, weight=table.weight).square().mean())
+    assert (table.weight - before).abs().sum(1).nonzero().flatten().tolist() == [2, 5]

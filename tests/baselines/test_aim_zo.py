@@ -38,7 +38,8 @@ def test_every_probe_has_rank_one_mezos_length_and_the_first_columns():
     net = llama(torch.float64)
     optimizer = make(net, active=2, leading=1)
     optimizer.stage(net.closure, net.token_mask)  # keeps its bases, which a look does not
-    measured, _ = optimizer._staged
+    assert optimizer._staged is not None
+    measured = optimizer._staged.measurement
     pairs = set()
     for directions, _ in measured.queries:
         for each in optimizer.tuned:
@@ -46,7 +47,7 @@ def test_every_probe_has_rank_one_mezos_length_and_the_first_columns():
                 continue
             Z = directions[each.parameter].dense().double()
             assert Z.norm().item() == pytest.approx(math.sqrt(Z.numel()), rel=1e-5)
-            inside = torch.linalg.svd(Z).Vh[0] @ optimizer._subspace.bases[each.name].double()
+            inside = torch.linalg.svd(Z).Vh[0] @ optimizer._subspace.now[each.name].double()
             assert torch.linalg.matrix_rank(Z, rtol=1e-5) == 1
             used = tuple((inside.abs() > 1e-6).nonzero()[:, 0].tolist())
             assert len(used) == 2

@@ -67,7 +67,7 @@ def test_many_probes_are_the_gradient_inside_the_subspace():
     net.closure().backward()
     found = sum(g * d[parameter].dense().double() for d, g in measured) / k
     u, v = (
-        optimizer._subspace.factor(optimizer.tuned[0], Noise(0, 0), side, role).double()
+        optimizer._sampler.factor(optimizer.tuned[0], Noise(0, 0), side, role).double()
         for side, role in enumerate(("orthonormal-left", "orthonormal-right"))
     )
     wanted = u @ (u.T @ parameter.grad @ v) @ v.T
