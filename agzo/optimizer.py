@@ -197,7 +197,9 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
             FloatingPointError: an earlier step measured what is not finite.
         """
         staged = self._staged if closure is None else None
-        measurement, finite, _ = staged or self._measured(closure, token_mask)
+        if staged is not None:
+            staged.check(self.eps)
+        measurement, finite, *_ = staged or self._measured(closure, token_mask)
         self._staged = None
         self._take(measurement, finite)
         return measurement.loss
@@ -227,7 +229,7 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
             self._check_scope(batch)
             self._guard.checked()
         before = self._zo["forwards"]
-        return Staged(*self._measure(batch, self._zo["step"]), before)
+        return Staged(*self._measure(batch, self._zo["step"]), before, self.eps)
 
     def _take(self, measurement: Measurement, finite: Tensor) -> None:
         """Move as was measured, and end the step."""

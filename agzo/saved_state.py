@@ -33,6 +33,14 @@ class Staged(NamedTuple):
     measurement: Measurement
     finite: Tensor  # 0-dim bool: its bases are
     forwards: int  # that were counted before it
+    eps: float
+
+    def check(self, eps: float) -> None:
+        """Raise ValueError if eps was changed since: the slopes are of the old one."""
+        if eps != self.eps:
+            raise ValueError(
+                f"eps={eps:g}: allowed is {self.eps:g} until the step that is staged has been taken"
+            )
 
 
 class SavedState(Progress):

@@ -227,3 +227,14 @@ def test_a_replayed_slope_that_is_not_finite_moves_nothing():
     optimizer.replay(torch.tensor([torch.nan]))
     assert not optimizer.finite
     assert all(p.equal(before[name]) for name, p in net.model.named_parameters())
+
+
+def test_eps_stays_until_a_staged_step_is_taken():
+    net = mlp()
+    optimizer = MeZO(net.model, lr=1e-3, eps=1e-3, queries=2, update="spread")
+    optimizer.stage(net.closure)
+    optimizer.eps = 1e-2
+    with pytest.raises(ValueError, match=r"eps=0.01: allowed is 0.001 until the step"):
+        optimizer.step()
+    optimizer.eps = 1e-3
+    optimizer.step()
