@@ -8,15 +8,14 @@ One step, one-sided as the paper writes it:
     3. f+ = f(W + eps Delta);  g = (f+ - f0) / eps;  W <- W - lr g Delta
 
 The defaults are the paper's; the other values of `basis`, `refresh_every`, `include_padding` and
-`estimator` are variants it leaves open. Memory beside inference: the bases, sum of d_in * r float32
-over distinct layer inputs, and the factors R of one step.
+`estimator` are variants it leaves open. Memory beside inference: the bases of a step and of the one
+before, sum of d_in * r float32 over distinct layer inputs each, and the factors R of one step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import astuple, replace
+from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -29,17 +28,15 @@ from agzo.check import check_choice, check_count, check_count_or_none
 from agzo.directions.activation_subspace import ActivationSubspace, takes_bases
 from agzo.distributed.pieces import Joint
 from agzo.execution.weights import Resident
-from agzo.optimizer import ZeroOrderOptimizer
 from agzo.per_piece import WITH_PIECES
 from agzo.progress import ENTRY
-from agzo.torch_calls.products import Role
-from agzo.tuned.roles import Usage
+from agzo.settling import Settling
 from agzo.tuned.select import Tuned
 
 BASES = ("power", "exact")
 
 
-class AGZO(ZeroOrderOptimizer):
+class AGZO(Settling):
     """Perturb each linear layer inside the leading directions of its input.
 
     A linear layer's weight is one that the model multiplies with an input, x W^T or x W; the first
@@ -105,8 +102,6 @@ class AGZO(ZeroOrderOptimizer):
         self.warm_start = warm_start
         self.accumulated_basis = accumulated_basis
         self._whole = whole  # bases of several micro-batches
-        self._settled = False  # whether a forward has shown what the tuned parameters are
-        self._unsettled: list[Tuned] | None = None  # as they were before a look has
         super().__init__(model, lr=lr, eps=eps, estimator=estimator, **shared)
 
     def _make_sampler(self) -> ActivationSubspace:
@@ -137,29 +132,8 @@ class AGZO(ZeroOrderOptimizer):
     def _is_seen_table(self, tuned: Tuned) -> bool:
         return self.embeddings == "seen" and tuned.role == "embedding"
 
-    def settle(self, usage: Usage) -> None:
-        """Take each tuned parameter for what a forward has shown it to be, see `agzo.tuned.roles`.
-
-        The first step does so with its own batch; a run does before, to say what it will move.
-        """
-        self._settle({each.name: usage.role(each.parameter, each.role) for each in self.tuned})
-
-    def _settle(self, roles: Mapping[str, Role]) -> None:
-        before, self._settled, self._unsettled = self.tuned, True, None
-        self.tuned = [replace(each, role=roles.get(each.name, each.role)) for each in before]
-        if [each.role for each in before] != [each.role for each in self.tuned]:
-            learnt = self._subspace.learnt
-            self._aim()
-            self._subspace.learnt = learnt
-
     def _check(self, closure: Joint) -> None:
-        if self._unsettled is not None:  # what a look has seen is not the first step's
-            self.tuned, self._unsettled, self._settled = self._unsettled, None, False
-            self._aim()
-        with Usage(each.parameter for each in self.tuned) as usage:
-            super()._check(closure)
-        if not self._settled:
-            self.settle(usage)
+        super()._check(closure)
         several = [name for name, each in self._subspace.calls.items() if each.several]
         if several and not isinstance(self._weights, Resident):
             raise ValueError(
@@ -168,28 +142,13 @@ class AGZO(ZeroOrderOptimizer):
                 "resident weights, or params= without it"
             )
 
-    @contextmanager
-    def _only_looking(self, batch: Joint) -> Iterator[None]:
-        if not self._settled:  # nor was there a first step
-            usage = Usage(each.parameter for each in self.tuned)
-            with usage, self._subspace.learn(batch.token_mask):
-                self._run(batch)
-            unsettled = self.tuned
-            self.settle(usage)
-            self._unsettled = unsettled
-        with super()._only_looking(batch):
-            yield
-
     def _captures(self, step: int) -> bool:
         return takes_bases(step, self.refresh_every)
 
     def live_state(self) -> dict[str, Any]:
         """Return torch's state dict, to write at once; the bases are in its entry "zo"."""
         state = super().live_state()
-        settled = self._settled and self._unsettled is None
-        roles = {each.name: each.role for each in self._unsettled or self.tuned}
         entry = {**state["state"][ENTRY], "bases": dict(self._subspace.bases)}
-        entry |= {"roles": roles, "settled": settled}
         calls = {name: astuple(each) for name, each in self._subspace.calls.items()}
         state["state"][ENTRY] = {**entry, "calls": calls} if calls else entry
         return state
@@ -197,8 +156,6 @@ class AGZO(ZeroOrderOptimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, the bases included."""
         super().load_state_dict(state_dict)
-        self._settle(self._zo.pop("roles", {}))
-        self._settled = self._zo.pop("settled", True)
         devices = {each.name: each.device for each in self.tuned}
         # Column-major, as a decomposition leaves them: files keep no layout, and products round by
         # it.

@@ -97,6 +97,8 @@ class Guard:
             must_see: a use of a parameter that is not seen is an error.
             group: with several processes no parameter may wait.
         """
+        if zo["step"] == 0:
+            zo.pop(WAITING, None)  # of a first step that was not taken
         active = self.active(zo)
         self._steady.begin(checking=True)
 

@@ -117,8 +117,8 @@ class Measuring(Progress):
                     mean=lambda losses: self.group.mean(losses, batch.weight),
                 )  # fmt: skip
         self._guard.end(batch)
-        if peeked is not None and 0 < known < peeked.most:  # it was not the last lookup
-            self._zo["lookups"] = peeked.most
+        if peeked is not None and self.group.any(0 < known < peeked.most):  # not the last lookup
+            self._zo["lookups"] = max(known, peeked.most)
             return self._measure(batch, step)
         finite = torch.ones((), dtype=torch.bool, device=measurement.loss.device)
         return measurement, finite if capture is None else capture.finite()

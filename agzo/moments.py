@@ -139,7 +139,7 @@ class Moments:
             refreshed = absent = False
         if first:
             self._begin(state, drawn)
-        elif refreshed or absent:
+        elif refreshed or (absent and not right.equal(state["right"])):
             self._turn(state, right)
         state["right"] = right
         self._take(drawn, state["mean"], state.get("square"), first)

@@ -223,12 +223,13 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
             )
         self.refuse_not_finite()
         self._enter()
+        self._guard.reached.clear()  # by what did not become a step
         batch = joint(closure, mask, self.accumulation, self.group)
+        before = self._zo["forwards"]
         if self._guard.switched() or self._zo["step"] == 0:
             self._check(batch)
             self._check_scope(batch)
             self._guard.checked()
-        before = self._zo["forwards"]
         return Staged(*self._measure(batch, self._zo["step"]), before, self.eps)
 
     def _take(self, measurement: Measurement, finite: Tensor) -> None:

@@ -59,7 +59,11 @@ class SavedState(Progress):
                 "its state_dict()"
             )
         state = super().__getstate__()
-        state.pop("_staged", None)
+        staged = state.pop("_staged", None)
+        if staged is not None:
+            own = state["state"].copy()
+            own[ENTRY] = {**own[ENTRY], "forwards": staged.forwards}
+            state["state"] = own
         return state
 
     def live_state(self) -> dict[str, Any]:

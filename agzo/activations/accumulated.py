@@ -101,6 +101,7 @@ class AccumulatedCapture(ActivationCapture):
         loss = super().watch(closure)
         found = {name: self._checked(self._basis_of(name, s)) for name, s in self._sums.items()}
         self.bases.update({name: found[leader] for name, leader in self._leaders.of.items()})
+        self._sums.clear()
         return loss
 
     def _see(self, x: Tensor, name: str) -> None:

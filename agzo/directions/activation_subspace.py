@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -68,6 +69,9 @@ class ActivationSubspace(Gaussian):
         self.learnt: dict[str, Calls] = {}
         """How matrices are called that are not simply called once in a forward."""
         self._used_otherwise: set[str] = set()  # by other calls, while bases were taken last
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_taken": None}  # a copy has nothing of a step that is staged
 
     @property
     def calls(self) -> dict[str, Calls]:

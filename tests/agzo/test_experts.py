@@ -191,3 +191,22 @@ def test_a_look_ends_no_waiting(method, options):
     for _ in range(2):
         optimizer.step(loss_of(model, FIRST))
     assert all(p.equal(before[name]) == (name in MOVED) for name, p in model.named_parameters())
+
+
+@every_method
+@pytest.mark.parametrize("how", ["raised", "staged"])
+def test_a_step_that_is_not_taken_ends_no_waiting(method, options, how):
+    model = MoE(skips=True)
+    optimizer = method(model, lr=1e-3, eps=1e-3, **options)
+    optimizer.step(loss_of(model, FIRST))
+    before = weights(model)
+    if how == "raised":
+        evaluations = iter((loss_of(model, BOTH), lambda: 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step(lambda: next(evaluations)())
+    else:
+        optimizer.stage(loss_of(model, BOTH))
+        optimizer.load_state_dict(optimizer.state_dict())
+    for _ in range(2):
+        optimizer.step(loss_of(model, FIRST))
+    assert all(p.equal(before[name]) == (name in MOVED) for name, p in model.named_parameters())

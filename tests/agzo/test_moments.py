@@ -361,3 +361,18 @@ def test_adam_counts_the_steps_of_a_parameter():
     optimizer.step(net.closure)
     moved = (weight - before).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=0)
+
+
+def test_adam_of_what_was_absent_while_the_basis_stayed_is_kept_as_it_is():
+    net = mlp()
+    weight = net.model[0].weight
+    options = {"refresh_every": None, "rank": 2, "update": "adam", "large_state": True}
+    optimizer = AGZO(net.model, lr=1e-6, eps=1e-3, beta2=0.9999, **options)
+    for _ in range(3):
+        optimizer.step(net.closure)
+    square = optimizer.state[weight]["square"].clone()
+    weight.requires_grad_(False)
+    optimizer.step(net.closure)
+    weight.requires_grad_(True)
+    optimizer.step(net.closure)
+    assert (optimizer.state[weight]["square"] >= 0.9998 * square).all()  # and not its rows' means

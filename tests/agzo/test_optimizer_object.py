@@ -335,3 +335,18 @@ def test_every_whole_number_is_the_seed_of_a_noise_of_its_own(seed):
         optimizer.step(net.closure)
         slopes.add(optimizer.projected_grad.item())
     assert len(slopes) == 2
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+@pytest.mark.parametrize("options", [{"warm_start": True}, {"refresh_every": 2}])
+def test_a_copy_has_nothing_of_a_staged_step(copied, options):
+    net = mlp()
+    whole = torch.nn.ModuleDict({"model": net.model})
+    optimizer = AGZO(whole, lr=1e-3, eps=1e-3, **options)
+    optimizer.step(net.closure)
+    forwards = optimizer.forwards
+    optimizer.stage(net.closure)
+    other = copied(optimizer)
+    assert other.forwards == forwards
+    optimizer.step()
+    assert optimizer.forwards == forwards + optimizer.forwards_of_step(1)

@@ -289,7 +289,7 @@ class Choice(nn.Module):
         return closure
 
 
-@pytest.mark.parametrize("before", ["nothing", "a look", "the start again"])
+@pytest.mark.parametrize("before", ["nothing", "a look", "the start again", "a try", "staged"])
 def test_the_first_step_says_what_a_weight_is(before):
     net = Choice()
     optimizer = AGZO(net, lr=1e-2, eps=1e-3)
@@ -297,11 +297,18 @@ def test_the_first_step_says_what_a_weight_is(before):
     if before == "a look":
         optimizer.estimate(net.loss([0]))
         state = optimizer.state_dict()
+    if before == "a try":
+        evaluations = iter((net.loss([0]), net.loss([0]), lambda: 1 / 0))
+        with pytest.raises((ZeroDivisionError, ValueError)):
+            optimizer.step(lambda: next(evaluations)())
+    if before == "staged":
+        optimizer.stage(net.loss([1, 0]))
+        state = optimizer.state_dict()
     if before == "the start again":
         for _ in range(2):
             optimizer.step(net.loss([0, 1]))
     net.load_state_dict(start)
-    if before != "nothing":
+    if before not in ("nothing", "a try"):
         optimizer.load_state_dict(state)
     for _ in range(3):
         optimizer.step(net.loss([0, 1]))

@@ -254,3 +254,37 @@ def test_a_step_that_was_refused_is_refused_again():
             optimizer.step(lambda: model(x).square().mean())
     model.eval()
     optimizer.step(lambda: model(x).square().mean())
+
+
+def test_what_a_refused_batch_has_shown_is_no_step_s():
+    class Loop(nn.Module):
+        """A layer that is used once in training, at random, and twice in evaluation."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.out = nn.Linear(6, 6), nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.layer(x))
+            if not self.training:
+                x = torch.tanh(self.layer(x))
+            return self.out(x) + (random.random() if self.training else 0.0)
+
+    x, ends = torch.randn(9, 6, generator=torch.Generator().manual_seed(3)), []
+    for refused in (False, True):
+        model = Loop().eval()
+        optimizer = AGZO(model, lr=1e-1, eps=1e-3, rank=2)
+
+        def closure(model: nn.Module = model) -> Tensor:
+            return model(x).square().mean()
+
+        optimizer.step(closure)
+        if refused:
+            model.train()
+            with pytest.raises(ValueError, match="is not deterministic"):
+                optimizer.step(closure)
+            model.eval()
+        optimizer.step(closure)
+        ends.append(weights(model))
+    assert all(value.equal(ends[1][name]) for name, value in ends[0].items())
