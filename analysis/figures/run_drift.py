@@ -72,7 +72,8 @@ def draw(folder: Path, stem: Path) -> list[Path]:
 def _lines(axes: Axes, table: Table, panel: Panel, lines: dict[float, object]) -> None:
     looks = styles(table["method"].unique())
     for (method, lr), rows in table.groupby(["method", "lr"], sort=False):
-        look, shown = looks[method], rows[rows["moved"] > 0] if panel.column == "outside" else rows
+        look = looks[method]
+        shown = rows[rows["moved"] > 0] if panel.column in ("moved", "outside") else rows
         axes.plot(
             shown["step"], shown[panel.column], color=look.colour, linestyle=lines[lr],
             marker=look.marker, label=f"{look.label}, lr {lr:g}",
