@@ -67,15 +67,20 @@ class Moving(Progress):
         """
         if self.needs_data is not None:
             raise RuntimeError(f"{type(self).__name__}: {self.needs_data}")
-        zo = self._zo
-        zo["alive"] &= torch.isfinite(projected_grad).all().to(zo["alive"].device)
-        step = zo["step"]
+        alive, step = self._zo["alive"], self._zo["step"]
+        alive &= torch.isfinite(projected_grad).all().to(alive.device)
         measured = enumerate(projected_grad.unbind())
         queries = [(self._directions(Noise(self.seed, step, query)), g) for query, g in measured]
-        self._move(queries, Noise(self.seed, step))
-        self._learn(queries, None)
+        self._end(queries, None)
+
+    def _end(
+        self, queries: list[tuple[Directions, Tensor]], measurement: Measurement | None
+    ) -> None:
+        """Move as was measured, remember what later steps need, and end the step."""
+        self._move(queries, Noise(self.seed, self._zo["step"]))
+        self._learn(queries, measurement)
         self._sampler.stepped()
-        zo["step"] += 1
+        self._zo["step"] += 1
         self._look_later()
 
     def _applied(self, query: int, evaluated: Directions) -> Directions:

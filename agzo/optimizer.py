@@ -35,7 +35,6 @@ from agzo.moving import Moving
 from agzo.observed import Observed
 from agzo.per_piece import PER_PIECE, check_per_piece
 from agzo.preparing import Preparing
-from agzo.rng import Noise
 from agzo.saved_state import SETTINGS, SavedState, Staged
 from agzo.scaling import SCALINGS, check_scaling
 from agzo.torch_calls.surroundings import apart
@@ -239,11 +238,7 @@ class ZeroOrderOptimizer(Preparing, Looking, Moving, Observed, SavedState):
         for each in (finite, torch.isfinite(self.projected_grad).all()):
             zo["alive"] &= each.to(zo["alive"].device)
         zo["alive"] &= torch.isfinite(measurement.loss).to(zo["alive"].device)
-        self._move(measurement.queries, Noise(self.seed, zo["step"]))
-        self._learn(measurement.queries, measurement)
-        self._sampler.stepped()
+        self._end(measurement.queries, measurement)
         self._guard.moved(zo)
-        zo["step"] += 1
-        self._look_later()
         if self._measure_hooks:
             self._tell(measurement)

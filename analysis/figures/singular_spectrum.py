@@ -1,10 +1,9 @@
 """Figure 1: gradients and activations of each linear layer, from what the structure probe measured.
 
 (a) |G A| / |G| per layer for r = 1, 10 and the full rank, or of many layers maps for r = 1 and 10;
-(b), (c) singular values of gradients and
-inputs of a few layers; (d) the same as (a) with a basis of another minibatch or of the first step,
-or one that is cheaper to come by; (e) the share of a layer's activation energy in its first
-direction, and in that direction's strongest position.
+(b), (c) singular values of gradients and inputs of a few layers; (d) the same as (a) with a basis
+of another minibatch or of the first step, or one that is cheaper to come by; (e) the share of a
+layer's activation energy in its first direction, and in that direction's strongest position.
 
     python -m analysis.figures.singular_spectrum FOLDER --out STEM
 """

@@ -188,8 +188,7 @@ def run(
     alone = {name: make for name, make in methods.items() if name not in NEVER_ALONE}
     everything = select(scene.model, None, "tuned")[0]
     linear = linear_layers(scene.model)
-    names = [name for name in options.layers.split(",") if name]
-    lonely = choose(linear, names) if names else linear
+    chosen = choose(linear, options.layers, linear)
     tables: tidy.Tables = {"whole": [], "averaged": [], "layers": []}
     for step in scene.walk(steps):
         batch = scene.batch(step)
@@ -203,9 +202,9 @@ def run(
             tables["layers"] += layers
             say(f"step {step}, {scope}: {len(tuned)} parameters, {len(whole)} groups of queries")
             if scope == "linear" and step in layer_steps:
-                look = functools.partial(alone_rows, moment, lonely, alone, options.layer_queries)
+                look = functools.partial(alone_rows, moment, chosen, alone, options.layer_queries)
                 tables["layers"] += options.kept(f"step {step} alone", look)
-                say(f"step {step}: each of {len(lonely)} layers alone")
+                say(f"step {step}: each of {len(chosen)} layers alone")
     about = tidy.about("alignment", scene.device)
     if "dominant_layer" in methods:
         about["dominant_layer"] = dominant(scene, options.layer)

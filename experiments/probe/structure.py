@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -193,10 +193,14 @@ def look(
     }
 
 
-def choose(layers: list[Tuned], names: Sequence[str]) -> list[Tuned]:
-    """Return the layers whose names hold one of `names`; without names first, middle and last."""
+def choose(layers: list[Tuned], text: str, unsaid: list[Tuned] | None = None) -> list[Tuned]:
+    """Return the layers whose names hold one of the words of `text`.
+
+    Without words `unsaid`, or the first, the middle and the last one.
+    """
+    names = [name for name in text.split(",") if name]
     if not names:
-        return [layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1})]
+        return unsaid or [layers[i] for i in sorted({0, len(layers) // 2, len(layers) - 1})]
     chosen = [each for each in layers if any(name in each.name for name in names)]
     unknown = [name for name in names if not any(name in each.name for each in layers)]
     if unknown:
@@ -220,7 +224,7 @@ def run(
     steps = whole_numbers("--steps", options.steps)
     scene = scenes.load(options.overrides)
     layers = linear_layers(scene.model)
-    chosen = choose(layers, [name for name in options.layers.split(",") if name])
+    chosen = choose(layers, options.layers)
     if len(chosen) > SPECTRA:
         raise ValueError(
             f"--layers={options.layers}: {len(chosen)} layers; allowed are up to {SPECTRA}, whose "

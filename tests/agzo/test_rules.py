@@ -57,6 +57,11 @@ class Recorder:
         return loss
 
 
+def assert_weights(model: nn.Module, wanted: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        assert parameter.equal(wanted[name]), name
+
+
 def flat(values: dict[str, Tensor]) -> Tensor:
     return torch.cat([v.reshape(-1) for v in values.values()])
 
@@ -188,8 +193,7 @@ def test_a_closure_that_raises_leaves_weights_bit_identical(method: Method, exec
     before = weights(net.model)
     with pytest.raises(KeyboardInterrupt):
         optimizer.step(closure, net.token_mask)
-    for name, parameter in net.model.named_parameters():
-        assert parameter.equal(before[name]), name
+    assert_weights(net.model, before)
 
 
 @every_method_and_execution
@@ -209,8 +213,7 @@ def test_resume_is_bit_exact(method: Method, execution):
     resumed += [optimizer_2.step(second.closure, second.token_mask) for _ in range(5)]
 
     assert torch.stack(losses).equal(torch.stack(resumed))
-    for name, parameter in second.model.named_parameters():
-        assert parameter.equal(weights(straight.model)[name]), name
+    assert_weights(second.model, weights(straight.model))
     assert optimizer_2.forwards == optimizer.forwards
 
 
@@ -237,9 +240,7 @@ def test_looks_change_no_later_step(method: Method):
             optimizer.step(net.closure, net.token_mask)
         return net
 
-    plain = weights(trained(looks=False).model)
-    for name, parameter in trained(looks=True).model.named_parameters():
-        assert parameter.equal(plain[name]), name
+    assert_weights(trained(looks=True).model, weights(trained(looks=False).model))
 
 
 @every_method
@@ -263,9 +264,7 @@ def test_what_does_not_become_a_step_changes_no_later_one(method: Method):
             optimizer.step(net.closure, net.token_mask)
         return net
 
-    plain = weights(trained(disturbed=False).model)
-    for name, parameter in trained(disturbed=True).model.named_parameters():
-        assert parameter.equal(plain[name]), name
+    assert_weights(trained(disturbed=True).model, weights(trained(disturbed=False).model))
 
 
 @every_method_network_and_execution

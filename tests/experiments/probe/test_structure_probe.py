@@ -125,9 +125,9 @@ def test_spectra_are_the_singular_values():
 
 def test_layers_are_chosen_by_name():
     layers = linear_layers(qwen3().model)
-    assert [each.name for each in choose(layers, [])] == [
+    assert [each.name for each in choose(layers, "")] == [
         layers[0].name, layers[7].name, layers[13].name,
     ]  # fmt: skip
-    assert len(choose(layers, ["down_proj"])) == 2
+    assert len(choose(layers, "down_proj")) == 2
     with pytest.raises(ValueError, match="--layers=nothing: in no layer's name"):
-        choose(layers, ["nothing"])
+        choose(layers, "nothing")
