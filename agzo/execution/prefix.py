@@ -3,20 +3,33 @@
 Where only weights behind layer k change between evaluations of one batch, the hidden state that
 enters layer k does not. So the last of the first k layers' output is kept, and from then on each of
 the k returns it at once: its own output has the same kind and shape, and what follows takes the
-last one. What lies before them (embedding, positions, masks) is run as ever. Memory: one hidden
-state for each call of the model in an evaluation.
+last one. What lies before them (embedding, positions, masks) is run as ever.
+
+A closure may call the model again with what came out of its first call, a token that it chose say:
+then the perturbed weights are in that input too. So what enters the first layer in a second or
+later call is compared with what entered it before; the device is waited for once, after the step.
+Memory: one hidden state for the model's first call in an evaluation, two for each other call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from agzo.torch_calls.inputs import tensors, version
+from agzo.torch_calls.inputs import is_transformed, tensors, version
+
+
+class Kept(NamedTuple):
+    """What the first layers gave in one call of the model, and with which versions."""
+
+    output: Any
+    versions: list[int]
+    shape: torch.Size  # of what entered them
+    entered: Tensor | None  # that itself; of the first call, which no weight can have changed, None
 
 
 class Prefix:
@@ -30,11 +43,16 @@ class Prefix:
 
     Outside the `with` the model is untouched and nothing is kept. A closure may run the model
     several times; its calls are told apart by their number.
+
+    Raises:
+        ValueError: what the layers gave cannot be reused; in the `with` or where it ends.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._layers = list(layers)
-        self._kept: list[tuple[Any, list[int], torch.Size]] = []  # output, versions, input's shape
+        self._kept: list[Kept] = []
+        self._entering: Tensor | None = None
+        self._same: list[Tensor] = []  # of later calls: whether the same entered (0-dim bool)
         self._call = -1  # of the model, in this evaluation
         self._before: list[Any] = []
 
@@ -48,33 +66,48 @@ class Prefix:
             layer.forward = partial(self._answer, index, layer.forward)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for layer, before in zip(self._layers, self._before, strict=True):
             if before is None:
                 del layer.forward
             else:
                 layer.forward = before
+        same, self._same, self._entering = self._same, [], None
         self._kept.clear()
         self._before.clear()
+        if error is None and same and not torch.stack(same).all():
+            raise _refused("got another input in a later call of the model in one evaluation")
 
     def _answer(self, index: int, forward: Any, *args: Any, **kwargs: Any) -> Any:
+        entering = tensors((args, kwargs))[0]
         if index == 0:
             self._call += 1
-        shape = tensors((args, kwargs))[0].shape
+            self._entering = entering if self._call > 0 else None
+            if self._call > 0 and is_transformed(entering):  # it differs from point to point
+                raise _refused("got another input for each of several weights at once")
         if self._call >= len(self._kept):
             output = forward(*args, **kwargs)
             if index == len(self._layers) - 1:
-                self._kept.append((output, _versions(output), shape))
+                versions = _versions((output, self._entering))
+                self._kept.append(Kept(output, versions, entering.shape, self._entering))
             return output
-        output, versions, expected = self._kept[self._call]
-        if shape != expected or _versions(output) != versions:
-            raise ValueError(
-                f"the layers before the tuned one got {tuple(shape)} after {tuple(expected)}, or "
-                "what they returned was changed in place: it cannot be reused; set "
-                "reuse_prefix=False (method.reuse_prefix=false of a run)"
-            )
-        return output
+        kept = self._kept[self._call]
+        if entering.shape != kept.shape:
+            raise _refused(f"got {tuple(entering.shape)} after {tuple(kept.shape)}")
+        if _versions((kept.output, kept.entered)) != kept.versions:
+            raise _refused("got or returned what was changed in place")
+        if index == 0 and kept.entered is not None:
+            either_nan = entering.isnan() & kept.entered.isnan()
+            self._same.append(((entering == kept.entered) | either_nan).all())
+        return kept.output
 
 
-def _versions(output: Any) -> list[int]:
-    return [version(t) for t in tensors(output)]
+def _versions(value: Any) -> list[int]:
+    return [version(t) for t in tensors(value)]
+
+
+def _refused(why: str) -> ValueError:
+    return ValueError(
+        f"the layers before the tuned one {why}: what they gave cannot be reused; allowed is "
+        "reuse_prefix=False (method.reuse_prefix=false of a run)"
+    )

@@ -424,6 +424,47 @@ def test_a_closure_that_runs_the_model_twice_is_reused_call_by_call():
     assert losses[0].equal(losses[1])
 
 
+@pytest.mark.parametrize("execution", ["side_branch", "in_place", "batched"])
+@pytest.mark.parametrize("queries", [1, 2])
+def test_a_later_batch_whose_second_call_needs_the_tuned_layer_is_refused(execution, queries):
+    model = random_model("qwen3")
+    net = network(model)
+    optimizer = method(
+        model, layer=2, lr=1e-2, estimator="two_sided", execution=execution, queries=queries
+    )
+    optimizer.step(net.closure)
+    ids = torch.randint(8, 40, (3, 6), generator=torch.Generator().manual_seed(3))
+    table = model.get_input_embeddings().weight
+    before = weights(model)
+
+    def scored_again() -> Tensor:
+        logits = model(ids, use_cache=False).logits
+        expected = logits.softmax(-1) @ table  # what the first call says, as the second's input
+        return model(inputs_embeds=expected, use_cache=False).logits[:, -1, 5].mean()
+
+    with pytest.raises(ValueError, match=r"another input.*reuse_prefix=False"):
+        optimizer.step(scored_again)
+    assert all(before[name].equal(value) for name, value in weights(model).items())
+    assert not any("forward" in vars(layer) for layer in decoder_layers(model)[1])
+    optimizer.step(net.closure)  # the next batch can be reused again
+
+
+def test_an_input_written_in_place_between_two_calls_is_refused():
+    model = random_model("qwen3")
+    net = network(model)
+    optimizer = method(model, layer=2, lr=1e-2)
+    optimizer.step(net.closure)
+    held = torch.randn(3, 6, 32)
+
+    def overwriting() -> Tensor:
+        first = model(inputs_embeds=torch.zeros(3, 6, 32), use_cache=False).logits.mean()
+        held.copy_(held + first)
+        return model(inputs_embeds=held, use_cache=False).logits.mean()
+
+    with pytest.raises(ValueError, match=r"changed in place.*reuse_prefix=False"):
+        optimizer.step(overwriting)
+
+
 @every_family
 def test_a_closure_that_leaves_the_models_cache_on_is_reused_too(family):
     losses = []
