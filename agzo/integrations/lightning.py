@@ -2,16 +2,17 @@
 
     class ZOModule(ZOModuleMixin, MyModule): ...    # its configure_optimizers returns AGZO(...)
 
-Lightning's closure runs `training_step` and `backward`. Here `training_step` records no gradients,
-`backward` does nothing, and the method calls the closure at the weights it perturbs. All else is
-Lightning's: schedulers, logs, checkpoints and resume, autocast ("bf16-mixed").
+Lightning's closure runs `training_step` and `backward`. Here `training_step`, whichever class it is
+from, records no gradients, `backward` does nothing, and the method calls the closure at the weights
+it perturbs. All else is Lightning's: schedulers, logs, checkpoints, resume, autocast (bf16-mixed).
 
 Imports nothing but the library, so `pytorch_lightning` will do as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from agzo.integrations.modes import in_eval_mode
 from agzo.optimizer import ZeroOrderOptimizer
+
+NONE = object()
+"""In place of a batch: none was announced."""
 
 
 class ZOModuleMixin:
@@ -28,7 +32,8 @@ class ZOModuleMixin:
     """
 
     trainer: Any
-    _batch: Any = None
+    training_step: Any
+    _batch: Any = NONE
     _logs = True
 
     def token_mask(self, batch: Any) -> Tensor | None:
@@ -37,17 +42,9 @@ class ZOModuleMixin:
         return None if mask is None else mask.bool()
 
     def on_train_batch_start(self, batch: Any, *args: Any) -> Any:
-        """Keep the batch for its mask, and log again."""
-        self._batch, self._logs = batch, True
+        """Keep the batch for its mask."""
+        self._batch = batch
         return super().on_train_batch_start(batch, *args)  # pyright: ignore
-
-    def training_step(self, *args: Any, **named: Any) -> Any:
-        """Evaluate the loss as the module does, without gradients."""
-        with torch.no_grad():
-            try:
-                return super().training_step(*args, **named)  # pyright: ignore
-            finally:
-                self._logs = False
 
     def log(self, *args: Any, **named: Any) -> None:
         """Log as Lightning does, in the first evaluation of a step."""
@@ -63,8 +60,8 @@ class ZOModuleMixin:
         """Take one zeroth-order step, with the module in eval mode.
 
         Raises:
-            ValueError: gradient accumulation, a gradient scaler, or an optimizer that waits for
-                gradients.
+            ValueError: gradient accumulation, a gradient scaler, an optimizer that waits for
+                gradients, or a hook that hides the one here.
         """
         if self.trainer.precision == "16-mixed":
             raise ValueError(
@@ -81,8 +78,31 @@ class ZOModuleMixin:
                 f"configure_optimizers: it returns {type(own).__name__}, which needs gradients, "
                 "and ZOModuleMixin records none; allowed is a subclass of agzo.ZeroOrderOptimizer"
             )
+        if self._batch is NONE:
+            raise ValueError(
+                f"on_train_batch_start: that of {type(self).__name__} hides ZOModuleMixin's, which "
+                "takes the batch's token mask; allowed is one that calls "
+                "super().on_train_batch_start(batch, batch_idx)"
+            )
+        batch, self._batch = self._batch, NONE
+        with in_eval_mode(cast(nn.Module, self)), self._evaluating():
+            optimizer.step(closure=optimizer_closure, token_mask=self.token_mask(batch))
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Have `training_step` record no gradients, and log in its first call alone."""
+        own = self.training_step
+
+        @torch.no_grad()
+        def evaluate(*args: Any, **named: Any) -> Any:
+            try:
+                return own(*args, **named)
+            finally:
+                self._logs = False
+
+        self.training_step = evaluate
         try:
-            with in_eval_mode(cast(nn.Module, self)):
-                optimizer.step(closure=optimizer_closure, token_mask=self.token_mask(self._batch))
+            yield
         finally:
+            del self.training_step  # the class's is left
             self._logs = True

@@ -154,26 +154,59 @@ def test_lightnings_automatic_mode_hands_on_mask_and_first_log(lightning):
     assert run.callback_metrics["loss"].item() == pytest.approx(sum(first) / 4, rel=1e-6)
 
 
-def test_a_lightning_module_that_steps_itself_logs_in_every_step():
-    class Plain:
+@pytest.mark.parametrize("shape", ["below the mixin", "in the class itself", "after super()"])
+def test_wherever_training_step_is_it_records_nothing_and_logs_its_first_loss(lightning, shape):
+    seen: list[tuple[float, bool]] = []
+
+    class Plain(lightning.LightningModule):
         def __init__(self) -> None:
-            self.logged: list[int] = []
+            super().__init__()
+            self.net = network()
 
-        def log(self, name: str, value: int) -> None:
-            self.logged.append(value)
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            loss = loss_of(self.net, *batch)
+            seen.append((loss.item(), loss.requires_grad))
+            self.log("loss", loss, on_step=False, on_epoch=True)
+            return loss
 
+        def configure_optimizers(self) -> Any:
+            return MeZO(self.net, lr=1e-2, eps=0.3)
+
+    class Below(ZOModuleMixin, Plain): ...
+
+    class Itself(ZOModuleMixin, lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        training_step = Plain.training_step
+        configure_optimizers = Plain.configure_optimizers
+
+    class After(ZOModuleMixin, Plain):
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            loss = super().training_step(batch, index)
+            self.log("again", loss, on_step=False, on_epoch=True)
+            return loss
+
+    kind = {"below the mixin": Below, "in the class itself": Itself, "after super()": After}[shape]
+    run = trainer(lightning, 1)
+    run.fit(kind(), batches())
+    assert len(seen) == 2 + 4 * 2  # two are the check of the first step
+    assert not any(recorded for _, recorded in seen)
+    first = sum(seen[index][0] for index in (0, 4, 6, 8)) / 4
+    logged = dict(run.callback_metrics)
+    assert logged.pop("loss").item() == pytest.approx(first, rel=1e-6)
+    assert [value.item() for value in logged.values()] == pytest.approx(
+        [first] * (shape == "after super()"), rel=1e-6
+    )
+
+
+def test_a_hook_that_hides_the_mixins_is_refused(lightning):
+    class Hiding(type(automatic(lightning, MeZO, 1e-3, eps=1e-3))):
         def on_train_batch_start(self, batch: Any, index: int) -> None: ...
 
-        def training_step(self, batch: Any, index: int) -> None:
-            self.log("index", index)  # pyright: ignore
-
-    class Module(ZOModuleMixin, Plain): ...
-
-    made = Module()
-    for index in range(3):  # as Lightning calls it with automatic_optimization=False
-        made.on_train_batch_start(None, index)
-        made.training_step(None, index)
-    assert made.logged == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"on_train_batch_start: that of Hiding hides"):
+        trainer(lightning, 1).fit(Hiding(), batches())
 
 
 REFUSED = {
