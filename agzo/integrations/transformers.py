@@ -45,6 +45,7 @@ from agzo.integrations.modes import in_eval_mode
 from agzo.observed import Measured
 from agzo.optimizer import ZeroOrderOptimizer
 from agzo.tuned.scope import Scope
+from agzo.tuned.select import Params, parameter_groups
 
 COUNTED = ("_metrics", "_total_train_tokens")
 """What TRL's `compute_loss` counts on the trainer: of each micro-batch one evaluation counts."""
@@ -81,10 +82,7 @@ class ZOTrainerMixin:
         self._method = class_of(method)
         self._method_args = dict(method_args or {})
         check_method_args(self._method_args)
-        self._pieces: list[Piece] = []
-        self._rows = 0
-        self._squares: Tensor | None = None  # sum over the steps since the last line of the log
-        self._summed = 0
+        self._begin()
         check_arguments(named.get("args", args[1] if len(args) > 1 else None))
         super().__init__(*args, **named)
         check_trainer(self)
@@ -92,9 +90,16 @@ class ZOTrainerMixin:
             log.warning("max_grad_norm=%g is set to 0: no gradient", self.args.max_grad_norm)
             self.args.max_grad_norm = 0.0
 
+    def _begin(self) -> None:
+        """Forget what a training that has ended left in mid-step or unlogged."""
+        self._pieces: list[Piece] = []
+        self._rows = 0
+        self._squares: Tensor | None = None  # sum over the steps since the last line of the log
+        self._summed = 0
+
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """Return the method's optimizer, made where there is none yet."""
-        self._pieces, self._rows = [], 0
+        self._begin()
         if self.accelerator.scaler is not None:  # of fp16; it would wait for gradients
             self.accelerator.scaler = torch.amp.GradScaler(enabled=False)
         if self.optimizer is None:
@@ -104,6 +109,8 @@ class ZOTrainerMixin:
                 self._calibrate(self.optimizer)
             self.optimizer.register_measure_hook(self._measured)
             log.info("%s", self.optimizer.summary())
+            if self._has_two_stacks:
+                log.warning("an encoder and a decoder: bases are of all tokens, padding among them")
         return self.optimizer
 
     def _load_from_checkpoint(self, *args: Any, **named: Any) -> None:
@@ -120,11 +127,11 @@ class ZOTrainerMixin:
         own = self._method.about.adds  # no bias and no norm is among those
         params = given.get("params")
         if self.args.weight_decay and not own:
-            if params is None:
-                given["params"] = self._decayed()
-            elif isinstance(params, Scope) and params.params is None:
+            if isinstance(params, Scope):
                 given["params"] = copy.copy(params)
-                given["params"].params = self._decayed()
+                given["params"].params = self._decayed(params.params)
+            else:
+                given["params"] = self._decayed(params)
         group: Group | None = Processes() if self.args.world_size > 1 else None
         return self._method(
             self.model,
@@ -141,7 +148,9 @@ class ZOTrainerMixin:
         shown = []
         for step in first_batches(self, made.wants_batches, set_seed):
             batch = [self._prepare_inputs(each) for each in step]  # pyright: ignore
-            pieces = [Piece(lambda own=own: self._loss(own, None), _mask(own)) for own in batch]
+            pieces = [
+                Piece(lambda own=own: self._loss(own, None), self._mask(own)) for own in batch
+            ]
             whole = Joint(pieces)
             shown.append((whole, whole.token_mask))
         with self._still(), self._uncounted():
@@ -149,14 +158,25 @@ class ZOTrainerMixin:
         if made.calibrated is not None:
             log.info("%s", made.calibrated["summary"])
 
-    def _decayed(self) -> list[dict[str, Any]]:
-        """Return the groups that Trainer makes: biases and norms do not decay."""
+    def _decayed(self, params: Params) -> list[dict[str, Any]]:
+        """Return groups in which, as Trainer has it, biases and norms do not decay.
+
+        A group of the caller's that has a weight decay of its own stays as it is.
+        """
         decays = set(self.get_decay_parameter_names(self.model))  # pyright: ignore
-        named = list(self.model.named_parameters())
-        return [
-            {"params": [p for name, p in named if name in decays]},
-            {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
-        ]
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        found = []
+        for group in parameter_groups(self.model, params):
+            if "weight_decay" in group:
+                found.append(group)
+                continue
+            inside = [names.get(parameter) in decays for parameter in group["params"]]
+            for wanted, own in ((True, {}), (False, {"weight_decay": 0.0})):
+                pairs = zip(group["params"], inside, strict=True)
+                found.append(
+                    {**group, "params": [p for p, is_in in pairs if is_in == wanted], **own}
+                )
+        return found
 
     @property
     def method(self) -> ZeroOrderOptimizer:
@@ -177,7 +197,7 @@ class ZOTrainerMixin:
         rows = next(each.shape[0] for each in tensors)
         first = self._rows * self.args.world_size + rows * self.args.process_index
         closure = self._closure(inputs, num_items_in_batch)
-        self._pieces.append(Piece(closure, _mask(inputs), rows=first))
+        self._pieces.append(Piece(closure, self._mask(inputs), rows=first))
         self._rows += rows
         if not self.accelerator.sync_gradients:
             return torch.zeros((), dtype=torch.float32, device=self.args.device)
@@ -227,6 +247,18 @@ class ZOTrainerMixin:
             self.model.training = any(name in vars(self) for name in COUNTED)
             yield
 
+    @property
+    def _has_two_stacks(self) -> bool:
+        return bool(getattr(getattr(self.model, "config", None), "is_encoder_decoder", False))
+
+    def _mask(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        """Return which tokens of a micro-batch are real, None where it does not say.
+
+        Of two stacks "attention_mask" is the encoder's; by its shape alone it could be either's.
+        """
+        mask = None if self._has_two_stacks else inputs.get("attention_mask")
+        return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
         """Have no norm of gradients for the log."""
 
@@ -243,12 +275,6 @@ class ZOTrainerMixin:
             logs["forwards"] = self.method.forwards
             self._squares, self._summed = None, 0
         super().log(logs, *args, **named)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _mask(inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return which tokens of a micro-batch are real, None where it does not say."""
-    mask = inputs.get("attention_mask")
-    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 class ZOTrainer(ZOTrainerMixin, Trainer):

@@ -78,7 +78,7 @@ def select(
     plain = [p for p in names if not is_quantised(p)]
     chosen = params is None and not all(p.requires_grad for p in plain)  # what is frozen, is so
     groups: list[dict[str, Any]] = []
-    for group in _groups(model, params):
+    for group in parameter_groups(model, params):
         kept = []
         for parameter in group["params"]:
             if not isinstance(parameter, nn.Parameter):
@@ -138,7 +138,8 @@ def _explain_quantised(name: str, parameter: nn.Parameter) -> str:
     )
 
 
-def _groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, params: Params) -> list[dict[str, Any]]:
+    """Return torch-style groups of what `params` says, see `select`; nothing is checked yet."""
     if params is None:
         return [{"params": list(model.parameters())}]
     if isinstance(params, type):

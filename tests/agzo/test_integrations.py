@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from agzo import AGZO
 from agzo.distributed.pieces import Piece
@@ -275,6 +282,17 @@ def test_the_log_has_what_the_steps_measured(tmp_path):
     json.dumps(lines)
 
 
+def test_a_second_training_logs_its_own_steps_alone(tmp_path):
+    run = trainer(tmp_path, steps=3, logging_steps=2)
+    run.train()
+    run.method.register_measure_hook(lambda found: slopes.append(found.projected_grad.item()))
+    slopes: list[float] = []
+    run.train()
+    lines = [each for each in run.state.log_history if "projected_grad_rms" in each]
+    first = (slopes[0] ** 2 + slopes[1] ** 2) / 2
+    assert lines[0]["projected_grad_rms"] == pytest.approx(first**0.5, rel=1e-6)
+
+
 def test_dropout_is_off_in_the_step_and_modes_come_back(tmp_path):
     run = trainer(tmp_path, net=model(dropout=0.5), steps=2)
     modes: list[bool] = []
@@ -334,6 +352,55 @@ def test_a_lora_adapter_alone_moves_and_a_model_may_be_made_for_each_run(tmp_pat
         moved = differing(weights(run.model), weights(adapted()))
         assert moved
         assert all("lora" in name for name in moved)
+
+
+WAYS = {
+    "filter": lambda net: lambda name, _: "layers.0" in name,
+    "list": lambda net: [p for name, p in net.named_parameters() if "layers.0" in name],
+    "names": lambda net: [each for each in net.named_parameters() if "layers.0" in each[0]],
+    "groups": lambda net: [{"params": list(net.model.layers[0].parameters()), "lr": 1e-3}],
+    "scope": lambda net: DominantLayer(layer=0, params=lambda name, _: "layers.0" in name),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_however_parameters_are_chosen_biases_and_norms_do_not_decay(way, tmp_path):
+    net = model()
+    method_args = {"params": WAYS[way](net)}
+    run = trainer(tmp_path, net=net, weight_decay=0.1, method_args=method_args)
+    groups = run.create_optimizer().param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(7, 0.1), (2, 0.0)]
+    assert all(p.dim() == 1 for p in groups[1]["params"])
+    assert all(group["lr"] == (1e-3 if way == "groups" else 1e-2) for group in groups)
+
+
+def test_a_group_with_a_decay_of_its_own_keeps_it(tmp_path):
+    net = model()
+    own = {"params": list(net.model.layers[0].parameters()), "weight_decay": 0.3}
+    run = trainer(tmp_path, net=net, weight_decay=0.1, method_args={"params": [own]})
+    groups = run.create_optimizer().param_groups
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(9, 0.3)]
+
+
+@pytest.mark.parametrize("width", [7, 5])
+def test_the_encoders_mask_is_not_taken_for_the_decoders(width, tmp_path, caplog):
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, pad_token_id=1,
+        decoder_start_token_id=1, dropout_rate=0.0,
+    )  # fmt: skip
+    net = T5ForConditionalGeneration(config)
+    data = [{**row, "labels": row["labels"][-width:]} for row in ROWS]
+    run = ZOTrainer(
+        net, arguments(tmp_path), train_dataset=data, method="agzo", method_args={"eps": 1e-3}
+    )
+    masks: list[Any] = []
+    optimizer = run.create_optimizer()
+    assert "an encoder and a decoder: bases are of all tokens" in caplog.text
+    stage = optimizer.stage
+    optimizer.stage = lambda pieces: (masks.extend(p.token_mask for p in pieces), stage(pieces))[1]
+    run.train()
+    assert masks == [None] * 4
 
 
 def test_biases_and_norms_do_not_decay(tmp_path):
