@@ -137,7 +137,7 @@ def _moved(
     }
     weights: dict[str, float] = dict.fromkeys(scopes, 0.0)
     for each in tuned:
-        inside = [scope for scope in scopes if scope == "all" or each.role == "linear"]
+        inside = [scope for scope in scopes if scope == "all" or each.inputs is not None]
         moves = [(k, directions[each.parameter], g) for k, directions, g in steps]
         found, norms = follow(
             each.parameter.detach(), moves, lrs, policies, singles, seed, each.name

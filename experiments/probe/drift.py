@@ -67,7 +67,7 @@ def movement(scene: Scene, start: dict[str, Tensor], step: int) -> dict[str, flo
 def look(scene: Scene, start: dict[str, Tensor], step: int, others: int) -> tidy.Row:
     """Return one row of the table."""
     parts, train = scene.parts, scene.config.train
-    some = replace(parts.dev, encoded=parts.dev.encoded[:others])
+    some = replace(parts.dev, encoded=scene.others(others))
     found = evaluate(
         parts.model, parts.encoder, parts.task, some, train.eval_batch_size, scene.device
     )
@@ -122,6 +122,8 @@ def run(
     steps = whole_numbers("--steps", options.steps)
     others = count("--others", options.others)
     scene = load(options.overrides)  # every problem shows before the first long run
+    scene.others(others)
+    linear_layers(scene.model)
     about = tidy.about("drift", scene.device) | scene.about()
     about |= {
         "others": others,

@@ -148,7 +148,8 @@ def held_rows(
             size = float(gradient.double().square().sum())
             whole += size
             if isinstance(direction, LowRank):
-                kept += size * captured(gradient, direction.right).item() ** 2
+                turned = gradient if direction.inputs else gradient.T
+                kept += size * captured(turned, direction.known).item() ** 2
         rows.append({"rank": rank, "minibatch": number, "share": kept / whole, "norm2": whole})
     return rows
 

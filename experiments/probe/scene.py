@@ -15,10 +15,12 @@ from experiments.config.composed import compose
 from experiments.config.errors import BadInput
 from experiments.config.schema import RunConfig
 from experiments.data.batches import Batch, collate
+from experiments.data.encode import Encoded
 from experiments.methods import registry
 from experiments.models.loss import loss
 from experiments.training.parts import Parts
 from experiments.training.prepare import prepare
+from experiments.training.schedule import Schedule
 
 
 @dataclass
@@ -46,20 +48,31 @@ class Scene:
         """Return the loss of a batch as a function of the weights."""
         return lambda: loss(self.model, batch)
 
-    def dev(self, count: int) -> Callable[[], Tensor]:
-        """Return the loss of the first dev examples, which no step sees."""
+    def others(self, count: int) -> list[Encoded]:
+        """Return the first dev examples, which no step sees."""
         encoded = self.parts.dev.encoded
         if count > len(encoded):
             raise BadInput(f"--others={count}: allowed are up to {len(encoded)}, the dev examples")
-        some, pad = encoded[:count], self.parts.encoder.pad_id
+        return encoded[:count]
+
+    def dev(self, count: int) -> Callable[[], Tensor]:
+        """Return the loss of the first dev examples as one batch."""
+        some, pad = self.others(count), self.parts.encoder.pad_id
         batch = collate(some, self.parts.task, pad, self.device, pack_from=self.parts.pack_from)
         return self.closure(batch)
 
     def walk(self, steps: Sequence[int]) -> Iterator[int]:
-        """Train along the run with its own method; yield before each of `steps`, ascending."""
-        here = 0
+        """Train along the run, its method and its schedule; yield before each of `steps`."""
+        here, train, parts = 0, self.config.train, self.parts
+        schedule = Schedule(parts.optimizer, train.schedule, parts.steps)
+        if train.schedule != "constant" and steps[-1] > parts.steps:
+            raise BadInput(
+                f"--steps={steps[-1]}: allowed are up to {parts.steps}, the run's (train.steps), "
+                f"where the lr of train.schedule={train.schedule} is 0"
+            )
         for step in steps:
             while here < step:
+                schedule.set(here)
                 batch = self.batch(here)
                 self.parts.optimizer.step(self.closure(batch), token_mask=batch.token_mask)
                 here += 1

@@ -32,6 +32,7 @@ from agzo.rng import Noise
 from agzo.torch_calls.inputs import fits
 from agzo.torch_calls.surroundings import Closure
 from agzo.tuned.select import Tuned, select
+from experiments.config.errors import BadInput
 from experiments.config.lists import whole_numbers
 from experiments.records import tidy
 
@@ -46,8 +47,21 @@ SPECTRA = 6  # layers whose spectra can be told apart in the figure
 
 
 def linear_layers(model: nn.Module) -> list[Tuned]:
-    """Return the weights of the linear layers; a head tied to the embedding is none of them."""
-    return [each for each in select(model, None, "tuned")[0] if each.role == "linear"]
+    """Return the weights of the linear layers; a head tied to the embedding is none of them.
+
+    Raises:
+        BadInput: there is none, or one that lies turned, (d_in, d_out), which is not looked at.
+    """
+    tuned = select(model, None, "tuned")[0]
+    turned = [each.name for each in tuned if each.role == "transposed"]
+    found = [each for each in tuned if each.role == "linear"]
+    if turned or not found:
+        seen = f"{len(turned)} that lie turned, {turned[0]} first" if turned else "none at all"
+        raise BadInput(
+            f"model: of linear layers it has {seen}; allowed here are models whose linear weights "
+            "are all (d_out, d_in), as those of nn.Linear are"
+        )
+    return found
 
 
 def real_tokens(x: Tensor, mask: Tensor) -> Tensor:
@@ -231,11 +245,9 @@ def run(
             "spectra one figure can show"
         )
     tables: tidy.Tables = {"cosines": [], "spectra": [], "energy": []}
-    first: dict[str, Spectrum] = {}
+    batch = scene.batch(0)
+    first = spectra_of(scene.closure(batch), batch, layers)
     for step in scene.walk(steps):
-        batch = scene.batch(step)
-        if not first:
-            first = spectra_of(scene.closure(batch), batch, layers)
         spectra = chosen if step in (steps[0], steps[-1]) else []
         seen = functools.partial(look, scene, step, layers, spectra, first)
         for name, rows in options.kept(f"step {step}", seen).items():

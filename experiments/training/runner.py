@@ -25,6 +25,7 @@ from experiments.records.progress import Progress
 from experiments.records.tracking import Tracker, run_id
 from experiments.records.trajectory import Head, Step, Trajectory
 from experiments.training.parts import Parts
+from experiments.training.schedule import Schedule
 
 
 class NonFiniteLoss(RuntimeError):
@@ -41,7 +42,7 @@ class Runner:
         self.tracker, self.stop = tracker, stop
         self.memory = machine.PeakMemory(parts.device)
         self.checkpoints = folder / "checkpoints"
-        self.base_lrs = [group["lr"] for group in parts.optimizer.param_groups]
+        self.schedule = Schedule(parts.optimizer, config.train.schedule, parts.steps)
         self.buffer: list[Tensor] = []  # losses still on the device
         self.gradients: list[tuple[Tensor, list[float]]] = []  # and their lr, likewise
         self.progress = Progress(run=run_id(config.as_dict(), placed=False))
@@ -149,9 +150,7 @@ class Runner:
     def _advance(self) -> None:
         begin = time.perf_counter()
         parts, train = self.parts, self.config.train
-        factor = 1.0 if train.schedule == "constant" else 1.0 - self.at / parts.steps
-        for group, base in zip(parts.optimizer.param_groups, self.base_lrs, strict=True):
-            group["lr"] = base * factor
+        self.schedule.set(self.at)
         try:
             taken = parts.take(parts.optimizer, train.batch_size, self.config.seed, self.at)
         except FloatingPointError:  # of a step before, which the drain names

@@ -8,11 +8,14 @@ import torch
 from torch import nn
 
 from agzo import AGZO
+from agzo.activations.spectrum import gradients
 from agzo.curvature import Bend, bend, summary
 from baselines import LOZO, MeZO
 from experiments.probe import progress
 from experiments.probe.__main__ import main
 from tests.networks import qwen3, weights
+from tests.outlier_models import network
+from tests.text_models import random_model
 
 
 class Quadratic(nn.Module):
@@ -154,3 +157,21 @@ def test_scopes_part_the_model():
 def test_bad_options_are_one_line(tmp_path, options, message, capsys):
     assert main(["progress", "--out", str(tmp_path), *options, *POCKET]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_share_that_bases_hold_is_that_of_the_gradients_side_that_inputs_enter():
+    """Also of GPT-2, whose weights lie turned: (d_in, d_out)."""
+    net = network(random_model("gpt2"))
+    batches = lambda _: (net.closure, net.token_mask)  # noqa: E731
+    chosen = progress.scopes(net.model, 1)["linear"]
+    for row in progress.held_rows(net.model, batches, 1, [1, 4], seed=0):
+        case = progress.Case("linear", "agzo", row["rank"], "frozen", 0)
+        made = progress.make(case, net.model, chosen, 1e-3, 0)
+        (directions, *_), _ = made.directions(net.closure, net.token_mask, 0)
+        kept = whole = 0.0
+        for parameter, gradient in gradients(net.closure, made.tuned).items():
+            basis = directions[parameter].left  # orthonormal: what a Conv1D's input enters by
+            kept += (basis.T @ gradient).double().square().sum().item()
+            whole += gradient.double().square().sum().item()
+        assert row["share"] == pytest.approx(kept / whole, rel=1e-5)
+        assert 0 < row["share"] <= 1

@@ -49,3 +49,9 @@ def test_the_probe_writes_what_the_figure_reads(tmp_path):
     assert rows["agzo", 0]["unrelated"] == rows["mezo", 0]["unrelated"]
     assert draw([str(out), "--out", str(tmp_path / "figure")]) == 0
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_more_dev_examples_than_there_are_is_one_line(tmp_path, capsys):
+    few = ["--cases", "agzo:1e-3", "--others", "9999"]
+    assert main(["drift", "--out", str(tmp_path), *few, *POCKET]) == 2
+    assert "--others=9999: allowed are up to" in capsys.readouterr().err

@@ -8,6 +8,8 @@ import pytest
 from analysis.figures import gradient_alignment, singular_spectrum
 from analysis.reading.load import ResultError
 from analysis.reading.probe import load_probe
+from experiments.config.errors import BadInput
+from experiments.probe import scene
 from experiments.probe.__main__ import main
 from experiments.records import tidy
 
@@ -270,3 +272,28 @@ def test_the_runs_own_method_keeps_its_settings(tmp_path):
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert (rows["agzo"]["eps"], rows["agzo"]["estimator"]) == ("0.01", "two_sided")
     assert (rows["mezo"]["eps"], rows["mezo"]["estimator"]) == ("0.001", "two_sided")
+
+
+def test_the_first_minibatch_is_the_runs_wherever_the_probe_begins(measured, tmp_path):
+    assert main(["structure", "--out", str(tmp_path), "--steps", "2", *POCKET]) == 0
+    found = []
+    for folder in (measured / "structure", tmp_path):
+        with (folder / "cosines.csv").open() as file:
+            found.append([row for row in csv.DictReader(file) if row["step"] == "2"])
+    assert found[0] == found[1]
+
+
+def test_the_walk_has_the_lr_of_the_runs_schedule():
+    options = ["method=mezo", "method.lr=1e-3", "train.schedule=linear", "train.steps=4"]
+    found = scene.load([*POCKET, *options])
+    rates, step = [], found.parts.optimizer.step
+
+    def spied(*args, **named):
+        rates.append(found.parts.optimizer.param_groups[0]["lr"])
+        return step(*args, **named)
+
+    found.parts.optimizer.step = spied
+    assert list(found.walk([0, 1, 4])) == [0, 1, 4]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    with pytest.raises(BadInput, match=r"--steps=5: allowed are up to 4"):
+        next(found.walk([0, 5]))

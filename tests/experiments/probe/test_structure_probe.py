@@ -8,6 +8,7 @@ from torch import nn
 
 from agzo.activations.spectrum import gradients, spectrum
 from agzo.tuned.select import Tuned
+from experiments.config.errors import BadInput
 from experiments.probe.structure import (
     choose,
     cosine_rows,
@@ -19,6 +20,7 @@ from experiments.probe.structure import (
     spectrum_rows,
 )
 from tests.networks import qwen3
+from tests.text_models import random_model
 
 ROWS = SimpleNamespace(
     token_mask=torch.tensor([[False, True, True], [True, True, True]]),
@@ -131,3 +133,10 @@ def test_layers_are_chosen_by_name():
     assert len(choose(layers, "down_proj")) == 2
     with pytest.raises(ValueError, match="--layers=nothing: in no layer's name"):
         choose(layers, "nothing")
+
+
+def test_weights_that_lie_turned_are_refused():
+    with pytest.raises(BadInput, match=r"8 that lie turned, transformer\.h\.0\.attn\.c_attn"):
+        linear_layers(random_model("gpt2"))
+    with pytest.raises(BadInput, match="none at all"):
+        linear_layers(nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4)))
