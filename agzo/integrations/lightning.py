@@ -91,7 +91,7 @@ class ZOModuleMixin:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Have `training_step` record no gradients, and log in its first call alone."""
-        own = self.training_step
+        own, before = self.training_step, vars(self).get("training_step")
 
         @torch.no_grad()
         def evaluate(*args: Any, **named: Any) -> Any:
@@ -105,4 +105,6 @@ class ZOModuleMixin:
             yield
         finally:
             del self.training_step  # the class's is left
+            if before is not None:
+                self.training_step = before
             self._logs = True
