@@ -20,7 +20,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLUMN_INCHES, RC, TEXT_INCHES, MethodStyle, save, styles
+from analysis.figures.style import (
+    COLUMN_INCHES,
+    RC,
+    TEXT_INCHES,
+    MethodStyle,
+    ended,
+    save,
+    styles,
+)
 from analysis.reading.command import place, report
 from analysis.reading.load import ResultError, Source, load_metrics, load_results
 from analysis.tables.table import SANITY, Run, commits, listed, records
@@ -52,7 +60,7 @@ def draw(source: Source, stem: Path, window: float = WINDOW) -> list[Path]:
         panels[0].set_ylabel("loss")
         _legend(figure, looks, columns=4 if len(tasks) == 1 else 7)
         paths = save(figure, stem)
-    words = stem.with_suffix(".txt")
+    words = ended(stem, ".txt")
     words.write_text(caption(runs, window), encoding="utf-8")
     return [*paths, words]
 

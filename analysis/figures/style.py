@@ -114,10 +114,15 @@ def label(method: str) -> str:
     return METHODS[method].label if method in METHODS else method
 
 
+def ended(stem: Path, ending: str) -> Path:
+    """Put an ending behind a name that may hold dots ("cost_0.6b"), which `with_suffix` cuts."""
+    return stem.with_name(stem.name + ending)
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem.png` and `stem.pdf`; the files hold no date, so equal input gives equal files."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, pdf = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    png, pdf = ended(stem, ".png"), ended(stem, ".pdf")
     figure.savefig(png, bbox_inches="tight", pad_inches=0.03, metadata={"Software": None})
     figure.savefig(pdf, bbox_inches="tight", pad_inches=0.03, metadata={"CreationDate": None})
     return [png, pdf]

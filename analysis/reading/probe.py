@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import save
+from analysis.figures.style import ended, save
 from analysis.reading.command import place, report
 from analysis.reading.load import ResultError, read_json, value
 from analysis.tables.table import SANITY
@@ -147,7 +147,7 @@ def of_pocket(probe: Probe) -> bool:
 def write_figure(figure: Figure, stem: Path, caption: Iterable[str]) -> list[Path]:
     """Write `stem.png`, `stem.pdf` and the caption, one paragraph a line, as `stem.txt`."""
     paths = save(figure, stem)
-    words = stem.with_suffix(".txt")
+    words = ended(stem, ".txt")
     text = "\n".join(textwrap.fill(" ".join(line.split()), 100) for line in caption)
     words.write_text(text + "\n", encoding="utf-8")
     return [*paths, words]

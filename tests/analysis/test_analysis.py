@@ -210,6 +210,12 @@ def test_curves_are_drawn_with_their_caption(tmp_path: Path) -> None:
     assert pdf.read_bytes() == first
 
 
+def test_a_dot_in_the_name_of_a_figure_stays(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs")
+    written = curves.draw(tmp_path / "runs", tmp_path / "loss_0.6b")
+    assert [path.name for path in written] == [f"loss_0.6b.{x}" for x in ("png", "pdf", "txt")]
+
+
 def test_curves_refuse_two_settings_on_one_line(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", config__method={"lr": 1e-4, "eps": 1e-2})

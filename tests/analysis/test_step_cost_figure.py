@@ -102,6 +102,18 @@ def test_each_shape_and_precision_has_its_own_bars(tmp_path):
     ]
 
 
+def test_a_dot_in_the_name_of_a_model_cuts_no_file_name(tmp_path):
+    rows = [row("agzo", dtype=dtype, length=64) for dtype in ("float32", "bfloat16")]
+    rows = [one | {"shape": shape} for shape in ("0.6b", "1.7b") for one in rows]
+    written = step_cost.draw([write(tmp_path / "steps.json", rows)], tmp_path / "v1.2")
+    models = [f"{shape}_{dtype}" for shape in ("0.6b", "1.7b") for dtype in ("float32", "bfloat16")]
+    assert [path.name for path in written[:12]] == [
+        f"v1.2_{model}.{ending}" for model in models for ending in ("png", "pdf", "txt")
+    ]
+    assert all(path.is_file() for path in written)
+    assert "Qwen3 0.6b shape, float32" in " ".join(written[2].read_text().split())
+
+
 def test_the_fullest_group_of_an_axis_comes_first(table, sweeps):
     found = step_cost_scaling.groups(load([table, sweeps]).rows, "length")
     assert found[0].values == [32, 64, 128]
