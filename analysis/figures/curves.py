@@ -29,6 +29,7 @@ from analysis.figures.style import (
     save,
     styles,
 )
+from analysis.reading.agreement import check_average
 from analysis.reading.command import place, report
 from analysis.reading.load import ResultError, Source, load_metrics, load_results
 from analysis.tables.table import SANITY, Run, commits, listed, records
@@ -108,12 +109,8 @@ def _panel(
     shown: list[float] = []
     for method, look in looks.items():
         mine = [run for run in runs if run["method"] == method]
-        settings = {(run["variant"], run["lr"], run["eps"], run["embeddings"]) for run in mine}
-        if len(settings) > 1:
-            raise ResultError(
-                f"{mine[0]['path']}: method {method} has {len(settings)} settings on task "
-                f"{mine[0]['task']}; a line in this figure is one setting, over seeds"
-            )
+        if mine:
+            check_average(mine, "runs of one line")
         if mine and all(run["forwards"] == 0 for run in mine):
             level = statistics.fmean(run["dev_loss"] for run in mine)
             axes.axhline(level, color=look.colour, linestyle=look.line, zorder=1)

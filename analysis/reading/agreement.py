@@ -1,20 +1,21 @@
-"""Runs that stand in one table must agree in everything that the table does not vary.
+"""Runs that stand in one table or line must agree in everything that it does not vary.
 
 Within a column, the runs of a task differ in their seed and in the settings that its grid varies.
 Across the columns of a task, data and the version of the task are the same; across a whole table,
-the model. Anything else is an error that names the key and both files: a mean or a difference over
-it would mean nothing.
+the model. Runs that are averaged without a plan differ in their seed alone. Anything else is an
+error that names the key and both files: a mean or a difference over it would mean nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from analysis.reading.load import ResultError
+from analysis.reading.load import ResultError, read_result
 from analysis.reading.suite import Column
 
+PLACES = {"model.path", "data.root"}  # where things lie: what they are is in MODEL and DATA
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
-FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"}
+FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"} | PLACES
 FREE_GROUPS = ("tracking.",)
 # the same in all columns of a task; a key that one lacks (only the hub has commits) all must lack
 DATA = (
@@ -26,24 +27,47 @@ PROTOCOL = (
     "config.train.max_length",
 )  # fmt: skip
 MODEL = ("model.source", "model.parameters", "model.class", "model.commit", "model.sha256")
+# the same in all runs of an average, beside those above: what the configuration has led to
+SETTING = ("model.name", "variant", "embeddings", "rounding")
 
 Record = Mapping[str, Any]
 
 
 def check_column(runs: Sequence[tuple[Path, Record]], column: Column) -> None:
     """Check the runs of one task and column against the first of them."""
-    varied = FREE | {key for cell in column.cells for key in cell.settings}
+    varied = {key for cell in column.cells for key in cell.settings}
+    _check_config(runs, FREE | varied, f"runs of one cell (column {column.name})")
+
+
+def check_average(rows: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Check runs that are averaged, given as rows of `load`: one experiment, and each seed once."""
+    paths = [Path(row["path"]) for row in rows]
+    runs = [(path, read_result(path)) for path in paths]
+    what = f"{what} (method {rows[0]['method']} on task {rows[0]['task']})"
+    check_shared(runs, (*SETTING, *MODEL, *DATA), what)
+    _check_config(runs, FREE | {"suite"}, what)
+    seen: dict[int, Path] = {}
+    for path, row in zip(paths, rows, strict=True):
+        if row["seed"] in seen:
+            raise ResultError(
+                f"{path}: seed {row['seed']} of method {row['method']} on task {row['task']} is "
+                f"already counted from {seen[row['seed']]}; expected one run per seed and setting"
+            )
+        seen[row["seed"]] = path
+
+
+def _check_config(runs: Sequence[tuple[Path, Record]], free: Set[str], what: str) -> None:
+    """Check that the configuration is the same in all runs but for the free keys."""
     for path, record in runs[1:]:
         first_path, first = runs[0]
         ours, theirs = flatten(record["config"]), flatten(first["config"])
         for key in sorted(ours.keys() | theirs.keys()):
-            if key in varied or key.startswith(FREE_GROUPS):
+            if key in free or key.startswith(FREE_GROUPS):
                 continue
             if ours.get(key) != theirs.get(key):
                 raise _disagree(
-                    f"config.{key}", (path, ours.get(key)), (first_path, theirs.get(key)),
-                    f"runs of one cell (column {column.name})",
-                )  # fmt: skip
+                    f"config.{key}", (path, ours.get(key)), (first_path, theirs.get(key)), what
+                )
 
 
 def check_shared(runs: Sequence[tuple[Path, Record]], keys: Sequence[str], what: str) -> None:
@@ -77,5 +101,5 @@ def _follow(record: Record, key: str) -> Any:
 def _disagree(key: str, one: tuple[Path, Any], other: tuple[Path, Any], what: str) -> ResultError:
     return ResultError(
         f"{one[0]}: key {key} is {one[1]!r}, but {other[0]} has {other[1]!r}; {what} must agree: "
-        "run the one that is wrong again"
+        "run the one that is wrong again, or leave it out"
     )

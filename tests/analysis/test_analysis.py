@@ -216,10 +216,52 @@ def test_a_dot_in_the_name_of_a_figure_stays(tmp_path: Path) -> None:
     assert [path.name for path in written] == [f"loss_0.6b.{x}" for x in ("png", "pdf", "txt")]
 
 
-def test_curves_refuse_two_settings_on_one_line(tmp_path: Path) -> None:
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", config__method={"lr": 1e-4, "eps": 1e-2})
-    with pytest.raises(ResultError, match="method mezo has 2 settings on task sst2"):
+# what makes two runs of one method and task two experiments, and how the error names it
+OTHERS = [
+    ({"model": {"name": "large"}}, r"key model\.name is 'large', but {} has 'pocket'"),
+    ({"model__sha256": "z"}, r"key model\.sha256 is 'z', but {} has None"),
+    ({"data__examples_sha256": "z"}, r"key data\.examples_sha256 is 'z', but {} has None"),
+    ({"task_version": 2}, r"key task_version is 2, but {} has 1"),
+    ({"config__method": {"lr": 1e-3, "eps": 1e-2, "queries": 4}},
+     r"key config\.method\.queries is 4, but {} has None"),
+    ({"config__precision": {"dtype": "bf16"}},
+     r"key config\.precision\.dtype is 'bf16', but {} has None"),
+    ({"config__train__batch_size": 8}, r"key config\.train\.batch_size is 8, but {} has 16"),
+]  # fmt: skip
+
+
+def named(message: str, what: str) -> str:
+    """Complete a message of `OTHERS` with both files and what must agree."""
+    where = message.format(r"\S*first/\S*result\.json")
+    return rf"second/\S*result\.json: {where}; {what} \(method mezo on task sst2\) must agree"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *OTHERS,
+        ({"config__method": {"lr": 1e-4, "eps": 1e-2}},
+         r"key config\.method\.lr is 0\.0001, but {} has 0\.001"),
+        ({"variant": "b"}, "key variant is 'b', but {} has None"),
+    ],
+)  # fmt: skip
+def test_a_line_of_curves_is_one_experiment(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_run(tmp_path / "first")
+    write_run(tmp_path / "second", seed=1, **changes)
+    with pytest.raises(ResultError, match=named(message, "runs of one line")):
+        curves.draw(tmp_path, tmp_path / "figure")
+
+
+def test_a_line_of_curves_has_each_seed_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "first")
+    places = {"suite": "again", "out": "elsewhere", "threads": 2, "seed": 1}
+    config = TEMPLATE["config"] | places | {"data": {"root": "/there"}, "model": {"path": "/m"}}
+    write_run(tmp_path / "second", seed=1, config=config)  # what is no part of the experiment
+    assert curves.draw(tmp_path, tmp_path / "figure")
+    write_run(tmp_path / "third")
+    with pytest.raises(ResultError, match=r"third.*: seed 0 of .*mezo .* counted from .*first"):
         curves.draw(tmp_path, tmp_path / "figure")
 
 
