@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.figures.style import label, ordered
+from analysis.reading.agreement import check_average
 from analysis.reading.command import place
 from analysis.reading.load import ResultError, load_results
 from analysis.tables.tabular import Table, spread
@@ -91,7 +92,7 @@ def _one_task(runs: list[Run]) -> Table:
     rows = []
     for key in sorted(groups, key=lambda key: (order[str(key[0])], str(key[1:]))):
         group = groups[key]
-        _one_run_per_seed(group)
+        check_average(group, "runs of one row")
         first = group[0]
         name = label(first["method"]) + (f" ({first['variant']})" if first["variant"] else "")
         trained = first["forwards"] > 0
@@ -131,18 +132,6 @@ def commits(runs: Iterable[Run]) -> str:
         for run in runs
     }
     return ", ".join(sorted(names))
-
-
-def _one_run_per_seed(group: list[Run]) -> None:
-    seen: dict[int, str] = {}
-    for run in group:
-        if run["seed"] in seen:
-            raise ResultError(
-                f"{run['path']}: seed {run['seed']} of method {run['method']} on task "
-                f"{run['task']} is already counted from {seen[run['seed']]}; "
-                "expected one run per seed and setting"
-            )
-        seen[run["seed"]] = run["path"]
 
 
 def _budget_notes(runs: list[Run]) -> list[str]:

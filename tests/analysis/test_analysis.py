@@ -23,6 +23,24 @@ TEMPLATE: dict[str, Any] = {
     "eval": {"accuracy": 0.7, "loss": 0.6, "n": 80}, "machine": {"device": "cpu"},
     "git_commit": "0123456789abcdef", "git_dirty": False,
 }  # fmt: skip
+# what makes two runs of one method and task two experiments, and how the error names it
+OTHERS = [
+    ({"model": {"name": "large"}}, r"key model\.name is 'large', but {} has 'pocket'"),
+    ({"model__sha256": "z"}, r"key model\.sha256 is 'z', but {} has None"),
+    ({"data__examples_sha256": "z"}, r"key data\.examples_sha256 is 'z', but {} has None"),
+    ({"task_version": 2}, r"key task_version is 2, but {} has 1"),
+    ({"config__method": {"lr": 1e-3, "eps": 1e-2, "queries": 4}},
+     r"key config\.method\.queries is 4, but {} has None"),
+    ({"config__precision": {"dtype": "bf16"}},
+     r"key config\.precision\.dtype is 'bf16', but {} has None"),
+    ({"config__train__batch_size": 8}, r"key config\.train\.batch_size is 8, but {} has 16"),
+]  # fmt: skip
+
+
+def named(message: str, what: str) -> str:
+    """Complete a message of `OTHERS` with both files and what must agree."""
+    where = message.format(r"\S*first/\S*result\.json")
+    return rf"second/\S*result\.json: {where}; {what} \(method mezo on task sst2\) must agree"
 
 
 def write_run(root: Path, **changes: Any) -> Path:
@@ -182,6 +200,16 @@ def test_seeds_table_keeps_settings_apart_and_counts_a_seed_once(tmp_path: Path)
         table.seeds_table(load_results(tmp_path))
 
 
+@pytest.mark.parametrize(("changes", "message"), OTHERS[1:])  # another model has another table
+def test_a_row_over_seeds_is_one_experiment(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_run(tmp_path / "first")
+    write_run(tmp_path / "second", seed=1, **changes)
+    with pytest.raises(ResultError, match=named(message, "runs of one row")):
+        table.seeds_table(load_results(tmp_path))
+
+
 def test_table_command_writes_markdown_or_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,26 +242,6 @@ def test_a_dot_in_the_name_of_a_figure_stays(tmp_path: Path) -> None:
     write_run(tmp_path / "runs")
     written = curves.draw(tmp_path / "runs", tmp_path / "loss_0.6b")
     assert [path.name for path in written] == [f"loss_0.6b.{x}" for x in ("png", "pdf", "txt")]
-
-
-# what makes two runs of one method and task two experiments, and how the error names it
-OTHERS = [
-    ({"model": {"name": "large"}}, r"key model\.name is 'large', but {} has 'pocket'"),
-    ({"model__sha256": "z"}, r"key model\.sha256 is 'z', but {} has None"),
-    ({"data__examples_sha256": "z"}, r"key data\.examples_sha256 is 'z', but {} has None"),
-    ({"task_version": 2}, r"key task_version is 2, but {} has 1"),
-    ({"config__method": {"lr": 1e-3, "eps": 1e-2, "queries": 4}},
-     r"key config\.method\.queries is 4, but {} has None"),
-    ({"config__precision": {"dtype": "bf16"}},
-     r"key config\.precision\.dtype is 'bf16', but {} has None"),
-    ({"config__train__batch_size": 8}, r"key config\.train\.batch_size is 8, but {} has 16"),
-]  # fmt: skip
-
-
-def named(message: str, what: str) -> str:
-    """Complete a message of `OTHERS` with both files and what must agree."""
-    where = message.format(r"\S*first/\S*result\.json")
-    return rf"second/\S*result\.json: {where}; {what} \(method mezo on task sst2\) must agree"
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,17 @@ def test_single_runs_make_a_part_of_each_suite_name(tmp_path: Path) -> None:
     assert read(tmp_path / "other" / "sst2-lozo-None-0").parts[0].tables  # one run's own folder
 
 
+def test_single_runs_of_two_experiments_are_told_in_the_tables_place(tmp_path: Path) -> None:
+    write_run(tmp_path / "one")
+    write_run(tmp_path / "two", seed=1, config__train__batch_size=8)
+    write_run(tmp_path / "other", suite="sweep")
+    page = read(tmp_path)
+    demo, sweep = page.parts
+    assert "key config.train.batch_size is 8" in demo.error
+    assert (len(demo.tables), len(demo.charts), len(sweep.tables)) == (0, 1, 1)
+    assert f"No table: {demo.error}" in Seen(render(page)).text
+
+
 def test_curves_carry_both_axes(tmp_path: Path) -> None:
     steps = [point | {"seconds": point["step"] / 8} for point in points(40, 80)]
     write_run(tmp_path, metrics=steps)
