@@ -1,7 +1,8 @@
 """Read the benchmark's JSON files, strictly: which rows there are, and what they stand on.
 
 A missing file, key or column stops with its name, and so does a benchmark that was stopped before
-its last row, or files of several machines: a figure with a silent gap is worse than none.
+its last row, or files of several machines or numbers of threads: a figure with a silent gap is
+worse than none.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ class Bench:
 
 
 def load(paths: Sequence[Path]) -> Bench:
-    """Read files of one machine."""
+    """Read files of one machine, with one number of threads."""
     rows, tables, devices, origin = [], [], {}, []
     for path in paths:
         record = read_json(path)
@@ -58,13 +59,14 @@ def load(paths: Sequence[Path]) -> Bench:
         rows += found
         if not value(record, "arguments.sweep", (list,), path):
             tables += found
-        device = value(record, "machine.device_name", (str,), path)
+        threads = value(record, "machine.threads", (int,), path)
+        device = f"{value(record, 'machine.device_name', (str,), path)}, {threads} thread(s)"
         devices.setdefault(device, path)
         origin.append(_origin(record, device, path))
     if len(devices) > 1:
         raise ResultError(
             f"files of several machines: {', '.join(f'{p} ({d})' for d, p in devices.items())}; "
-            "expected one machine in a figure"
+            "expected one machine and number of threads in a figure"
         )
     return Bench(rows, tables, next(iter(devices)), list(dict.fromkeys(origin)))
 
@@ -93,9 +95,8 @@ def _origin(record: dict[str, Any], device: str, path: Path) -> str:
     commit = value(record, "git_commit", (str, type(None)), path)
     dirty = value(record, "git_dirty", (bool, type(None)), path)
     code = "unknown" if commit is None else commit[:7] + " with local changes" * bool(dirty)
-    threads = value(record, "machine.threads", (int,), path)
     return (
-        f"{device}, {threads} thread(s), torch {value(record, 'versions.torch', (str,), path)}, "
+        f"{device}, torch {value(record, 'versions.torch', (str,), path)}, "
         f"transformers {value(record, 'versions.transformers', (str,), path)}, commit {code}."
     )
 

@@ -17,7 +17,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 from matplotlib.typing import LineStyleType
 
-from analysis.figures.step_cost_rows import Bench, Row, is_textbook, name
+from analysis.figures.step_cost_rows import (
+    Bench,
+    Row,
+    batch_name,
+    distinct,
+    is_textbook,
+    name,
+    shape_name,
+)
 from analysis.figures.style import RC, TEXT_INCHES, styles
 from analysis.reading.probe import write_figure
 
@@ -28,7 +36,7 @@ AXES = {
     "rank": ("rank", "rank"),
     "size": ("parameters", "parameters"),
 }
-FIXED = ("shape", "dtype", "batch", "length")  # what must not vary in a group, but for its axis
+FIXED = ("shape", "dtype", "batch", "length", "mix")  # what a group has one of, but for its axis
 TICKS = (0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 VARIANTS: tuple[LineStyleType, ...] = ((0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1)), (0, (1, 2.5)))
 
@@ -49,6 +57,8 @@ class Group:
     def words(self) -> str:
         """Say what is the same in all rows."""
         parts = [str(self.fixed[key]) for key in ("shape", "dtype") if key in self.fixed]
+        if self.fixed["mix"] is not None:
+            return ", ".join([*parts, batch_name(self.fixed)])
         parts += [f"{key} {self.fixed[key]}" for key in ("batch", "length") if key in self.fixed]
         return ", ".join(parts)
 
@@ -65,7 +75,8 @@ def groups(rows: list[Row], axis: str) -> list[Group]:
     sizes = {row["shape"]: row["parameters"] for row in rows if row["parameters"] is not None}
     for row in rows:
         whole = row | {"parameters": sizes.get(row["shape"])}
-        if place(axis, whole) is None:
+        mixed = row["mix"] is not None and axis in ("batch", "length")  # its prompts vary in both
+        if mixed or place(axis, whole) is None:
             continue
         curve = (row["method"], None if axis == "rank" else row["rank"])
         curves = found.setdefault(tuple(row[key] for key in fixed), defaultdict(dict))
@@ -169,10 +180,13 @@ def _caption(bench: Bench, found: list[Group]) -> list[str]:
         f"({letter}) over {AXES[group.axis][1]}: {group.words()}"
         for letter, group in zip("abcd", found, strict=False)
     )
+    drawn = [row for group in found for rows in group.curves.values() for row in rows]
+    drawn.sort(key=lambda row: row["parameters"] or 0)
+    names = ", ".join(shape_name(shape) for (shape,) in distinct(drawn, "shape"))
     others = sum(len(groups(bench.rows, group.axis)) - 1 for group in found)
     more = f" The files hold {others} further such group(s)." if others else ""
     return [
-        "Cost of a step in units of two plain forwards of the same run, random weights of Qwen3 "
-        f"shapes. {panels}. Median over rounds.{more}",
+        "Cost of a step in units of two plain forwards of the same run, random weights. Shapes: "
+        f"{names}. {panels}. Median over rounds.{more}",
         *bench.origin,
     ]

@@ -18,7 +18,7 @@ METHODS = {  # method -> (family, textbook, rank, ratio)
     "mezo": ("mezo", "mezo_textbook", None, 1.1),
     "sgd": ("sgd", None, None, 1.5),
 }
-SIZES = {"pocket": 600_000, "60m": 60_000_000}
+SIZES = {"pocket": 600_000, "60m": 60_000_000, "smollm2-135m": 134_515_008}
 
 
 def row(method: str, **changes: Any) -> dict:
@@ -91,6 +91,7 @@ def test_the_figures_are_drawn_twice_the_same_and_say_what_they_are(table, sweep
         )
     assert "(a) over sequence length: 60m, float32, batch 4; (b) over batch size: 60m" in curves
     assert "(d) over parameters: float32, batch 4, length 64" in curves
+    assert "random weights. Shapes: Qwen3 pocket, Qwen3 60m. (a)" in curves
 
 
 def test_each_shape_and_precision_has_its_own_bars(tmp_path):
@@ -117,12 +118,30 @@ def test_a_dot_in_the_name_of_a_model_cuts_no_file_name(tmp_path):
 def test_the_fullest_group_of_an_axis_comes_first(table, sweeps):
     found = step_cost_scaling.groups(load([table, sweeps]).rows, "length")
     assert found[0].values == [32, 64, 128]
-    assert found[0].fixed == {"shape": "60m", "dtype": "float32", "batch": 4}
+    assert found[0].fixed == {"shape": "60m", "dtype": "float32", "batch": 4, "mix": None}
     ranks = step_cost_scaling.groups(load([sweeps]).rows, "rank")
     assert ranks[0].values == [1, 4, 16]
     assert {method for method, _ in ranks[0].curves} == {"agzo", "agzo_textbook"}
     sizes = step_cost_scaling.groups(load([sweeps]).rows, "size")
     assert sizes[0].values == [600_000, 60_000_000]
+
+
+def test_a_mix_of_prompts_is_no_length(tmp_path):
+    rows = [row(m, length=x, mix=mix) for x, mix in ((38, "short"), (192, "long")) for m in METHODS]
+    rows += [row(m, length=64) for m in METHODS]
+    rows += [row("agzo", length=38, mix="short", rank=4)]
+    bench = load([write(tmp_path / "steps.json", rows)])
+    assert not step_cost_scaling.groups(bench.rows, "length")
+    (ranks,) = step_cost_scaling.groups(bench.rows, "rank")
+    assert ranks.words() == "60m, float32, 16 short prompts"
+    assert [one["mix"] for one in ranks.curves["agzo", None]] == ["short", "short"]
+
+
+def test_shapes_have_their_names_in_the_caption_of_the_curves(tmp_path):
+    rows = [row("agzo", shape=shape) for shape in ("smollm2-135m", "60m")]
+    written = step_cost.draw([write(tmp_path / "steps.json", rows)], tmp_path / "cost")
+    said = " ".join(written[-1].read_text().split())
+    assert "Shapes: Qwen3 60m, smollm2-135m. (a) over parameters" in said
 
 
 def test_memory_that_ran_out_is_drawn_as_that(tmp_path):
@@ -165,6 +184,16 @@ def test_files_of_two_machines_are_no_figure(table, tmp_path):
     machine = {"device": "cuda", "device_name": "NVIDIA H200", "threads": 8}
     other = write(tmp_path / "other.json", [row("agzo")], machine=machine)
     with pytest.raises(ResultError, match=r"files of several machines: .*a processor.*H200"):
+        step_cost.draw([table, other], tmp_path / "cost")
+
+
+def test_files_of_other_threads_are_no_figure(table, tmp_path):
+    machine = {"device": "cpu", "device_name": "a processor", "threads": 1}
+    other = write(tmp_path / "other.json", [row("agzo")], machine=machine)
+    words = (
+        r"steps.json \(a processor, 2 thread\(s\)\), .*other.json \(a processor, 1 thread\(s\)\)"
+    )
+    with pytest.raises(ResultError, match=words):
         step_cost.draw([table, other], tmp_path / "cost")
 
 
