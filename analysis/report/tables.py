@@ -1,16 +1,18 @@
 """A table of strings (`tables.tabular`) as the page shows it: what is a number, and its key.
 
 A column in which every cell is a number or empty is aligned to the right and sorted by that number,
-so that "1,234", "71.3 ± 0.4" and "1e-05" fall into place.
+so that "1,234", "71.3 ± 0.4" and "1e-05" fall into place. "512 KiB" counts in bytes.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from analysis.reading.suite_costs import UNITS
 from analysis.tables.tabular import Table
 
 NUMBER = re.compile(r"[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?(?!\w)", re.IGNORECASE)
+UNIT = re.compile(rf" ({'|'.join(unit for unit, _ in UNITS)})\b")
 EMPTY = re.compile(r"(-( †)?)?")
 BESIDE = re.compile(r"(?P<ours>.*) \[(?P<theirs>[-\d.]+), (?P<difference>[-+][\d.]+)\]")
 
@@ -70,4 +72,8 @@ def _is_number(text: str) -> bool:
 
 def _key(text: str) -> str:
     found = NUMBER.match(text)
-    return found[0].replace(",", "").lstrip("+") if found else ""
+    if found is None:
+        return ""
+    number = found[0].replace(",", "").lstrip("+")
+    unit = UNIT.match(text, found.end())
+    return f"{float(number) * dict(UNITS)[unit[1]]:.12g}" if unit else number

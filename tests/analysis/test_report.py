@@ -309,6 +309,17 @@ def test_cells_are_numbers_where_a_whole_column_is() -> None:
     assert made.rows[0][3].key is None
 
 
+def test_a_column_with_units_is_sorted_by_what_they_mean() -> None:
+    sizes = ["5 B", "512 KiB", "2.5 GiB", "30 MiB", "1e+03 MiB", "-"]
+    made = grid(Table("t", ["state"], [[size] for size in sizes]), "t")
+    assert made.numeric == [True]
+    keys = {row[0].text: float(row[0].key or "-1") for row in made.rows}
+    assert sorted(keys, key=lambda text: keys[text]) == [
+        "-", "5 B", "512 KiB", "30 MiB", "1e+03 MiB", "2.5 GiB",
+    ]  # fmt: skip
+    assert keys["512 KiB"] == 512 * 1024
+
+
 def test_command_writes_the_page_and_says_what_is_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
