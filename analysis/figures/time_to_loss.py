@@ -122,13 +122,18 @@ def draw(path: Path, stem: Path) -> list[Path]:
 
 
 def _mark(axes: Axes, ours: Row, textbook: Row, target: float) -> None:
-    """Draw the loss to come to, and how many times sooner ours comes to it."""
+    """Draw the loss to come to, how many times sooner ours comes to it, or which does not."""
     axes.axhline(target, color="#CC0000", linewidth=0.8, linestyle=(0, (1.5, 0.8)))
     times = faster(ours, textbook)
-    words, middle = f"not reached in {ours['taken']} steps", sum(axes.get_xlim()) / 2
+    words, middle = f"not reached in {_taken(ours, textbook)} steps", sum(axes.get_xlim()) / 2
     if times is not None:
         words, middle = f"{times:.1f} times sooner", (ours["seconds"] + textbook["seconds"]) / 2
-        for row in (ours, textbook):
+    elif ours["seconds"] is not None:
+        words = f"as published not reached in {textbook['taken']} steps"
+    elif textbook["seconds"] is not None:
+        words = f"here not reached in {ours['taken']} steps"
+    for row in (ours, textbook):
+        if row["seconds"] is not None:
             axes.axvline(row["seconds"], ymax=0.04, color="#CC0000", linewidth=0.8)
     axes.annotate(
         words, (middle, target), xytext=(0, -3), textcoords="offset points", ha="center",
@@ -178,14 +183,28 @@ def _sentence(pair: tuple[Row, Row]) -> str:
     a_step = f"{ours['step_seconds']:.2f} and {textbook['step_seconds']:.2f} s a step"
     memory = f"{ours['peak_gib']:.2f} and {textbook['peak_gib']:.2f} GiB"
     times = faster(ours, textbook)
-    if times is None:
-        took = f"not reached in {ours['taken']} and {textbook['taken']} steps"
-    else:
+    if times is not None:
         took = (
             f"{ours['steps']} and {textbook['steps']} steps, {ours['seconds']:.1f} and "
             f"{textbook['seconds']:.1f} s, {times:.2f} times sooner"
         )
+    elif ours["seconds"] is None and textbook["seconds"] is None:
+        took = f"not reached in {ours['taken']} and {textbook['taken']} steps"
+    else:
+        took = f"{_took(ours)} here, {_took(textbook)} as published"
     return f"{name}, here and as published: {took}; {a_step} (median), {memory} at most."
+
+
+def _took(row: Row) -> str:
+    """Say of one of a pair how it came to the loss, where the other did not, or that it did not."""
+    if row["seconds"] is None:
+        return f"not reached in {row['taken']} steps"
+    return f"{row['steps']} steps and {row['seconds']:.1f} s"
+
+
+def _taken(ours: Row, textbook: Row) -> str:
+    """Name the steps that both took: once if they are the same."""
+    return " and ".join(dict.fromkeys((str(ours["taken"]), str(textbook["taken"]))))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

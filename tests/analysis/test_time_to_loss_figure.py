@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.figures import time_to_loss
 from analysis.reading.load import ResultError
@@ -61,6 +62,29 @@ def test_a_panel_for_each_method_and_all_numbers_in_words(tmp_path):
     )
     assert "n = 1 seed (0). a processor, 1 thread(s), torch 2.13.0, commit 0123456." in said
     assert "sanity check" not in said
+
+
+@pytest.mark.parametrize(
+    ("lost", "sentence", "mark"),
+    [
+        (("textbook",), "10 steps and 10.0 s here, not reached in 40 steps as published;",
+         "as published not reached in 40 steps"),
+        (("ours",), "not reached in 20 steps here, 10 steps and 60.0 s as published;",
+         "here not reached in 20 steps"),
+        (("ours", "textbook"), "not reached in 20 and 40 steps;", "not reached in 20 and 40 steps"),
+        ((), "10 and 10 steps, 10.0 and 60.0 s, 6.00 times sooner;", "6.0 times sooner"),
+    ],
+)  # fmt: skip
+def test_each_of_a_pair_says_whether_it_came_to_the_loss(lost, sentence, mark, tmp_path):
+    pair = [row("mezo", who, taken=taken) for who, taken in (("ours", 20), ("textbook", 40))]
+    for one in pair:
+        one |= {"seconds": None, "steps": None} if one["who"] in lost else {}
+    drawn = time_to_loss.draw(write(tmp_path / "out.json", pair), tmp_path / "drawn")
+    assert f"here and as published: {sentence}" in " ".join(drawn[2].read_text().split())
+    axes = Figure().subplots()
+    time_to_loss._mark(axes, *pair, target=0.7)
+    assert [text.get_text() for text in axes.texts] == [mark]
+    assert len(axes.lines) == 1 + 2 - len(lost)  # the loss, and where it is reached
 
 
 PAIR = [row("mezo", "ours"), row("mezo", "textbook")]
