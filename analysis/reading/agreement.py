@@ -17,6 +17,7 @@ PLACES = {"model.path", "data.root"}  # where things lie: what they are is in MO
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
 FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"} | PLACES
 FREE_GROUPS = ("tracking.",)
+FREE_OF_PLAN = FREE | {"suite"}  # where no plan holds the runs together, its name is free as well
 # the same in all columns of a task; a key that one lacks (only the hub has commits) all must lack
 DATA = (
     "task_version", "metric", "data.source", "data.commit", "data.world_seed", "data.train_sha256",
@@ -45,7 +46,7 @@ def check_average(rows: Sequence[Mapping[str, Any]], what: str) -> None:
     runs = [(path, read_result(path)) for path in paths]
     what = f"{what} (method {rows[0]['method']} on task {rows[0]['task']})"
     check_shared(runs, (*SETTING, *MODEL, *DATA), what)
-    _check_config(runs, FREE | {"suite"}, what)
+    _check_config(runs, FREE_OF_PLAN, what)
     seen: dict[int, Path] = {}
     for path, row in zip(paths, rows, strict=True):
         if row["seed"] in seen:
@@ -60,14 +61,16 @@ def _check_config(runs: Sequence[tuple[Path, Record]], free: Set[str], what: str
     """Check that the configuration is the same in all runs but for the free keys."""
     for path, record in runs[1:]:
         first_path, first = runs[0]
-        ours, theirs = flatten(record["config"]), flatten(first["config"])
-        for key in sorted(ours.keys() | theirs.keys()):
-            if key in free or key.startswith(FREE_GROUPS):
-                continue
-            if ours.get(key) != theirs.get(key):
-                raise _disagree(
-                    f"config.{key}", (path, ours.get(key)), (first_path, theirs.get(key)), what
-                )
+        if keys := varied([record, first], free):
+            ours, theirs = (flatten(one["config"]).get(keys[0]) for one in (record, first))
+            raise _disagree(f"config.{keys[0]}", (path, ours), (first_path, theirs), what)
+
+
+def varied(records: Sequence[Record], free: Set[str] = FREE_OF_PLAN) -> list[str]:
+    """List the keys of the configuration, but for the free ones, that are not the same in all."""
+    flat = [flatten(record["config"]) for record in records]
+    keys = {key for one in flat for key in one if not key.startswith(FREE_GROUPS)} - free
+    return [key for key in sorted(keys) if any(one.get(key) != flat[0].get(key) for one in flat)]
 
 
 def check_shared(runs: Sequence[tuple[Path, Record]], keys: Sequence[str], what: str) -> None:

@@ -4,12 +4,14 @@ A part has tables, charts and what they lack. Files that contradict each other m
 their part impossible; the page then says so in the place of these tables.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import paper
 from analysis.figures.style import ordered
+from analysis.reading.agreement import flatten, varied
 from analysis.reading.cells import Cells, read_cells
 from analysis.reading.load import RESULT, ResultError, load_results
 from analysis.reading.suite import LABELS, PLAN, Suite, load_suite
@@ -131,16 +133,38 @@ def _singles(root: Path, runs: list[RunFolder]) -> list[Part]:
 
 
 def _lines(runs: Sequence[RunFolder]) -> list[Line]:
-    """Name each finished run by its method and variant, and by its model if there are several."""
+    """Name each finished run by its method and variant, and by its model if there are several.
+
+    Where runs of one name and task differ in more than their seed, the name says in what.
+    """
     finished = [run for run in runs if run.finished]
     models = {run.row["model"] for run in finished}
+    named: dict[str, list[RunFolder]] = defaultdict(list)
+    for run in finished:
+        named[run.method + (f", {run.row['model']}" if len(models) > 1 else "")].append(run)
+    series = {
+        run.folder: ", ".join([name, *_told_apart(run, _differences(same))])
+        for name, same in named.items()
+        for run in same
+    }
     lines = []
     for method in ordered(run.row["method"] for run in finished):
         for run in (run for run in finished if run.row["method"] == method):
-            row = run.row
-            name = run.method + (f", {row['model']}" if len(models) > 1 else "")
-            lines.append(Line(run, row["task"], name, method))
+            lines.append(Line(run, run.row["task"], series[run.folder], method))
     return lines
+
+
+def _differences(runs: Sequence[RunFolder]) -> list[str]:
+    """List the keys of the configuration in which runs of one task differ, over all tasks."""
+    tasks: dict[str, list[RunFolder]] = defaultdict(list)
+    for run in runs:
+        tasks[run.row["task"]].append(run)
+    return sorted({key for same in tasks.values() for key in varied([r.record for r in same])})
+
+
+def _told_apart(run: RunFolder, keys: Sequence[str]) -> list[str]:
+    settings = flatten(run.record["config"])
+    return [f"{key.removeprefix('method.')} {settings.get(key, '-')}" for key in keys]
 
 
 def _printed(suite: Suite) -> list[Grid]:

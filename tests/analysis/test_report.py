@@ -295,6 +295,27 @@ def test_many_series_of_one_method_differ_in_colour_or_dash(tmp_path: Path) -> N
     assert len(looks) == 20
 
 
+def test_runs_that_differ_in_their_settings_are_lines_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "low", seed=seed)
+    write_run(tmp_path / "high", config__method={"lr": 1e-2, "eps": 1e-2})
+    write_run(tmp_path / "batch", config__train__batch_size=8, seed=2)
+    write_run(tmp_path / "rte", task="rte", method="agzo", config__method={"lr": 1.0, "eps": 1e-2})
+    write_run(tmp_path / "sst2", method="agzo")  # of another task: no other line
+    (chart,) = read(tmp_path).parts[0].charts
+    looks: dict[str, set[tuple[str, str]]] = {}
+    for trace in chart.traces:
+        look = (trace["line"]["color"], trace["line"]["dash"])
+        looks.setdefault(trace["name"], set()).add(look)
+    assert list(looks) == [
+        "MeZO, lr 0.001, train.batch_size 8",
+        "MeZO, lr 0.01, train.batch_size 16",
+        "MeZO, lr 0.001, train.batch_size 16",
+        "AGZO",
+    ]
+    assert len(set.union(*looks.values())) == 4
+
+
 def test_cells_are_numbers_where_a_whole_column_is() -> None:
     rows = [
         ["x", "1,234", "**1e-05**", "3 of"],
