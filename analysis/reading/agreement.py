@@ -14,8 +14,9 @@ from analysis.reading.load import ResultError, read_result
 from analysis.reading.suite import Column
 
 PLACES = {"model.path", "data.root"}  # where things lie: what they are is in MODEL and DATA
+KEPT = {"train.log_every", "train.checkpoint_every", "train.keep_checkpoint", "train.save_model"}
 # of the configuration, beside the settings of the grid: what may differ between runs of a column
-FREE = {"seed", "out", "threads", "traceback", "tuned", "variant"} | PLACES
+FREE = {"seed", "out", "device", "threads", "traceback", "tuned", "variant"} | PLACES | KEPT
 FREE_GROUPS = ("tracking.",)
 FREE_OF_PLAN = FREE | {"suite"}  # where no plan holds the runs together, its name is free as well
 # the same in all columns of a task; a key that one lacks (only the hub has commits) all must lack

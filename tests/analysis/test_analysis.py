@@ -264,8 +264,9 @@ def test_a_line_of_curves_is_one_experiment(
 
 def test_a_line_of_curves_has_each_seed_once(tmp_path: Path) -> None:
     write_run(tmp_path / "first")
-    places = {"suite": "again", "out": "elsewhere", "threads": 2, "seed": 1}
+    places = {"suite": "again", "out": "elsewhere", "device": "cpu", "threads": 2, "seed": 1}
     config = TEMPLATE["config"] | places | {"data": {"root": "/there"}, "model": {"path": "/m"}}
+    config["train"] = TEMPLATE["config"].get("train", {}) | {"log_every": 7, "save_model": True}
     write_run(tmp_path / "second", seed=1, config=config)  # what is no part of the experiment
     assert curves.draw(tmp_path, tmp_path / "figure")
     write_run(tmp_path / "third")
