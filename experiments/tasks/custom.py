@@ -167,10 +167,23 @@ class Label:
                 f"{_numbers(len(options))}, or {shortened(list(options))}; task.labels names others"
             )
             if written in options:
-                number = options.index(written)
+                number = self._one_reading(found, number, options.index(written), options)
         if number is None or number >= len(options):
             raise ValueError(f"field {self.field!r} is {shortened(found)}, allowed: {allowed}")
         return number
+
+    def _one_reading(
+        self, found: object, number: int | None, place: int, options: tuple[str, ...]
+    ) -> int:
+        """Return the place of the option with the label's text, unless it numbers another one."""
+        if number is not None and number < len(options) and number != place:
+            numbers = shortened(list(range(len(options))))
+            raise ValueError(
+                f"field {self.field!r} is {shortened(found)}: the number of option "
+                f"{shortened(options[number])} and the text of option number {place}, allowed: "
+                f"a number, with task.labels={numbers}, or a text that is no option's number"
+            )
+        return place
 
 
 class Chosen:

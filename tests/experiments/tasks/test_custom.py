@@ -186,6 +186,26 @@ def test_numbers_as_options_take_labels():
     assert made.example({"sentence": "x", "label": 3}).label == 2
 
 
+@pytest.mark.parametrize("options", ["choices", ["{choices.0}", "{choices.1}"]])
+def test_a_label_that_is_one_option_s_number_and_another_one_s_text_is_refused(options):
+    row = {"sentence": "5 + 5", "choices": ["1", "10"], "label": 1}
+    with pytest.raises(DataError) as caught:
+        reviews_task(options=options).example(row, "here")
+    said = "field 'label' is 1: the number of option '10' and the text of option number 0, allowed"
+    assert said in str(caught.value)
+    assert "a number, with task.labels=[0, 1], or a text" in str(caught.value)
+    assert reviews_task(options=options, labels=["0", "1"]).example(row).label == 1
+
+
+@pytest.mark.parametrize(
+    ("choices", "label", "number"),
+    [(["7", "8"], 1, 1), (["7", "8"], "8", 1), (["0", "1"], 1, 1), (["1", "x"], "x", 1)],
+)
+def test_a_label_with_one_reading_needs_no_labels(choices, label, number):
+    row = {"sentence": "x", "choices": choices, "label": label}
+    assert reviews_task(options="choices").example(row).label == number
+
+
 def test_the_version_is_a_hash_of_what_makes_the_texts():
     before = reviews_task().version
     assert reviews_task(hub="a/b", splits=["train"]).version == before
