@@ -28,8 +28,13 @@ def normalise(answer: str) -> list[str]:
 
 
 def token_f1(prediction: str, gold: str) -> float:
-    """Return the F1 of the two answers as bags of normalised words (0 without a common word)."""
+    """Return the F1 of the two answers as bags of normalised words (0 without a common word).
+
+    A gold answer that has no such words ("A", "+") is compared as it is written, in lower case.
+    """
     predicted, wanted = normalise(prediction), normalise(gold)
+    if not wanted:
+        return float(prediction.strip().lower() == gold.strip().lower())
     common = sum((Counter(predicted) & Counter(wanted)).values())
     if common == 0:
         return 0.0

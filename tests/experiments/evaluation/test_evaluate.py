@@ -292,6 +292,12 @@ def test_zero_shot_of_a_real_model_on_real_data(shared: Path):
         ("", "Paris", 0.0),
         ("the", "a", 0.0),
         ("U.S.", "us", 1.0),
+        (" a\n", "A", 1.0),
+        ("The", "The", 1.0),
+        ("B", "A", 0.0),
+        ("$", "+", 0.0),
+        ("+", "+", 1.0),
+        ("A", "B", 0.0),
     ],
 )
 def test_token_f1(prediction: str, gold: str, f1: float):
