@@ -33,6 +33,11 @@ ATTENTION = re.compile(
     r"attn_implementation|scaled_dot_product_attention|Flash ?Attention|flash_attn"
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+# What a model also reads: a tokenizer's other files, chat templates, code of its own.
+SIDE_FILES = (
+    *("merges.txt", "vocab.txt", "*.model", "*.tiktoken", "*.py"),
+    *("*.jinja", "additional_chat_templates/*.jinja"),
+)
 
 
 def choose_device(device: str) -> torch.device:
@@ -207,7 +212,7 @@ def origin(config: ModelConfig, model: nn.Module) -> dict[str, Any]:
         return about | {"path": where, "revision": config.revision, "commit": hub_commit(config)}
     about |= {"path": where} if config.source == "local" else {}
     about |= {"wheel": wheel.about()} if config.source == "wheel" else {}
-    return about | {"sha256": model_sha256(config)}
+    return about | {"sha256": model_sha256(config), "side_files_sha256": side_files_sha256(config)}
 
 
 def model_sha256(config: ModelConfig) -> str:
@@ -215,8 +220,26 @@ def model_sha256(config: ModelConfig) -> str:
     folder = Path(locate(config))
     if gguf.is_gguf(folder):
         return known_sha256(folder)
-    names = sorted({path for w in (*WEIGHTS, "*.json") for path in folder.glob(w)})
-    hashes = {path.name: known_sha256(path) for path in names}
+    return _sha256_of(_files(folder, *WEIGHTS, "*.json"))
+
+
+def side_files_sha256(config: ModelConfig) -> str | None:
+    """Return a hash over a folder's `SIDE_FILES`, None where there are none.
+
+    It is no part of `model_sha256`, so that results from before it stay valid.
+    """
+    folder = Path(locate(config))
+    found = {} if gguf.is_gguf(folder) else _files(folder, *SIDE_FILES)
+    return _sha256_of(found) if found else None
+
+
+def _files(folder: Path, *patterns: str) -> dict[str, Path]:
+    paths = (path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _sha256_of(files: dict[str, Path]) -> str:
+    hashes = {name: known_sha256(path) for name, path in files.items()}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 

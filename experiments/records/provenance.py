@@ -14,25 +14,37 @@ from experiments.config.paths import user_path
 from experiments.config.schema import RunConfig
 from experiments.data import files
 from experiments.data.hub import SPLITS
-from experiments.models.loading import model_sha256
+from experiments.models.loading import model_sha256, side_files_sha256
 from experiments.tasks import DataError, task_of
+
+SIDE_FILES = "side_files_sha256"  # what results from before it do not have
 
 
 def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
     """List what a result was made from and has changed, as "what: then -> now"."""
-    now: dict[str, Any] = {"task_version": task_of(config.task).version}
-    now |= {f"data.{key}": value for key, value in _data(config).items()}
-    if config.model.source != "hub":
-        now |= _model(config)
-    now |= _unrelated(config)
     then: dict[str, Any] = {"task_version": result.get("task_version")}
     for part in ("data", "model", "forgetting"):
         then |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
+    now: dict[str, Any] = {"task_version": task_of(config.task).version}
+    now |= {f"data.{key}": value for key, value in _data(config).items()}
+    if config.model.source != "hub":
+        now |= {f"model.{key}": value for key, value in _model(config).items()}
+    now |= _unrelated(config)
+    if f"model.{SIDE_FILES}" not in then:
+        now.pop(f"model.{SIDE_FILES}", None)
     return [
         f"{key}: {then.get(key, '<absent>')} -> {value}"
         for key, value in now.items()
         if then.get(key, "<absent>") != value
     ]
+
+
+def as_known(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the origin of a run without the hash that an origin from before it does not have."""
+    if SIDE_FILES in then.get("model", {}):
+        return now
+    model = {key: value for key, value in now["model"].items() if key != SIDE_FILES}
+    return now | {"model": model}
 
 
 def _data(config: RunConfig) -> dict[str, str | None]:
@@ -53,9 +65,12 @@ def _data(config: RunConfig) -> dict[str, str | None]:
     return {f"{split}_sha256": known_sha256(p) for split, p in paths.items() if p.is_file()}
 
 
-def _model(config: RunConfig) -> dict[str, str]:
+def _model(config: RunConfig) -> dict[str, str | None]:
     try:
-        return {"model.sha256": model_sha256(config.model)}
+        return {
+            "sha256": model_sha256(config.model),
+            SIDE_FILES: side_files_sha256(config.model),
+        }
     except BadInput:  # not at hand
         return {}
 

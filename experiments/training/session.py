@@ -28,7 +28,7 @@ from experiments.models.saving import save_model
 from experiments.records import checkpoint, machine, record, report
 from experiments.records.interrupt import Interrupted, StopRequest
 from experiments.records.lock import lock
-from experiments.records.provenance import changes_since
+from experiments.records.provenance import as_known, changes_since
 from experiments.records.tracking import Tracker, resolve_mode
 from experiments.tasks import task_of
 from experiments.training import ranks
@@ -161,7 +161,7 @@ def _claim(config: RunConfig, folder: Path, parts: Parts, held: ExitStack) -> di
         return done
     if _begun(folder):
         origin = _read(folder / ORIGIN, lambda path: json.loads(path.read_text()))
-        _refuse_changes(folder, origin, parts.origin, ORIGIN)
+        _refuse_changes(folder, origin, as_known(origin, parts.origin), ORIGIN)
     else:
         record.write_text(folder / CONFIG, to_yaml(config))
         record.write_json(folder / ORIGIN, parts.origin)

@@ -45,6 +45,29 @@ def test_origin_identifies_the_weights(folder):
     assert loading.origin(model_config(folder), model)["sha256"] != before["sha256"]
 
 
+SIDE_FILES = [
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "modeling_own.py"),
+    *("chat_template.jinja", "additional_chat_templates/tools.jinja"),
+]
+
+
+@pytest.mark.parametrize("name", SIDE_FILES)
+def test_origin_identifies_the_tokenizer_s_files_templates_and_code(folder, name):
+    config = model_config(folder)
+    weights = loading.model_sha256(config)
+    model = torch.nn.Linear(1, 1)
+    assert loading.origin(config, model)["side_files_sha256"] is None
+    found = set()
+    for text in ("one", "two"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        found.add(loading.origin(config, model)["side_files_sha256"])
+    assert len(found - {None}) == 2
+    (folder / "README.md").write_text("of no effect")
+    assert loading.side_files_sha256(config) in found
+    assert loading.model_sha256(config) == weights  # what results from before stand on
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

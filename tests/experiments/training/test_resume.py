@@ -198,6 +198,23 @@ def test_data_that_changed_since_the_start_are_refused(tmp_path):
         run(config)
 
 
+def test_a_model_s_code_that_changed_is_refused_where_the_run_has_its_hash(tmp_path):
+    folder = shutil.copytree(tiny_run.world() / "model", tmp_path / "model")
+    (folder / "own.py").write_text("one = 1")
+    config = tiny_run.config(tmp_path, "method=mezo", f"model.path={folder}", "train.steps=4")
+    run(config)
+    (folder / "own.py").write_text("two = 2")
+    with pytest.raises(BadInput, match=r"is finished.*\n  model\.side_files_sha256: .* -> "):
+        run(config)
+    for name in ("result.json", "origin.json"):  # of a run from before there was the hash
+        about = json.loads((config.folder / name).read_text())
+        del about["model"]["side_files_sha256"]
+        (config.folder / name).write_text(json.dumps(about))
+    assert "side_files_sha256" not in run(config)["model"]
+    (config.folder / "result.json").unlink()  # not finished: it would go on
+    assert run(config)["resumed_at"] == [4]
+
+
 def test_a_damaged_checkpoint_stops_the_run_with_its_name(tmp_path):
     config = tiny_run.config(tmp_path, "method=sgd")
     run_and_die(config, parts_of_a_run, "sample_batch", 10)
