@@ -4,6 +4,7 @@ Imports torch, agzo and the standard library only, so that the benchmark runs on
 """
 
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -36,11 +37,17 @@ _CLEAR = Path("/proc/self/clear_refs")  # Linux: "5" sets the high-water mark to
 def git_state() -> dict[str, Any]:
     """Return the commit of the code and whether files differ from it; null outside a checkout.
 
+    Git is asked once in a process. Who asks before the work names the code that runs, whatever is
+    committed while it runs.
+
     A copy without a checkout, on a bare GPU machine, is told its commit by the environment variable
     AGZO_COMMIT; whoever sets it answers for the copy being that commit's.
     """
-    root = Path(__file__).resolve().parents[2]
+    return dict(_git_state(Path(__file__).resolve().parents[2], os.environ.get(COMMIT)))
 
+
+@functools.cache
+def _git_state(root: Path, told: str | None) -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             command = ["git", "-C", str(root), *arguments]
@@ -51,8 +58,8 @@ def git_state() -> dict[str, Any]:
             return None
 
     commit = git("rev-parse", "HEAD")
-    if commit is None and os.environ.get(COMMIT):
-        return {"git_commit": os.environ[COMMIT], "git_dirty": False}
+    if commit is None and told:
+        return {"git_commit": told, "git_dirty": False}
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {
         "git_commit": commit,

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0.001 <= options.precision <= 0.1:
         parser.error(f"--precision={options.precision}: allowed are 0.001 to 0.1")
     torch.set_num_threads(1)  # small products: more threads cost more than they bring
-    started = time.perf_counter()
+    started, code = time.perf_counter(), machine.git_state()
     context = Context(
         level(options.confidence, CLAIMS), seed=options.seed, precision=options.precision
     )
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "coarse": context.precision * context.coarse,
         "cap": context.cap,
         "seconds": round(time.perf_counter() - started, 1),
-        **machine.git_state(),
+        **code,
         "versions": machine.versions(),
         "machine": machine.about(torch.device("cpu")),
     }

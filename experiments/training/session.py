@@ -52,6 +52,7 @@ def verify(config: RunConfig) -> None:
 
 def run(config: RunConfig) -> dict[str, Any]:
     """Do one run, or find it done, and return its result."""
+    machine.git_state()  # of the code that runs: the result, written at the end, says it
     verify(config)
     folder, group = config.folder, ranks.join(config.device, config.peer_timeout)
     check_device_map(config, group.size)

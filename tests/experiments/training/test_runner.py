@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ import torch
 from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.methods.registry import METHODS
-from experiments.records import checkpoint
+from experiments.records import checkpoint, machine
 from experiments.records.lock import lock
 from experiments.run import main
 from experiments.training import parts as parts_of_a_run
@@ -108,6 +109,30 @@ def test_a_changed_configuration_is_refused_and_listed(tmp_path):
     assert "train.num_dev: 8 -> 7" in str(error.value)
     free = tiny_run.config(tmp_path, "method=sgd", "train.checkpoint_every=1", "traceback=true")
     assert run(free)["steps"] == 12
+
+
+def test_a_result_names_the_commit_that_ran_whatever_is_committed_meanwhile(tmp_path, monkeypatch):
+    root = tmp_path / "code"
+    monkeypatch.setattr(machine, "__file__", str(root / "experiments" / "records" / "machine.py"))
+    real = session.result_of
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x@x", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    def committed_before(*arguments):
+        git("commit", "-q", "--allow-empty", "-m", "made while the run ran")
+        return real(*arguments)
+
+    root.mkdir()
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "the code that runs")
+    ran = git("rev-parse", "HEAD")
+    monkeypatch.setattr(session, "result_of", committed_before)
+    for seed in (0, 1):  # a worker of a suite does one run after the other
+        result = run(tiny_run.config(tmp_path, "method=zero_shot", f"seed={seed}"))
+        assert (result["git_commit"], result["git_dirty"]) == (ran, False)
+    assert git("rev-parse", "HEAD") != ran
 
 
 def test_a_loss_that_becomes_nan_stops_at_the_log_point_and_keeps_what_was_good(
