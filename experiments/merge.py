@@ -17,6 +17,7 @@ from experiments.config.errors import BadInput
 from experiments.config.paths import user_path
 from experiments.config.schema import ModelConfig
 from experiments.models import loading
+from experiments.records.provenance import refuse_other_model
 
 ADAPTER = "adapter_config.json"
 TRUST = "--trust-remote-code"
@@ -46,6 +47,8 @@ def merge(run: Path, out: Path, trust_remote_code: bool = False) -> None:
             "is none: use the adapter beside the model it was trained with"
         )
     model, tokenizer = loading.load(about, config["precision"]["dtype"], torch.device("cpu"))
+    origin = json.loads((run / "origin.json").read_text())
+    refuse_other_model(origin["model"], loading.origin(about, model))
     from experiments.models import adapters  # peft takes seconds to import
 
     adapters.merged(model, adapter).save_pretrained(out)

@@ -26,6 +26,7 @@ from experiments.methods import registry
 from experiments.models import loading
 from experiments.models.reach import leave_out
 from experiments.models.saving import save_model
+from experiments.records.provenance import refuse_other_model
 from experiments.records.trajectory import TRAJECTORY, Head, Step, read
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -47,13 +48,7 @@ def replay(
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     model, tokenizer = loading.load(config.model, config.precision.dtype, device)
-    about = loading.origin(config.model, model)
-    for key in ("sha256", "commit"):
-        if about.get(key) != origin["model"].get(key):
-            raise BadInput(
-                f"model.{key}={about.get(key)}: the start weights are not those of the run, "
-                f"{origin['model'].get(key)}; allowed is the model it began with"
-            )
+    refuse_other_model(origin["model"], loading.origin(config.model, model))
     if config.adapter.name != "none":
         from experiments.models import adapters  # peft takes seconds to import
 

@@ -47,6 +47,19 @@ def as_known(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return now | {"model": model}
 
 
+def refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a model that is another one than that of a run's origin (hashes, or a hub's commit).
+
+    `then` and `now` are what `loading.origin` says of a model.
+    """
+    for key in ("sha256", "commit", SIDE_FILES):
+        if now.get(key) != then.get(key) and (key in then or key != SIDE_FILES):
+            raise BadInput(
+                f"model.{key}={now.get(key)}: the start model is not that of the run, "
+                f"{then.get(key)}; allowed is the model it began with"
+            )
+
+
 def _data(config: RunConfig) -> dict[str, str | None]:
     """Return what identifies the data that are at hand."""
     task = task_of(config.task)

@@ -1,6 +1,7 @@
 """Where two choices meet: an adapter and a method of a part, the metric and reused layers."""
 
 import json
+import shutil
 
 import pytest
 import tiny_run
@@ -18,6 +19,7 @@ from experiments.merge import merge
 from experiments.models import adapters
 from experiments.models.loss import loss
 from experiments.probe import scene
+from experiments.records.provenance import refuse_other_model
 from experiments.tasks import TASKS
 from experiments.training import parts as parts_of_a_run
 from experiments.training import prepare
@@ -186,6 +188,25 @@ def test_a_lora_run_is_merged_and_a_prefix_is_not(tmp_path):
     run(prefix)
     with pytest.raises(BadInput, match="of kind PREFIX_TUNING; allowed is LORA"):
         merge(prefix.folder, tmp_path / "new")
+
+
+@peft_warns
+def test_an_adapter_is_not_merged_into_another_model_than_its_own(tmp_path):
+    folder = shutil.copytree(tiny_run.world() / "model", tmp_path / "model")
+    words = ("method=mezo", "adapter=lora", "train.save_model=true", "train.steps=4")
+    config = tiny_run.config(tmp_path, *words, "train.max_length=64", f"model.path={folder}")
+    run(config)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(BadInput, match=r"model\.side_files_sha256=.* that of the run, None; allo"):
+        merge(config.folder, tmp_path / "merged")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    next(model.parameters()).data.mul_(0.5)
+    model.save_pretrained(folder)
+    with pytest.raises(BadInput, match=r"model\.sha256=.*: the start model is not that of the run"):
+        merge(config.folder, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    with pytest.raises(BadInput, match=r"model\.commit=b: .* that of the run, a; allowed"):
+        refuse_other_model({"commit": "a"}, {"commit": "b"})
 
 
 def test_reused_layers_and_generated_tokens_exclude_each_other(tmp_path):
