@@ -70,11 +70,19 @@ def look(job: Run) -> State:
     path = job.folder / record.FAILED
     if path.is_file():
         failure = _read(path)
-        before = failure.get("config", {})
-        same = not changes(before, job.config.as_dict(), may_move=False)  # it has no hashes
-        if same and failure.get("diverged"):
+        if failure.get("diverged") and not _others(job.config, failure):
             return State("diverged", error=str(failure.get("error")))
     return State("missing")
+
+
+def _others(config: RunConfig, failure: dict[str, Any]) -> bool:
+    """Tell whether a failure is of another configuration, or of files that have changed since.
+
+    An older one does not say what it was made from: its files count as unchanged where they lie.
+    """
+    if changes(failure.get("config", {}), config.as_dict(), may_move=False):
+        return True
+    return "task_version" in failure and bool(changes_since(config, failure))
 
 
 def _read(path: Path) -> dict[str, Any]:

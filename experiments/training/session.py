@@ -121,7 +121,7 @@ def _do(config: RunConfig, folder: Path, group: Group) -> dict[str, Any]:
             if group.rank > 0:
                 raise
             with suppress(OSError):  # a full disk may be the very failure
-                record.write_json(folder / record.FAILED, _failure(config, error))
+                record.write_json(folder / record.FAILED, _failure(config, parts, error))
             if isinstance(error, OSError):
                 raise _cannot_write(folder, error) from error
             raise
@@ -129,12 +129,16 @@ def _do(config: RunConfig, folder: Path, group: Group) -> dict[str, Any]:
     return result
 
 
-def _failure(config: RunConfig, error: Exception) -> dict[str, Any]:
-    """Return the content of failed.json."""
+def _failure(config: RunConfig, parts: Parts, error: Exception) -> dict[str, Any]:
+    """Return the content of failed.json; what the run was made from is there as in a result."""
     return {
         "status": "failed",
         "error": f"{type(error).__name__}: {error}",
         "diverged": isinstance(error, NonFiniteLoss),
+        "task_version": parts.task.version,
+        "data": parts.origin["data"],
+        "model": parts.origin["model"],
+        "forgetting": parts.origin.get("forgetting"),
         "config": config.as_dict(),
     }
 

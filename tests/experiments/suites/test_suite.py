@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from omegaconf import OmegaConf
 
@@ -25,7 +27,7 @@ from experiments.config.composed import CONF, changes, compose
 from experiments.config.errors import BadInput
 from experiments.config.schema import RunConfig
 from experiments.launch import pool, slurm
-from experiments.launch.job import State, look
+from experiments.launch.job import Run, State, look
 from experiments.models.loading import model_sha256
 from experiments.records.lock import lock
 from experiments.records.report import Line
@@ -35,6 +37,8 @@ from experiments.suites.columns import Cell
 from experiments.suites.plan import read_suite
 from experiments.suites.standing import Standing
 from experiments.tasks import TASKS
+from experiments.training.runner import NonFiniteLoss
+from experiments.training.session import run
 
 PLAN = {
     "title": "Tiny table",
@@ -547,6 +551,33 @@ def test_a_divergence_on_files_that_lie_elsewhere_is_tried_again(plan, tmp_path)
     first, other = (read(tmp_path, f"train.forgetting={name}.txt").groups[0] for name in "ab")
     assert look(first.search[0]).status == "diverged"
     assert look(other.search[0]).status == "missing"
+
+
+def test_a_divergence_on_files_that_have_changed_since_is_tried_again(tmp_path, monkeypatch):
+    """Data, model and unrelated text, by the hashes that the run itself wrote."""
+    tiny_run.write_data(tmp_path / "data")
+    model = shutil.copytree(tiny_run.world() / "model", tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("Words of no task. " * 40)
+    words = ("method=mezo", "method.lr=1e300", f"data.root={tmp_path / 'data'}")
+    words += (f"model.path={model}", f"train.forgetting={text}")
+    job = Run((), tiny_run.config(tmp_path, *words))
+    with pytest.raises(NonFiniteLoss):
+        run(job.config)
+    assert look(job).status == "diverged"
+    data = tmp_path / "data" / "sst2" / "train.jsonl"
+    for path in (data, model / "config.json", text):
+        before = path.read_text()
+        path.write_text(before + "\n")
+        assert look(job).status == "missing", path
+        path.write_text(before)
+        assert look(job).status == "diverged", path
+    (model / "own.py").write_text("one = 1")
+    assert look(job).status == "missing"
+    failed = json.loads((job.folder / "failed.json").read_text())
+    old = {key: failed[key] for key in ("status", "error", "diverged", "config")}
+    (job.folder / "failed.json").write_text(json.dumps(old))  # of a run from before the hashes
+    assert look(job).status == "diverged"
 
 
 def test_a_result_of_another_configuration_stops_the_suite(plan, tmp_path, capsys):
