@@ -17,6 +17,7 @@ from experiments.data.hub import SPLITS
 from experiments.models.loading import model_sha256, side_files_sha256
 from experiments.tasks import DataError, task_of
 
+ABSENT = "<absent>"
 SIDE_FILES = "side_files_sha256"  # what results from before it do not have
 
 
@@ -33,9 +34,9 @@ def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
     if f"model.{SIDE_FILES}" not in then:
         now.pop(f"model.{SIDE_FILES}", None)
     return [
-        f"{key}: {then.get(key, '<absent>')} -> {value}"
+        f"{key}: {then.get(key, ABSENT)} -> {value}"
         for key, value in now.items()
-        if then.get(key, "<absent>") != value
+        if then.get(key, ABSENT) != value
     ]
 
 
@@ -72,7 +73,10 @@ def _data(config: RunConfig) -> dict[str, str | None]:
             there = files.find(task, user_path(config.data.root))
         except DataError:  # not at hand
             return {}
-        return {f"{split}_sha256": files.sha256(path) for split, path in there.items()}
+        return {  # of one file, which is divided, there is no other
+            f"{split}_sha256": files.sha256(there[split]) if split in there else ABSENT
+            for split in SPLITS
+        }
     folder = user_path(config.data.root) / task.name
     paths = {split: folder / f"{split}.jsonl" for split in SPLITS}
     return {f"{split}_sha256": known_sha256(p) for split, p in paths.items() if p.is_file()}

@@ -14,6 +14,8 @@ from experiments.config.errors import BadInput
 from experiments.config.paths import quoted
 from experiments.config.schema import TaskConfig
 from experiments.data import load_splits
+from experiments.models.loading import model_sha256
+from experiments.records.provenance import changes_since
 from experiments.tasks import TASKS, DataError, task_of
 from experiments.training.session import run
 
@@ -132,6 +134,27 @@ def test_it_trains(tmp_path, shape):
     save(path, load_splits(task_of(config.task), "local", root=root).train[:8])  # pyright: ignore
     with pytest.raises(BadInput, match=r"data\.train_sha256"):
         run(config)
+
+
+def test_a_result_on_a_folder_is_none_of_one_of_its_files(tmp_path):
+    """A folder has rows of its own for evaluation; of one file they are a fifth."""
+    rows = reviews()
+    root = save(tmp_path / "data" / "train.jsonl", rows).parent
+    save(root / "validation.jsonl", rows[:4])
+    words = (PROMPT, OPTIONS, LABEL, "method=zero_shot")
+    folder, file = (composed(each, *words) for each in (root, root / "train.jsonl"))
+    both, one = (
+        {
+            "task_version": task_of(config.task).version,
+            "model": {"sha256": model_sha256(config.model)},
+            "data": load_splits(task_of(config.task), "local", root=config.data.root).origin,
+        }
+        for config in (folder, file)
+    )
+    assert changes_since(folder, both) == changes_since(file, one) == []
+    digest = both["data"]["validation_sha256"]
+    assert changes_since(file, both) == [f"data.validation_sha256: {digest} -> <absent>"]
+    assert changes_since(folder, one) == [f"data.validation_sha256: <absent> -> {digest}"]
 
 
 # What an example is
