@@ -25,10 +25,10 @@ class Quadratic(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.layer = nn.Linear(4, 3, bias=False, dtype=torch.float64)
-        nn.init.normal_(self.layer.weight, generator=generator)
         self.x = torch.randn(1, 4, generator=generator, dtype=torch.float64)
         self.target = torch.randn(1, 3, generator=generator, dtype=torch.float64)
         self.shape = torch.rand(3, generator=generator, dtype=torch.float64) + 0.5
+        nn.init.normal_(self.layer.weight, generator=generator)
 
     def forward(self) -> torch.Tensor:
         return (self.shape * (self.layer(self.x) - self.target).square()).sum()
