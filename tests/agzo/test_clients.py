@@ -201,6 +201,28 @@ def test_wherever_training_step_is_it_records_nothing_and_logs_its_first_loss(li
     )
 
 
+def test_a_lightning_module_that_steps_itself_logs_in_every_step():
+    class Plain:
+        def __init__(self) -> None:
+            self.logged: list[int] = []
+
+        def log(self, name: str, value: int) -> None:
+            self.logged.append(value)
+
+        def on_train_batch_start(self, batch: Any, index: int) -> None: ...
+
+        def training_step(self, batch: Any, index: int) -> None:
+            self.log("index", index)  # pyright: ignore
+
+    class Module(ZOModuleMixin, Plain): ...
+
+    made = Module()
+    for index in range(3):  # as Lightning calls it with automatic_optimization=False
+        made.on_train_batch_start(None, index)
+        made.training_step(None, index)
+    assert made.logged == [0, 1, 2]
+
+
 def test_a_hook_that_hides_the_mixins_is_refused(lightning):
     class Hiding(type(automatic(lightning, MeZO, 1e-3, eps=1e-3))):
         def on_train_batch_start(self, batch: Any, index: int) -> None: ...
