@@ -106,8 +106,8 @@ def _parts(direction: Direction, gradient: Tensor) -> Iterator[_Part]:
     if isinstance(direction, LowRank):
         known, height = direction.known.double(), direction.drawn.shape[0]
         length = known.square().sum() * height
-        turned = g if direction.inputs else g.T  # (d_out, d_in)
-        yield _Part(direction.drawn.numel(), (turned @ known).square().sum(), length)
+        kept = (direction.facing(g) @ known).square().sum()
+        yield _Part(direction.drawn.numel(), kept, length)
     elif isinstance(direction, SeenRows):
         rows = direction.seen.member.nonzero().view(-1)
         source = direction.source

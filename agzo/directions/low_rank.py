@@ -61,6 +61,10 @@ class LowRank(Branch):
         """The direction of the transposed weight."""
         return LowRank(self.right, self.left, 1 - self.inputs)
 
+    def facing(self, gradient: Tensor) -> Tensor:
+        """Return a gradient of the weight, turned where need be: its columns are the inputs'."""
+        return gradient if self.inputs else gradient.T
+
     @property
     def shape(self) -> torch.Size:
         """Shape of the product, and of the weight."""

@@ -148,8 +148,8 @@ def held_rows(
             size = float(gradient.double().square().sum())
             whole += size
             if isinstance(direction, LowRank):
-                turned = gradient if direction.inputs else gradient.T
-                kept += size * captured(turned, direction.known).item() ** 2
+                share = captured(direction.facing(gradient), direction.known)
+                kept += size * share.item() ** 2
         rows.append({"rank": rank, "minibatch": number, "share": kept / whole, "norm2": whole})
     return rows
 
