@@ -70,12 +70,12 @@ def look(job: Run) -> State:
     path = job.folder / record.FAILED
     if path.is_file():
         failure = _read(path)
-        if failure.get("diverged") and not _others(job.config, failure):
+        if failure.get("diverged") and not _outdated(job.config, failure):
             return State("diverged", error=str(failure.get("error")))
     return State("missing")
 
 
-def _others(config: RunConfig, failure: dict[str, Any]) -> bool:
+def _outdated(config: RunConfig, failure: dict[str, Any]) -> bool:
     """Tell whether a failure is of another configuration, or of files that have changed since.
 
     An older one does not say what it was made from: its files count as unchanged where they lie.

@@ -23,16 +23,15 @@ SIDE_FILES = "side_files_sha256"  # what results from before it do not have
 
 def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
     """List what a result was made from and has changed, as "what: then -> now"."""
-    then: dict[str, Any] = {"task_version": result.get("task_version")}
-    for part in ("data", "model", "forgetting"):
-        then |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
     now: dict[str, Any] = {"task_version": task_of(config.task).version}
     now |= {f"data.{key}": value for key, value in _data(config).items()}
     if config.model.source != "hub":
-        now |= {f"model.{key}": value for key, value in _model(config).items()}
+        model = _as_known(result.get("model") or {}, _model(config))
+        now |= {f"model.{key}": value for key, value in model.items()}
     now |= _unrelated(config)
-    if f"model.{SIDE_FILES}" not in then:
-        now.pop(f"model.{SIDE_FILES}", None)
+    then: dict[str, Any] = {"task_version": result.get("task_version")}
+    for part in ("data", "model", "forgetting"):
+        then |= {f"{part}.{key}": value for key, value in (result.get(part) or {}).items()}
     return [
         f"{key}: {then.get(key, ABSENT)} -> {value}"
         for key, value in now.items()
@@ -42,10 +41,7 @@ def changes_since(config: RunConfig, result: dict[str, Any]) -> list[str]:
 
 def as_known(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Return the origin of a run without the hash that an origin from before it does not have."""
-    if SIDE_FILES in then.get("model", {}):
-        return now
-    model = {key: value for key, value in now["model"].items() if key != SIDE_FILES}
-    return now | {"model": model}
+    return now | {"model": _as_known(then.get("model", {}), now["model"])}
 
 
 def refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -53,12 +49,18 @@ def refuse_other_model(then: dict[str, Any], now: dict[str, Any]) -> None:
 
     `then` and `now` are what `loading.origin` says of a model.
     """
+    now = _as_known(then, now)
     for key in ("sha256", "commit", SIDE_FILES):
-        if now.get(key) != then.get(key) and (key in then or key != SIDE_FILES):
+        if now.get(key) != then.get(key):
             raise BadInput(
                 f"model.{key}={now.get(key)}: the start model is not that of the run, "
                 f"{then.get(key)}; allowed is the model it began with"
             )
+
+
+def _as_known(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return what is said of a model now, as far as a record from before `SIDE_FILES` knows it."""
+    return {key: value for key, value in now.items() if key != SIDE_FILES or key in then}
 
 
 def _data(config: RunConfig) -> dict[str, str | None]:
