@@ -170,12 +170,10 @@ class ZOTrainerMixin:
             if "weight_decay" in group:
                 found.append(group)
                 continue
-            inside = [names.get(parameter) in decays for parameter in group["params"]]
-            for wanted, own in ((True, {}), (False, {"weight_decay": 0.0})):
-                pairs = zip(group["params"], inside, strict=True)
-                found.append(
-                    {**group, "params": [p for p, is_in in pairs if is_in == wanted], **own}
-                )
+            inside = [p for p in group["params"] if names.get(p) in decays]
+            outside = [p for p in group["params"] if names.get(p) not in decays]
+            found.append({**group, "params": inside})
+            found.append({**group, "params": outside, "weight_decay": 0.0})
         return found
 
     @property

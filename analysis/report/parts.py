@@ -142,11 +142,10 @@ def _lines(runs: Sequence[RunFolder]) -> list[Line]:
     named: dict[str, list[RunFolder]] = defaultdict(list)
     for run in finished:
         named[run.method + (f", {run.row['model']}" if len(models) > 1 else "")].append(run)
-    series = {
-        run.folder: ", ".join([name, *_told_apart(run, _differences(same))])
-        for name, same in named.items()
-        for run in same
-    }
+    series: dict[Path, str] = {}
+    for name, same in named.items():
+        keys = _differences(same)
+        series |= {run.folder: ", ".join([name, *_told_apart(run, keys)]) for run in same}
     lines = []
     for method in ordered(run.row["method"] for run in finished):
         for run in (run for run in finished if run.row["method"] == method):

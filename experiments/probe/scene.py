@@ -74,9 +74,9 @@ class Scene:
             while here < step:
                 schedule.set(here)
                 batch = self.batch(here)
-                self.parts.optimizer.step(self.closure(batch), token_mask=batch.token_mask)
+                parts.optimizer.step(self.closure(batch), token_mask=batch.token_mask)
                 here += 1
-            if not bool(self.parts.optimizer.finite):
+            if not bool(parts.optimizer.finite):
                 raise ValueError(
                     f"the run diverged before step {step} (method={self.config.method}); "
                     "a smaller method.lr is the usual cure"
