@@ -53,10 +53,44 @@ INLINE void plain_words(uint64_t block, Address a, uint32_t x[RUN]) {
 DEFAULT void words(uint64_t block, Address a, uint32_t x[RUN]) { plain_words(block, a, x); }
 
 #ifdef VERSIONED
-V3 void words(uint64_t block, Address a, uint32_t x[RUN]) { plain_words(block, a, x); }
+// The same, two to four times as fast: lanes in the lower halves of a register's 64-bit elements, where
+// one instruction multiplies them. What it leaves in the upper halves is never looked at.
+V3 INLINE void philox(__m256i counter, Address a, __m256i c[4]) {
+    const __m256i m0 = _mm256_set1_epi64x(M0), m1 = _mm256_set1_epi64x(M1);
+    c[0] = counter;
+    c[1] = _mm256_srli_epi64(counter, 32);
+    c[2] = _mm256_set1_epi64x(a.row);
+    c[3] = _mm256_set1_epi64x(a.column);
+    uint32_t k0 = a.key0, k1 = a.key1;
+    for (int round = 0; round < ROUNDS; round++) {
+        const __m256i p0 = _mm256_mul_epu32(c[0], m0), p1 = _mm256_mul_epu32(c[2], m1);
+        const __m256i high0 = _mm256_srli_epi64(p0, 32), high1 = _mm256_srli_epi64(p1, 32);
+        c[0] = _mm256_xor_si256(_mm256_xor_si256(high1, c[1]), _mm256_set1_epi64x(k0));
+        c[1] = p1;
+        c[2] = _mm256_xor_si256(_mm256_xor_si256(high0, c[3]), _mm256_set1_epi64x(k1));
+        c[3] = p0;
+        k0 += W0;
+        k1 += W1;
+    }
+}
 
-// The same, about twice as fast: eight lanes in the lower halves of a register's 64-bit elements,
-// where one instruction multiplies them. What it leaves in the upper halves is never looked at.
+V3 void words(uint64_t block, Address a, uint32_t x[RUN]) {
+    constexpr int HALF = LANES / 2;
+    const __m256i evens = _mm256_set_epi64x(6, 4, 2, 0), one = _mm256_set1_epi64x(1);
+    for (int half = 0; half < RUN / 4; half += HALF) {
+        const int64_t first = int64_t(block * LANES) + half;
+        const __m256i counter = _mm256_add_epi64(_mm256_set1_epi64x(first), evens);
+        __m256i even[4], odd[4];
+        philox(counter, a, even);
+        philox(_mm256_add_epi64(counter, one), a, odd);
+        uint32_t *lanes = x + half / LANES * BLOCK + half % LANES;
+        for (int k = 0; k < 4; k++)
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes + k * LANES), _mm256_blend_epi32(
+                even[k], _mm256_slli_epi64(odd[k], 32), 0xAA));
+    }
+}
+
+// With AVX-512 eight lanes at once.
 V4 INLINE void philox(__m512i counter, Address a, __m512i c[4]) {
     const __m512i m0 = _mm512_set1_epi64(M0), m1 = _mm512_set1_epi64(M1);
     c[0] = counter;
@@ -116,9 +150,9 @@ INLINE void pair(uint32_t a, uint32_t b, float *first, float *second) {
     const float c =
         ((2.443315711809948e-5f * tt + -1.388731625493765e-3f) * tt + 4.166664568298827e-2f) * tt * tt
         - 0.5f * tt + 1.0f;
-    const bool odd = quarter & 1;
-    *first = radius * number(bits(odd ? s : c) ^ (((quarter + 1) & 2) << 30));
-    *second = radius * number(bits(odd ? c : s) ^ ((quarter & 2) << 30));
+    const uint32_t swapped = (bits(s) ^ bits(c)) & (0u - (quarter & 1));  // without a branch
+    *first = radius * number(bits(c) ^ swapped ^ (((quarter + 1) & 2) << 30));
+    *second = radius * number(bits(s) ^ swapped ^ ((quarter & 2) << 30));
 }
 
 INLINE void normals(uint64_t block, Address a, float z[RUN]) {
