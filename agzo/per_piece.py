@@ -77,18 +77,20 @@ def measure_pieces(
     queries: list[tuple[Directions, Tensor]] = []
     losses: list[Tensor] = []
     weights: list[float] = []
-    for index, piece in enumerate(batch.pieces):
-        directions = sample(index)
-        alone = partial(forward, _only(batch, index))
-        with around():
-            both = [execution.evaluate(alone, directions, scale) for scale in (eps, -eps)]
-        own = torch.stack([each.detach() for each in both])
-        own = own.to(torch.promote_types(own.dtype, torch.float32))
-        sample_rest(directions)
-        weights.append(piece.weight * count / batch.weight)
-        queries.append((directions, (own[0] - own[1]) / (2.0 * eps) * weights[-1]))
-        losses.append(own)
-    state["forwards"] = forwards
+    try:
+        for index, piece in enumerate(batch.pieces):
+            directions = sample(index)
+            alone = partial(forward, _only(batch, index))
+            with around():
+                both = [execution.evaluate(alone, directions, scale) for scale in (eps, -eps)]
+            own = torch.stack([each.detach() for each in both])
+            own = own.to(torch.promote_types(own.dtype, torch.float32))
+            sample_rest(directions)
+            weights.append(piece.weight * count / batch.weight)
+            queries.append((directions, (own[0] - own[1]) / (2.0 * eps) * weights[-1]))
+            losses.append(own)
+    finally:  # of a step that fails as well
+        state["forwards"] = forwards
     if base is None:
         means = [own.mean() * weight for own, weight in zip(losses, weights, strict=True)]
         base = torch.stack(means).mean()

@@ -45,8 +45,6 @@ COLUMNS: dict[str, tuple[str, tuple[type, ...]]] = {
     "eval_loss": ("eval.loss", NUMBER),
     "eval_n": ("eval.n", (int,)),
     "device": ("machine.device", (str,)),
-    "git_commit": ("git_commit", (str, type(None))),
-    "git_dirty": ("git_dirty", (bool, type(None))),
 }
 METRICS = ("accuracy", "f1")  # a task has one of the two, under dev and under eval
 
@@ -126,7 +124,7 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
     `metric` names the task's own score; `dev_score` and `eval_score` hold it as a fraction.
     `examples` counts an example each time that it passes through the model in training. `lr` and
-    `eps` are empty for methods that have none.
+    `eps` are empty for methods that have none. `code` names the commits of all its processes.
     """
     flat = {column: value(record, key, kinds, path) for column, (key, kinds) in COLUMNS.items()}
     flat["examples"] = flat["forwards"] * flat["batch_size"]
@@ -140,8 +138,19 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
     method = value(record, "config.method", (dict,), path)
     for key in ("lr", "eps"):
         flat[key] = value(method, key, OPTIONAL_NUMBER, path) if key in method else None
+    flat["code"] = _code(record, path)
     flat["path"] = str(path)
     return flat
+
+
+def _code(record: Mapping[str, Any], path: Path) -> str:
+    """Name the commits of a run's processes; `+` marks a working tree with changes."""
+    names = []
+    for each in record.get("code") or [record]:  # of one process, before "code" was written
+        commit = value(each, "git_commit", (str, type(None)), path)
+        dirty = value(each, "git_dirty", (bool, type(None)), path)
+        names.append((commit or "unknown commit")[:10] + ("+" if dirty else ""))
+    return ", ".join(dict.fromkeys(names))
 
 
 def metric_of(scores: Mapping[str, Any], key: str, path: Path) -> str:

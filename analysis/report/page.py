@@ -82,7 +82,7 @@ def _row(one: Detail, part: str) -> list[str]:
         run.method, row["task"], row["model"], str(row["seed"]), run.state,
         f"{100 * row['eval_score']:.1f}", f"{row['dev_loss']:.4f}", f"{row['steps']:,}",
         f"{row['forwards']:,}", f"{row['total_seconds']:.1f}", f"{row['peak_memory_gib']:.2f}",
-        (row["git_commit"] or "unknown")[:10] + ("+" if row["git_dirty"] else ""), part,
+        row["code"], part,
     ]  # fmt: skip
 
 

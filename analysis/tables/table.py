@@ -127,11 +127,7 @@ def _one_task(runs: list[Run]) -> Table:
 
 def commits(runs: Iterable[Run]) -> str:
     """Name the commits the runs were made at; `+` marks a working tree with changes."""
-    names = {
-        (run["git_commit"] or "unknown commit")[:10] + ("+" if run["git_dirty"] else "")
-        for run in runs
-    }
-    return ", ".join(sorted(names))
+    return ", ".join(sorted({name for run in runs for name in run["code"].split(", ")}))
 
 
 def _budget_notes(runs: list[Run]) -> list[str]:

@@ -22,6 +22,14 @@ class Progress:
     projected_grad: float | None = None  # of the last step that was read
     zeros: list[float] = field(default_factory=list)  # shares of zero ones since the last row
     resumed: list[int] = field(default_factory=list)  # steps at which a run went on
+    code: list[dict[str, Any]] = field(default_factory=list)  # {"step", "git_commit", "git_dirty"}
     protected: list[list[int]] = field(
         default_factory=list
     )  # [checkpoint, its best step], newest two
+
+    def ran_by(self, code: dict[str, Any]) -> None:
+        """Note the code of the process that begins or goes on here, where it is another one's."""
+        if self.step and not self.code:  # a checkpoint of code that did not note it
+            self.code.append({"step": 0, "git_commit": None, "git_dirty": None})
+        if not self.code or self.code[-1] != {"step": self.code[-1]["step"]} | code:
+            self.code.append({"step": self.step} | code)

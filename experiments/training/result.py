@@ -66,6 +66,7 @@ def result_of(
         "peak_memory_gib": progress.peak_gib,
         "resumed_at": progress.resumed,
         **machine.git_state(),
+        "code": progress.code,
         "versions": machine.versions(),
         "machine": machine.about(parts.device),
         "config": config.as_dict(),

@@ -52,6 +52,7 @@ class Runner:
         saved = self.group.first(lambda: checkpoint.steps(self.checkpoints))
         if saved:
             self._go_on(saved[-1])
+        self.progress.ran_by(machine.git_state())
         self._begin = time.perf_counter() - self.progress.total_seconds
         self.metrics = record.Metrics(folder, self.progress.rows) if self.leads else None
         self.trajectory = Trajectory(folder, self.progress.step) if self.leads else None

@@ -188,7 +188,7 @@ def test_every_run_has_its_configuration_commit_machine_and_log(tmp_path: Path) 
     seen = Seen(render(read(tmp_path)))
     for words in (
         "method.lr=0.5\nmethod.eps=null\ntrain.batch_size=16\ntrain.packing=true",
-        "0123456789abcdef + changes", "device cpu; device_name a core", "torch 2.13.0",
+        "0123456789+", "device cpu; device_name a core", "torch 2.13.0",
         "70.00 % of 80", "5 earlier lines", "line 204", "MeZO on sst2, pocket, seed 3",
         "step  forwards  seconds    loss  dev loss  dev score\n   1         2        -  0.7480",
     ):  # fmt: skip

@@ -10,11 +10,14 @@ import sys
 import pytest
 import tiny_run
 
+from analysis.reading import load
+from analysis.tables.table import commits
 from experiments.config.errors import BadInput
 from experiments.methods import registry
 from experiments.methods.registry import METHODS
 from experiments.records import checkpoint
 from experiments.records.interrupt import Interrupted
+from experiments.records.progress import Progress
 from experiments.training import parts as parts_of_a_run
 from experiments.training import runner, session
 from experiments.training.session import run
@@ -88,6 +91,28 @@ def test_a_killed_run_goes_on_with_data_that_have_moved(tmp_path, undisturbed):
     assert result["resumed_at"] == [6]
     _, other = undisturbed(*options)
     assert result["eval"]["loss"] == other["eval"]["loss"]
+
+
+def test_a_result_names_the_code_of_each_of_its_processes(tmp_path, monkeypatch):
+    config = tiny_run.config(tmp_path, "method=mezo", "train.checkpoint_every=2")
+    for call, commit in ((4, "a"), (1, "a"), (4, "b")):  # the second one dies before its first step
+        code = {"git_commit": commit * 40, "git_dirty": commit == "b"}
+        monkeypatch.setattr(runner.machine, "git_state", lambda code=code: code)
+        run_and_die(config, parts_of_a_run, "sample_batch", call)
+    result = run(config)
+    assert result["resumed_at"] == [2, 4]
+    assert result["code"] == [
+        {"step": 0, "git_commit": "a" * 40, "git_dirty": False},
+        {"step": 2, "git_commit": "b" * 40, "git_dirty": True},
+    ]
+    run_row = load.row(result, config.folder / "result.json")
+    assert commits([run_row]) == "aaaaaaaaaa, bbbbbbbbbb+"
+
+
+def test_a_checkpoint_that_does_not_name_its_code_leaves_it_unknown():
+    progress = Progress(step=5)
+    progress.ran_by({"git_commit": "a", "git_dirty": False})
+    assert [(each["step"], each["git_commit"]) for each in progress.code] == [(0, None), (5, "a")]
 
 
 TRAINED = [name for name, method in METHODS.items() if method.about.trains]  # pyright: ignore
