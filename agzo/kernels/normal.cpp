@@ -1,7 +1,7 @@
 // Standard normal numbers as a pure function of (key, streams, element): see normal.py, whose every
 // number these functions repeat bit for bit. Compiled with -ffp-contract=off, because a fused
 // multiply-add would round once where the twin rounds twice; the three target clones (AVX-512, AVX2,
-// baseline) differ in width alone, and `words` has code of its own for AVX-512.
+// baseline) differ in width alone, and `words` has code of its own for the first two.
 //
 // A block is 64 elements: 16 lanes, each one counter of Philox-4x32 and the four words it gives.
 
@@ -53,7 +53,7 @@ INLINE void plain_words(uint64_t block, Address a, uint32_t x[RUN]) {
 DEFAULT void words(uint64_t block, Address a, uint32_t x[RUN]) { plain_words(block, a, x); }
 
 #ifdef VERSIONED
-// The same, two to four times as fast: lanes in the lower halves of a register's 64-bit elements, where
+// The same, two to three times as fast: lanes in the lower halves of a register's 64-bit elements, where
 // one instruction multiplies them. What it leaves in the upper halves is never looked at.
 V3 INLINE void philox(__m256i counter, Address a, __m256i c[4]) {
     const __m256i m0 = _mm256_set1_epi64x(M0), m1 = _mm256_set1_epi64x(M1);
