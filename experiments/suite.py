@@ -71,36 +71,43 @@ class Watcher:
 
     def __init__(self, standing: Standing, seconds: dict[str, float], jobs: int) -> None:
         self.standing, self.seconds, self.jobs = standing, seconds, jobs
-        self.begin = time.perf_counter()
-        self.total = self.seconds_left()
-        self.count = self.running = self.failed = 0
+        self.count = 0
+        self.begun: dict[Path, float] = {}  # the runs in progress, and when they began
         self.line = Line()
 
     def seconds_left(self) -> float:
-        """Return the estimated seconds of the missing runs, one after the other."""
-        groups = self.standing.suite.active
-        return sum(self.standing.missing(g) * self.seconds.get(g.name, 0.0) for g in groups)
+        """Return the estimated seconds until all is done, `jobs` runs at once.
+
+        A run takes what those of its column took; before one has ended, what was measured, times
+        the ratio of the two in other columns.
+        """
+        groups, standing = self.standing.suite.active, self.standing
+        took = {g.name: each for g in groups if (each := standing.seconds(g)) is not None}
+        both = [name for name in took if self.seconds.get(name)]
+        measured = sum(self.seconds[name] for name in both)
+        pace = sum(took[name] for name in both) / measured if both else 1.0
+        left = 0.0
+        for group in groups:
+            one = took.get(group.name, pace * self.seconds.get(group.name, 0.0))
+            left += one * (standing.missing(group) - standing.failed(group))
+        now = time.perf_counter()
+        return max(0.0, left - sum(now - begun for begun in self.begun.values())) / self.jobs
 
     def all_runs(self) -> str:
         """Say in one line how all runs stand."""
-        missing = self.standing.total_missing()
-        done = sum(map(self.standing.planned, self.standing.suite.active)) - missing
-        left = self.seconds_left()
-        worked = self.total - left
-        spent = time.perf_counter() - self.begin
-        remaining = spent / worked * left if worked > 0 else left / self.jobs
-        failed = f", {self.failed} failed" if self.failed else ""
-        to_go = missing - self.running - self.failed
+        groups, missing = self.standing.suite.active, self.standing.total_missing()
+        done = sum(map(self.standing.planned, groups)) - missing
+        failed, running = sum(map(self.standing.failed, groups)), len(self.begun)
         return (
-            f"all runs: {done} done{failed}, {self.running} running, {to_go} left, "
-            f"about {clock(remaining)}"
+            f"all runs: {done} done{f', {failed} failed' if failed else ''}, {running} running, "
+            f"{missing - running - failed} left, about {clock(self.seconds_left())}"
         )
 
     def next_job(self) -> Job | None:
         """Return a run to do, None where there is none now."""
         job = self.standing.next_job()
         if job is not None:
-            self.running += 1
+            self.begun[job.folder] = time.perf_counter()
             self.line.show(self.all_runs())
         return job
 
@@ -110,8 +117,7 @@ class Watcher:
         self.standing.states[end.job.folder] = state
         write_choice(self.standing)
         self.count += 1
-        self.running -= 1
-        self.failed += state.status == "failed"
+        self.begun.pop(end.job.folder, None)
         how = f"dev loss {state.dev['loss']:.4f}" if state.dev else end.status.upper()
         if end.status not in ("finished", "diverged"):
             how += f" ({end.error}; log: {end.job.folder / LOG})"
@@ -135,7 +141,7 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     took |= measure(unknown, lambda line: print(line, flush=True))
     watcher = Watcher(standing, took, jobs)
     if todo:
-        print(f"about {clock(watcher.total / jobs)} with {jobs} at once", flush=True)
+        print(f"about {clock(watcher.seconds_left())} with {jobs} at once", flush=True)
     if dry:
         return 0
     suite.folder.mkdir(parents=True, exist_ok=True)

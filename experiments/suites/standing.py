@@ -80,6 +80,10 @@ class Standing:
         done = [self.of(job).status in ("finished", "diverged") for job in self.wanted(group)]
         return self.planned(group) - sum(done)
 
+    def failed(self, group: Group) -> int:
+        """Count the runs of a group that are not tried again."""
+        return sum(self.of(job).status == "failed" for job in self.wanted(group))
+
     def total_missing(self) -> int:
         """Count the runs that the groups worked on still need."""
         return sum(map(self.missing, self.suite.active))

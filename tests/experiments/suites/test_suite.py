@@ -654,6 +654,34 @@ def test_one_line_says_how_all_runs_stand(plan, tmp_path, stream, monkeypatch):
         assert len(lines) == 2
 
 
+def test_the_time_left_follows_what_runs_took_and_what_is_in_progress(plan, tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(suite.time, "perf_counter", lambda: now)
+    plan(**{"scales.small.widen": 3, "scales.small.grid.agzo": {"method.lr": [1e-4, 3e-4]}})
+    found = read(tmp_path)
+    found.folder.mkdir()
+    agzo = found.groups[1]
+    standing = Standing(found)
+    for group in [each for each in found.groups if each is not agzo]:
+        while standing.missing(group):
+            for job in standing.wanted(group):
+                done = State("finished", dev={"loss": 0.5}, seconds=120.0)
+                standing.states[job.folder] = done
+    watcher = suite.Watcher(standing, {group.name: 60.0 for group in found.groups}, jobs=2)
+    watcher.line = Line(io.StringIO())
+    planned = 2 + len(agzo.column.seeds) - 1
+    assert watcher.seconds_left() == planned * 120 / 2  # twice what was measured, as the others
+    first, second = watcher.next_job(), watcher.next_job()
+    now = 100.0
+    assert watcher.seconds_left() == (planned * 120 - 2 * 100) / 2
+    finish(first, 0.5, total_seconds=200.0)
+    watcher.ended(pool.End(first, "finished", None, 100.0))  # it was resumed, and took 200 in all
+    assert watcher.seconds_left() == ((planned - 1) * 200 - 100) / 2
+    finish(second, 0.4, total_seconds=200.0)  # at the upper edge: one more cell
+    watcher.ended(pool.End(second, "finished", None, 100.0))
+    assert watcher.seconds_left() == (planned - 1) * 200 / 2
+
+
 def test_a_second_suite_in_the_folder_is_refused(plan, tmp_path, capsys):
     folder = tmp_path / "tiny-small-steps"
     folder.mkdir()
