@@ -90,7 +90,7 @@ def measure_pieces(
             queries.append((directions, (own[0] - own[1]) / (2.0 * eps) * weights[-1]))
             losses.append(own)
     finally:  # of a step that fails as well
-        state["forwards"] = forwards
+        state["forwards"] = min(state["forwards"], forwards)
     if base is None:
         means = [own.mean() * weight for own, weight in zip(losses, weights, strict=True)]
         base = torch.stack(means).mean()

@@ -69,29 +69,31 @@ def show_plan(standing: Standing) -> None:
 class Watcher:
     """Takes the ends of runs: keeps the states, the choice on disk, and the user informed."""
 
-    def __init__(self, standing: Standing, seconds: dict[str, float], jobs: int) -> None:
-        self.standing, self.seconds, self.jobs = standing, seconds, jobs
+    def __init__(self, standing: Standing, measured: dict[str, float], jobs: int) -> None:
+        self.standing, self.measured, self.jobs = standing, measured, jobs
         self.count = 0
         self.begun: dict[Path, float] = {}  # the runs in progress, and when they began
         self.line = Line()
 
     def seconds_left(self) -> float:
-        """Return the estimated seconds until all is done, `jobs` runs at once.
+        """Return the estimated seconds until all is done.
 
         A run takes what those of its column took; before one has ended, what was measured, times
         the ratio of the two in other columns.
         """
         groups, standing = self.standing.suite.active, self.standing
         took = {g.name: each for g in groups if (each := standing.seconds(g)) is not None}
-        both = [name for name in took if self.seconds.get(name)]
-        measured = sum(self.seconds[name] for name in both)
+        both = [name for name in took if self.measured.get(name)]
+        measured = sum(self.measured[name] for name in both)
         pace = sum(took[name] for name in both) / measured if both else 1.0
-        left = 0.0
+        now, seconds, runs = time.perf_counter(), 0.0, 0
         for group in groups:
-            one = took.get(group.name, pace * self.seconds.get(group.name, 0.0))
-            left += one * (standing.missing(group) - standing.failed(group))
-        now = time.perf_counter()
-        return max(0.0, left - sum(now - begun for begun in self.begun.values())) / self.jobs
+            one = took.get(group.name, pace * self.measured.get(group.name, 0.0))
+            left = standing.missing(group) - standing.failed(group)
+            begun = [self.begun.get(job.folder) for job in standing.wanted(group)]
+            spent = sum(min(one, now - each) for each in begun if each is not None)
+            seconds, runs = seconds + one * left - spent, runs + left
+        return seconds / max(1, min(self.jobs, runs))
 
     def all_runs(self) -> str:
         """Say in one line how all runs stand."""
@@ -136,10 +138,9 @@ def run_suite(suite: Suite, jobs: int, dry: bool) -> int:
     standing = Standing(suite)
     show_plan(standing)
     todo = [group for group in suite.active if standing.missing(group)]
-    took = {group.name: took for group in todo if (took := standing.seconds(group)) is not None}
-    unknown = [group for group in todo if group.name not in took]
-    took |= measure(unknown, lambda line: print(line, flush=True))
-    watcher = Watcher(standing, took, jobs)
+    unknown = [group for group in todo if standing.seconds(group) is None]
+    measured = measure(unknown, lambda line: print(line, flush=True))
+    watcher = Watcher(standing, measured, jobs)
     if todo:
         print(f"about {clock(watcher.seconds_left())} with {jobs} at once", flush=True)
     if dry:

@@ -77,13 +77,13 @@ V3 INLINE void philox(__m256i counter, Address a, __m256i c[4]) {
 V3 void words(uint64_t block, Address a, uint32_t x[RUN]) {
     constexpr int HALF = LANES / 2;
     const __m256i evens = _mm256_set_epi64x(6, 4, 2, 0), one = _mm256_set1_epi64x(1);
-    for (int half = 0; half < RUN / 4; half += HALF) {
-        const int64_t first = int64_t(block * LANES) + half;
+    for (int lane = 0; lane < RUN / 4; lane += HALF) {
+        const int64_t first = int64_t(block * LANES) + lane;
         const __m256i counter = _mm256_add_epi64(_mm256_set1_epi64x(first), evens);
         __m256i even[4], odd[4];
         philox(counter, a, even);
         philox(_mm256_add_epi64(counter, one), a, odd);
-        uint32_t *lanes = x + half / LANES * BLOCK + half % LANES;
+        uint32_t *lanes = x + lane / LANES * BLOCK + lane % LANES;
         for (int k = 0; k < 4; k++)
             _mm256_storeu_si256(reinterpret_cast<__m256i *>(lanes + k * LANES), _mm256_blend_epi32(
                 even[k], _mm256_slli_epi64(odd[k], 32), 0xAA));

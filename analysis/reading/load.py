@@ -145,8 +145,9 @@ def row(record: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _code(record: Mapping[str, Any], path: Path) -> str:
     """Name the commits of a run's processes; `+` marks a working tree with changes."""
+    code = value(record, "code", (list,), path) if record.get("code") else [record]  # an older one
     names = []
-    for each in record.get("code") or [record]:  # of one process, before "code" was written
+    for each in code:
         commit = value(each, "git_commit", (str, type(None)), path)
         dirty = value(each, "git_dirty", (bool, type(None)), path)
         names.append((commit or "unknown commit")[:10] + ("+" if dirty else ""))

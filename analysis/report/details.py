@@ -65,7 +65,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         ),
         ("data", _listed(record["data"], "source", "commit", "root", "examples_sha256")),
         ("task version", str(row["task_version"])),
-        ("commit", row["code"]),
+        ("commit (+: with changes)", row["code"]),
         ("machine", _listed(record["machine"])),
         ("versions", _listed(record.get("versions"))),
         ("stream of noise", str(record.get("stream_version") or "-")),

@@ -81,7 +81,7 @@ class Standing:
         return self.planned(group) - sum(done)
 
     def failed(self, group: Group) -> int:
-        """Count the runs of a group that are not tried again."""
+        """Count the runs of a group that failed, which are not tried again."""
         return sum(self.of(job).status == "failed" for job in self.wanted(group))
 
     def total_missing(self) -> int:

@@ -43,6 +43,19 @@ def test_each_slope_is_of_its_own_example_along_its_own_direction():
     assert len({tuple(each.sign().flatten().tolist()) for each in ratio}) == 4
 
 
+@pytest.mark.parametrize(("failing", "counted"), [(0, 1), (3, 2)])
+def test_a_step_that_fails_counts_no_more_than_a_pass_of_all_pieces(failing, counted):
+    case = Linear()
+    optimizer = GRZO(case.model, 1e-3, 1e-3, accumulation=4, update="sgd")
+    optimizer.step(case.pieces())  # the first step has checks of its own
+    before = optimizer.forwards
+    pieces = case.pieces()
+    pieces[failing] = Piece(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(pieces)
+    assert optimizer.forwards - before == counted
+
+
 def test_the_flips_leave_mean_and_covariance_of_gaussian_noise():
     shape, draws = torch.Size([2, 3]), 4000
     sampler = Flips()
