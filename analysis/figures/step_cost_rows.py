@@ -12,6 +12,7 @@ from typing import Any
 
 from analysis.figures.style import label
 from analysis.reading.load import NUMBER, OPTIONAL_NUMBER, ResultError, read_json, value
+from analysis.reading.probe import code
 
 VARIANTS = {"warm": "warm start", "tokens": "some tokens", "warm_tokens": "warm, some tokens"}
 COMMAND = "python -m experiments.bench"
@@ -28,19 +29,27 @@ COLUMNS: dict[str, tuple[type, ...]] = {
 Row = dict[str, Any]
 
 
+WHAT = ("shape", "dtype", "batch", "length", "mix", "method", "rank")  # what a row measured
+
+
 @dataclass(frozen=True)
 class Bench:
     """The rows of some files, and the sentences that say where they come from."""
 
-    rows: list[Row]
     tables: list[Row]  # those that are no part of a sweep
+    sweeps: list[Row]
     device: str
     origin: list[str]
 
+    @property
+    def rows(self) -> list[Row]:
+        """Return all, the sweeps last: where both measured the same, a curve is of its sweep."""
+        return [*self.tables, *self.sweeps]
+
 
 def load(paths: Sequence[Path]) -> Bench:
-    """Read files of one machine, with one number of threads."""
-    rows, tables, devices, origin = [], [], {}, []
+    """Read files of one machine, with one number of threads, that measured different things."""
+    tables, sweeps, devices, origin = [], [], {}, []
     for path in paths:
         record = read_json(path)
         command = value(record, "command", (str,), path)
@@ -56,9 +65,8 @@ def load(paths: Sequence[Path]) -> Bench:
         found = [_row(record, index, path) for index in range(count)]
         if not found:
             raise ResultError(f"{path}: key rows is []; expected at least one row")
-        rows += found
-        if not value(record, "arguments.sweep", (list,), path):
-            tables += found
+        kind = sweeps if value(record, "arguments.sweep", (list,), path) else tables
+        kind += found
         threads = value(record, "machine.threads", (int,), path)
         device = f"{value(record, 'machine.device_name', (str,), path)}, {threads} thread(s)"
         devices.setdefault(device, path)
@@ -68,7 +76,21 @@ def load(paths: Sequence[Path]) -> Bench:
             f"files of several machines: {', '.join(f'{p} ({d})' for d, p in devices.items())}; "
             "expected one machine and number of threads in a figure"
         )
-    return Bench(rows, tables, next(iter(devices)), list(dict.fromkeys(origin)))
+    for kind in (tables, sweeps):
+        _once(kind)
+    return Bench(tables, sweeps, next(iter(devices)), list(dict.fromkeys(origin)))
+
+
+def _once(rows: Iterable[Row]) -> None:
+    """Refuse a second measurement of the same: which of the two would a figure show?"""
+    seen: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        first = seen.setdefault(tuple(row[key] for key in WHAT), row)
+        if first is not row:
+            raise ResultError(
+                f"{first['path']} and {row['path']} both measured {row['method']} ({row['shape']}, "
+                f"{row['dtype']}, {batch_name(row)}); draw them in figures of their own"
+            )
 
 
 def _row(record: dict[str, Any], index: int, path: Path) -> Row:
@@ -84,7 +106,7 @@ def _row(record: dict[str, Any], index: int, path: Path) -> Row:
                 f"{path}: key status is {flat['status']!r}; expected 'ok' or 'out_of_memory'"
             )
         kinds = NUMBER if flat["status"] == "ok" else (type(None),)
-        flat["mix"] = row.get("mix")  # files of before have none
+        flat |= {"mix": row.get("mix"), "path": path}  # files of before have no mix
         return flat | {column: value(row, column, kinds, path) for column in MEASURED}
     except ResultError as error:
         raise ResultError(f"{error} (in {name})") from None
@@ -92,12 +114,9 @@ def _row(record: dict[str, Any], index: int, path: Path) -> Row:
 
 def _origin(record: dict[str, Any], device: str, path: Path) -> str:
     """Name machine, versions and commit of a file."""
-    commit = value(record, "git_commit", (str, type(None)), path)
-    dirty = value(record, "git_dirty", (bool, type(None)), path)
-    code = "unknown" if commit is None else commit[:7] + " with local changes" * bool(dirty)
     return (
         f"{device}, torch {value(record, 'versions.torch', (str,), path)}, "
-        f"transformers {value(record, 'versions.transformers', (str,), path)}, commit {code}."
+        f"transformers {value(record, 'versions.transformers', (str,), path)}, {code(record, path)}."
     )
 
 

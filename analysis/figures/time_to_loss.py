@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from analysis.figures.style import RC, TEXT_INCHES, label, ordered, styles
 from analysis.reading.command import place, report
 from analysis.reading.load import NUMBER, OPTIONAL_NUMBER, ResultError, read_json, value
-from analysis.reading.probe import write_figure
+from analysis.reading.probe import code, write_figure
 from analysis.tables.table import SANITY
 
 COMMAND = "python -m experiments.bench.time_to_loss"
@@ -152,9 +152,6 @@ def caption(times: Times) -> list[str]:
     """Return the caption, one paragraph a line."""
     first = next(iter(times.pairs.values()))[0]
     model, data = first["model"], first["data"]
-    commit = times.get("git_commit", str, type(None))
-    dirty = times.get("git_dirty", bool, type(None))
-    code = "unknown" if commit is None else commit[:7] + " with local changes" * bool(dirty)
     lines = [
         "Dev loss against seconds of training, float32. The same start weights, batches, order, "
         "learning rates, eps and directions; the execution alone differs. As published: a padded "
@@ -170,7 +167,7 @@ def caption(times: Times) -> list[str]:
         f"{first['batch']}, {first['dev']} dev examples. n = 1 seed "
         f"({first['seed']}). {times.get('machine.device_name', str)}, "
         f"{times.get('machine.threads', int)} thread(s), torch {times.get('versions.torch', str)}, "
-        f"commit {code}.",
+        f"{code(times.record, times.path)}.",
     ]
     pocket = "pocket" in (model["name"], data["source"])
     return [*lines, SANITY] if pocket else lines

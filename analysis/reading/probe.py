@@ -100,12 +100,13 @@ def command_line(
     return report(lambda: draw(options.folder, options.out))
 
 
-def code(about: Mapping[str, Any]) -> str:
-    """Name the commit that measured, as captions say it."""
-    commit = about.get("git_commit")
+def code(record: Mapping[str, Any], path: Path = Path(ABOUT)) -> str:
+    """Name the commit that measured, as captions say it; `path` is where the record stands."""
+    commit = value(record, "git_commit", (str, type(None)), path)
+    dirty = value(record, "git_dirty", (bool, type(None)), path)
     if commit is None:
         return "commit unknown"
-    return f"commit {commit[:7]}" + (" with local changes" if about.get("git_dirty") else "")
+    return f"commit {commit[:7]}" + (" with local changes" if dirty else "")
 
 
 def device(about: Mapping[str, Any]) -> str:

@@ -197,6 +197,27 @@ def test_files_of_other_threads_are_no_figure(table, tmp_path):
         step_cost.draw([table, other], tmp_path / "cost")
 
 
+@pytest.mark.parametrize("sweep", [(), ("length",)])
+def test_what_was_measured_twice_is_no_figure(sweep, tmp_path):
+    rows = [row(method, length=x) for x in (32, 64) for method in ("agzo", "mezo")]
+    first = write(tmp_path / "steps.json", rows, sweep)
+    again = write(tmp_path / "again.json", [row("mezo", length=64, ratio=3.0)], sweep)
+    words = r"steps.json and .*again.json both measured mezo \(60m, float32, batch 16 x 64\)"
+    with pytest.raises(ResultError, match=words):
+        step_cost.draw([first, again], tmp_path / "cost")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_curve_is_of_its_sweep_and_a_bar_of_the_table(order, tmp_path):
+    table = write(tmp_path / "steps.json", [row("agzo", length=64, ratio=1.5)])
+    rows = [row("agzo", length=x, ratio=1.1) for x in (32, 64)]
+    sweep = write(tmp_path / "scaling.json", rows, ("length",))
+    bench = load([table, sweep][::order])
+    (group,) = step_cost_scaling.groups(bench.rows, "length")
+    assert [one["ratio"] for one in group.curves["agzo", 1]] == [1.1, 1.1]
+    assert [one["ratio"] for one in bench.tables] == [1.5]
+
+
 def test_a_missing_file_is_one_line(tmp_path, capsys):
     words = [str(tmp_path / "absent.json"), "--out", str(tmp_path / "cost")]
     assert step_cost.main(words) == 1
