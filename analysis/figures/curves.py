@@ -6,6 +6,8 @@ their mean. The caption goes into a text file beside the figure, because a figur
 data and commit cannot be judged.
 
     python -m analysis.figures.curves FOLDER --out STEM
+
+The folder of a suite becomes the figure of `suite_loss`: dev loss of each column's chosen setting.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures import suite_loss
 from analysis.figures.style import (
     COLUMN_INCHES,
     RC,
@@ -32,6 +35,7 @@ from analysis.figures.style import (
 from analysis.reading.agreement import check_average
 from analysis.reading.command import place, report
 from analysis.reading.load import ResultError, Source, load_metrics, load_results
+from analysis.reading.suite import PLAN
 from analysis.tables.table import SANITY, Run, commits, listed, records
 
 WINDOW = 0.1  # width of the running mean, as a fraction of the forwards of the longest run
@@ -40,6 +44,10 @@ Points = list[tuple[float, float]]
 
 def draw(source: Source, stem: Path, window: float = WINDOW) -> list[Path]:
     """Draw all runs of a folder; return the paths of the PNG, the PDF and the caption."""
+    if isinstance(source, str | Path) and (Path(source) / PLAN).is_file():
+        if window != WINDOW:
+            raise ResultError(f"window={window}: the dev loss of a suite's columns is not smoothed")
+        return suite_loss.draw(Path(source), stem)
     if not 0 < window <= 1:
         raise ResultError(f"window={window}: expected a fraction of the forwards in (0, 1]")
     runs = records(load_results(source))

@@ -116,7 +116,8 @@ def _origin(record: dict[str, Any], device: str, path: Path) -> str:
     """Name machine, versions and commit of a file."""
     return (
         f"{device}, torch {value(record, 'versions.torch', (str,), path)}, "
-        f"transformers {value(record, 'versions.transformers', (str,), path)}, {code(record, path)}."
+        f"transformers {value(record, 'versions.transformers', (str,), path)}, "
+        f"{code(record, path)}."
     )
 
 

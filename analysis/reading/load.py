@@ -150,7 +150,7 @@ def _code(record: Mapping[str, Any], path: Path) -> str:
     for each in code:
         commit = value(each, "git_commit", (str, type(None)), path)
         dirty = value(each, "git_dirty", (bool, type(None)), path)
-        names.append((commit or "unknown commit")[:10] + ("+" if dirty else ""))
+        names.append(("unknown commit" if commit is None else commit[:10]) + ("+" if dirty else ""))
     return ", ".join(dict.fromkeys(names))
 
 
