@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from agzo.tuned.linears import is_quantised
 from experiments.config.errors import BadInput
 from experiments.config.files import file_sha256
 from experiments.config.paths import user_path
@@ -109,24 +110,28 @@ def loss(model: nn.Module, ids: Sequence[Sequence[int]], device: torch.device) -
 
 
 @torch.no_grad()
-def moved(model: ModelConfig, dtype: str, optimizer: Any) -> dict[str, float] | None:
-    """Return how far the tuned weights are from the untouched model's, and how long those are.
+def moved(model: ModelConfig, dtype: str, optimizer: Any) -> dict[str, float | None] | None:
+    """Return how far the tuned weights are from the untouched model's, and the norm of those.
 
-    None where what is tuned does not start at zero beside the model, or where nothing is tuned.
+    ZO-Act's basis is orthonormal: its coefficients are as far as the weights they are added to.
+    None where what is tuned does not start at zero beside the model, or where nothing is tuned; the
+    norm of quantised weights is None.
     """
     tuned = list(getattr(optimizer, "tuned", ()))
     if not tuned:
         return None
     untouched, _ = loading.load(model, dtype, torch.device("cpu"))
-    start = dict(untouched.named_parameters())
-    distance, length = 0.0, 0.0
+    weights = dict(untouched.named_parameters())
+    distance, start = 0.0, []
     for each in tuned:
-        now = each.parameter.detach().cpu().double()
-        if each.name in start:
-            before = start[each.name].double()
-            length += float(before.square().sum())
-            now = now - before
-        elif not each.name.endswith(BRANCH):
+        branch = each.name.endswith(BRANCH)
+        name = each.name.removesuffix(BRANCH) + "weight" if branch else each.name
+        if name not in weights:
             return None
-        distance += float(now.square().sum())
+        start.append(weights[name])
+        now = each.parameter.detach().cpu().double()
+        distance += float((now if branch else now - weights[name].double()).square().sum())
+    if any(map(is_quantised, start)):
+        return {"moved": distance**0.5, "norm": None}
+    length = sum(float(weight.double().square().sum()) for weight in start)
     return {"moved": distance**0.5, "norm": length**0.5}

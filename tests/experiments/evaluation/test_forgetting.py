@@ -1,7 +1,6 @@
 """What a run does to unrelated text, and how far its weights moved."""
 
 import json
-import math
 import shutil
 
 import pytest
@@ -74,7 +73,7 @@ def test_a_run_reports_both_losses_and_the_distance(tmp_path, text, method):
     found = run(config)["forgetting"]
     assert found["loss_before"] != found["loss_after"]
     assert found["moved"] > 0
-    assert math.isfinite(found["norm"])
+    assert found["norm"] > found["moved"]  # of the weights, also where a branch is tuned
 
 
 def test_a_result_does_not_stand_for_another_text(tmp_path, text):
