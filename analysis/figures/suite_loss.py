@@ -25,7 +25,7 @@ from analysis.reading.suite import Column, Suite, load_suite
 from analysis.tables.table import SANITY, commits, listed
 
 VARIANTS: tuple[LineStyleType, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
-Curve = dict[int, list[float]]  # forwards -> dev loss of each seed
+Curve = dict[tuple[int, int], list[float]]  # (step, forwards) -> dev loss of each seed
 
 
 def draw(folder: Path, stem: Path) -> list[Path]:
@@ -46,13 +46,13 @@ def draw(folder: Path, stem: Path) -> list[Path]:
 
 
 def curve(cell: Cell) -> Curve:
-    """Return the dev losses of a cell's runs at each number of forwards."""
+    """Return the dev losses of a cell's runs at each look, by step and forwards."""
     at: Curve = defaultdict(list)
     for run in cell.runs.values():
         for point in points(value(run.record, "metrics", (list,), run.path), run.path):
             if point["dev_loss"] is not None:
-                at[point["forwards"]].append(point["dev_loss"])
-    return {forwards: at[forwards] for forwards in sorted(at)}
+                at[point["step"], point["forwards"]].append(point["dev_loss"])
+    return {look: at[look] for look in sorted(at)}
 
 
 def _figure(suite: Suite, cells: Cells) -> Figure:
@@ -70,7 +70,7 @@ def _figure(suite: Suite, cells: Cells) -> Figure:
             found = curve(cells[task, column.name])
             _line(axes, found, looks[column.name])
             if column.kind == "zo":
-                shown += [loss for at, losses in found.items() if at > 0 for loss in losses]
+                shown += [loss for (step, _), seeds in found.items() if step for loss in seeds]
         if shown:
             room = 0.05 * (max(shown) - min(shown)) or 0.1
             axes.set_ylim(min(shown) - room, max(shown) + room)
@@ -89,7 +89,7 @@ def _figure(suite: Suite, cells: Cells) -> Figure:
 
 def _line(axes: Axes, found: Curve, look: dict[str, Any]) -> None:
     """Draw the mean over seeds and their range."""
-    at, losses = list(found), list(found.values())
+    at, losses = [forwards for _, forwards in found], list(found.values())
     axes.fill_between(
         at, list(map(min, losses)), list(map(max, losses)), color=look["color"], alpha=0.12,
         linewidth=0,

@@ -33,7 +33,7 @@ def test_a_line_holds_each_seed_of_the_chosen_setting(suite: Path) -> None:
     edit(folder_of(suite, "sst2", "agzo", 0, "lr0.003") / "result.json", metrics=[])  # not chosen
     cells = read_cells(load_suite(suite), "pocket")
     lines = suite_loss.curve(cells["sst2", "agzo"])
-    assert lines == {0: [1.0, 1.0, 1.0], 800: [0.25, 0.375, 0.5]}
+    assert lines == {(0, 0): [1.0, 1.0, 1.0], (400, 800): [0.25, 0.375, 0.5]}
 
 
 def test_the_figure_of_a_suite_and_its_caption(suite: Path, tmp_path: Path) -> None:
