@@ -1,4 +1,4 @@
-"""The comparisons that a plan fixed before any run, as a table.
+"""The comparisons that a plan fixed before their runs, as a table.
 
 Each is made twice: over all pairs of task and seed, and with one pair per task (the mean over its
 seeds), which is the cautious reading since the seeds of one task share its evaluation examples.
@@ -73,7 +73,8 @@ def _notes(comparisons: int, rows: list[list[str]]) -> list[str]:
         "over the pairs.",
         "p: two-sided sign-flip permutation test of the paired differences, exact by enumeration "
         f"up to {EXACT_UP_TO} pairs, else {FLIPS:,} seeded random flips (with the +1 correction); "
-        f"Holm: corrected over the {comparisons} comparison(s), which were fixed before any run.",
+        f"Holm: corrected over the {comparisons} comparison(s) of the plan, fixed before "
+        "their runs.",
         "Pair 'task and seed' uses every seed that both methods have finished; pair 'task' has one "
         "difference of means for each task complete in both, the cautious reading: the seeds of a "
         "task share its evaluation examples. n pairs allow no p below 2 / 2^n.",

@@ -13,7 +13,7 @@ those that it has, and `widen`, how many learning rates may be added on each sid
     comparisons:
       H1: [agzo_frozen, mezo_frozen]
 
-are the hypotheses, fixed before any run: that the first column scores higher than the second.
+are the hypotheses, fixed before their runs: that the first column scores higher than the second.
 """
 
 import itertools
