@@ -17,6 +17,7 @@ from analysis.reading.probe import code
 VARIANTS = {"warm": "warm start", "tokens": "some tokens", "warm_tokens": "warm, some tokens"}
 COMMAND = "python -m experiments.bench"
 PARTS = ("forwards", "basis", "perturb", "update")
+WHAT = ("shape", "dtype", "batch", "length", "mix", "method", "rank")  # what a row measured
 MEASURED = ("parameters", "ratio", "ratio_least", "ratio_largest", "peak_gib", "peak_of_forward")
 COLUMNS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("shape", "dtype", "method", "family", "status"), (str,)),
@@ -27,9 +28,6 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(PARTS, OPTIONAL_NUMBER),
 }
 Row = dict[str, Any]
-
-
-WHAT = ("shape", "dtype", "batch", "length", "mix", "method", "rank")  # what a row measured
 
 
 @dataclass(frozen=True)

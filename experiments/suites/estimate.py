@@ -68,6 +68,7 @@ def _measure(groups: list[Group], say: Callable[[str], None]) -> dict[str, float
         start_up = time.perf_counter() - begin
         example = _example_seconds(parts, config.train.eval_batch_size)
         for group in groups:
+            say(f"  {group.column.label}")
             parts = parts or prepare.prepare(plain)
             try:
                 seconds[group.name] = _seconds(group, parts, start_up, example)

@@ -238,7 +238,9 @@ def test_each_adapter_is_measured_on_a_model_of_its_own(plan, tmp_path):
     plan(**ADAPTED)
     told: list[str] = []
     seconds = estimate.measure(read(tmp_path).active, told.append)
-    assert told == ["measuring pocket/sst2", *["measuring pocket+lora/sst2"] * 2]
+    titles, columns = told[::2], told[1::2]
+    assert titles == ["measuring pocket/sst2", *["measuring pocket+lora/sst2"] * 2]
+    assert columns == [f"  {group.column.label}" for group in read(tmp_path).active]
     assert list(seconds) == [f"pocket/sst2/{name}" for name in ("mezo", "lora", "rank2")]
     assert all(value > 0 for value in seconds.values())
 
