@@ -66,7 +66,11 @@ def name(case: tuple[str, str, int, str]) -> str:
         return f"{word}, r = {rank}"
     if scope == "all":
         return f"{word}, {embeddings}"
-    return f"{scope.partition(' ')[2]}, {word}" if " " in scope else word
+    kind, _, part = scope.partition(" ")
+    if kind == "depth":
+        first, last = part.split("-")
+        part = f"layer {first}" if first == last else f"layers {first} to {last}"
+    return f"{part}, {word}" if part else word
 
 
 def draw(folder: Path, stem: Path) -> list[Path]:
