@@ -17,7 +17,7 @@ from experiments.config.paths import user_path
 from experiments.records import tidy
 
 UNSAID = ("out", "run", "show", "kept")  # options on which the measurements do not depend
-PROBES = ("structure", "alignment", "progress", "drift", "memory", "slope", "arrival")
+PROBES = ("structure", "alignment", "progress", "drift", "prior", "memory", "slope", "arrival")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
