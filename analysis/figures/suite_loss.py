@@ -25,6 +25,7 @@ from analysis.reading.suite import Column, Suite, load_suite
 from analysis.tables.table import SANITY, commits, listed
 
 VARIANTS: tuple[LineStyleType, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+MARKERS = "sXP*hv<>8"  # of a method's columns beyond its own marker's four lines, four to each
 Curve = dict[tuple[int, int], list[float]]  # (step, forwards) -> dev loss of each seed
 
 
@@ -98,15 +99,16 @@ def _line(axes: Axes, found: Curve, look: dict[str, Any]) -> None:
 
 
 def _looks(columns: list[Column]) -> dict[str, dict[str, Any]]:
-    """Give a column its method's colour and marker; columns of one method differ in their line."""
+    """Give a column its method's colour; columns of one method differ in line, then in marker."""
     methods = styles(column.method for column in columns)
     seen: dict[str, int] = defaultdict(int)
     looks = {}
     for column in columns:
         style, nth = methods[column.method], seen[column.method]
+        markers = [style.marker, *MARKERS.replace(style.marker, "")]
         looks[column.name] = {
             "color": style.colour,
-            "marker": style.marker,
+            "marker": markers[nth // len(VARIANTS) % len(markers)],
             "markerfacecolor": style.colour if nth == 0 else "white",
             "linestyle": VARIANTS[nth % len(VARIANTS)],
         }

@@ -7,7 +7,7 @@ import pytest
 from analysis.figures import curves, suite_loss
 from analysis.reading.cells import read_cells
 from analysis.reading.load import ResultError
-from analysis.reading.suite import load_suite
+from analysis.reading.suite import Column, load_suite
 from tests.analysis.test_table1 import COLUMNS, SCORES, edit, folder_of, write_suite
 
 
@@ -63,3 +63,12 @@ def test_a_suite_without_a_finished_column_is_no_figure(suite: Path, tmp_path: P
 def test_the_dev_loss_of_a_suite_has_no_window(suite: Path, tmp_path: Path) -> None:
     with pytest.raises(ResultError, match=r"window=0\.2: the dev loss of a suite's columns"):
         curves.draw(suite, tmp_path / "loss", window=0.2)
+
+
+@pytest.mark.parametrize("method", ["agzo", "first_of_its_name"])
+def test_no_two_columns_of_a_method_look_alike(method: str) -> None:
+    columns = [Column(f"c{n}", f"column {n}", method, "zo", (), (0,), 0) for n in range(30)]
+    looks = suite_loss._looks(columns)
+    told = {(look["marker"], look["linestyle"]) for look in looks.values()}
+    assert len(told) == len(columns)
+    assert len({look["color"] for look in looks.values()}) == 1
