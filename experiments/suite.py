@@ -89,7 +89,7 @@ class Watcher:
         now, seconds, runs = time.perf_counter(), 0.0, 0
         for group in groups:
             one = took.get(group.name, pace * self.measured.get(group.name, 0.0))
-            left = standing.missing(group) - standing.failed(group)
+            left = standing.left(group)
             begun = [self.begun.get(job.folder) for job in standing.wanted(group)]
             spent = sum(min(one, now - each) for each in begun if each is not None)
             seconds, runs = seconds + one * left - spent, runs + left
@@ -97,12 +97,12 @@ class Watcher:
 
     def all_runs(self) -> str:
         """Say in one line how all runs stand."""
-        groups, missing = self.standing.suite.active, self.standing.total_missing()
-        done = sum(map(self.standing.planned, groups)) - missing
-        failed, running = sum(map(self.standing.failed, groups)), len(self.begun)
+        groups, standing, running = self.standing.suite.active, self.standing, len(self.begun)
+        done = sum(map(standing.planned, groups)) - standing.total_missing()
+        failed, left = (sum(map(count, groups)) for count in (standing.failed, standing.left))
         return (
             f"all runs: {done} done{f', {failed} failed' if failed else ''}, {running} running, "
-            f"{missing - running - failed} left, about {clock(self.seconds_left())}"
+            f"{left - running} left, about {clock(self.seconds_left())}"
         )
 
     def next_job(self) -> Job | None:

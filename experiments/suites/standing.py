@@ -84,6 +84,12 @@ class Standing:
         """Count the runs of a group that failed, which are not tried again."""
         return sum(self.of(job).status == "failed" for job in self.wanted(group))
 
+    def left(self, group: Group) -> int:
+        """Count the runs that can still be done: a failed cell leaves the other seeds no choice."""
+        blocked = any(self.of(job).status == "failed" for job in self.search(group))
+        seeds = len(group.column.seeds) - 1 if blocked else 0
+        return self.missing(group) - self.failed(group) - seeds
+
     def total_missing(self) -> int:
         """Count the runs that the groups worked on still need."""
         return sum(map(self.missing, self.suite.active))

@@ -644,7 +644,7 @@ def test_one_line_says_how_all_runs_stand(plan, tmp_path, stream, monkeypatch):
     if stream is Terminal:
         lines = [line.split("\r")[-1].rstrip() for line in said.split("\n") if line]
         assert lines[0] == f"[1] {first.name}: dev loss 0.5000, 3 s"
-        assert lines[-1].startswith("all runs: 1 done, 1 failed, 0 running, 7 left, about ")
+        assert lines[-1].startswith("all runs: 1 done, 1 failed, 0 running, 6 left, about ")
         assert "\rall runs: 1 done, 1 running, 7 left" in said
     else:
         lines = said.splitlines()
@@ -652,8 +652,25 @@ def test_one_line_says_how_all_runs_stand(plan, tmp_path, stream, monkeypatch):
         assert lines[0].startswith(
             f"[1] {first.name}: dev loss 0.5000, 3 s; all runs: 1 done, 1 running, 7 left, about "
         )
-        assert "1 failed, 0 running, 7 left" in lines[1]
+        assert "1 failed, 0 running, 6 left" in lines[1]
         assert len(lines) == 2
+
+
+def test_no_run_is_left_where_a_failed_cell_leaves_nothing_to_choose(plan, tmp_path):
+    found = read(tmp_path)
+    standing, group = Standing(found), found.groups[0]
+    first, second = group.search
+    assert len(group.column.seeds) == 2
+    assert standing.left(group) == standing.missing(group) == 3
+    standing.states[first.folder] = State("failed", error="OSError: disk full")
+    assert standing.left(group) == 1  # the other cell; no cell can be chosen for the other seed
+    standing.states[second.folder] = State("finished", dev={"loss": 0.5}, seconds=1.0)
+    assert standing.left(group) == 0
+    assert standing.missing(group) == 2
+    standing.states[first.folder] = State("finished", dev={"loss": 0.4}, seconds=1.0)
+    other = group.others(first.cell)[0]
+    standing.states[other.folder] = State("failed", error="OSError: disk full")
+    assert standing.left(group) == 0
 
 
 def test_the_time_left_follows_what_runs_took_and_what_is_in_progress(plan, tmp_path, monkeypatch):
